@@ -1,0 +1,31 @@
+"""Pretrain a tiny causal PaLM on Python's own standard library. The base model of `quickstart` is made by this.
+
+Paper:    PaLM (arXiv:2204.02311) section 5, at 1/200,000 of its size.
+Command:  upalm run palm_tiny tiny
+Hardware: 2 CPU cores, about an hour.
+Expected: validation loss, see docs/results.md.
+"""
+
+from pathlib import Path
+
+import tyro
+
+from upalm.data import DataConfig
+from upalm.model import PALM
+from upalm.optim import Adafactor, Schedule
+from upalm.train import Scratch, TrainConfig, run
+
+TINY = TrainConfig(
+    out=Path("runs/palm_tiny"),
+    start=Scratch(PALM["tiny"]),
+    data=DataConfig(mixture="causal", seq_len=256, batch_size=8),
+    optimizer=Adafactor(Schedule("cosine", peak=3e-2, final=3e-4), decay=False),
+    n_steps=8000,
+    save_every=500,
+    eval_every=250,
+)
+
+CONFIGS = {"tiny": ("A 1.2M-parameter PaLM on the standard library, about an hour on 2 cores.", TINY)}
+
+if __name__ == "__main__":
+    run(tyro.extras.overridable_config_cli(CONFIGS))

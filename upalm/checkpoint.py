@@ -1,0 +1,177 @@
+"""Checkpoints: self-describing folders that `load_model` opens.
+
+    config.json       the model's shape, the tokenizer's hash, versions, and the run that made it
+    tokenizer.model   SentencePiece
+    steps/<k>/        Orbax: model and optimizer state after k steps (a run), or
+    model.safetensors the weights alone (an export)
+"""
+
+import json
+import platform
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import safetensors
+import safetensors.numpy
+
+from upalm.model import Decoder, ModelConfig
+from upalm.tokenizer import Tokenizer
+
+_FORMAT = 1
+_READ_ERRORS = (ValueError, OSError, KeyError, TypeError, RuntimeError)  # what Orbax raises on damage
+
+
+def to_arrays(tree: Any) -> dict[str, jax.Array]:
+    """The leaves of a tree by their path, such as `blocks.wq`."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+def from_arrays(template: Any, arrays: dict[str, Any], where: object) -> Any:
+    """`template` with its leaves taken from `arrays`.
+
+    Raises:
+        ValueError: missing or surplus names, or another shape.
+    """
+    wanted = to_arrays(template)
+    if missing := sorted(wanted.keys() - arrays.keys()):
+        raise ValueError(f"{where} lacks {missing[:3]} ({len(missing)} arrays): it is of another model.")
+    if surplus := sorted(arrays.keys() - wanted.keys()):
+        raise ValueError(f"{where} has {surplus[:3]} ({len(surplus)} arrays) that the model lacks.")
+    for name, leaf in wanted.items():
+        if arrays[name].shape != leaf.shape:
+            raise ValueError(f"{where}: {name} has shape {arrays[name].shape}, the model {leaf.shape}.")
+    leaves = [jnp.asarray(arrays[name], leaf.dtype) for name, leaf in wanted.items()]
+    return jax.tree.unflatten(jax.tree.structure(template), leaves)
+
+
+def describe(folder: Path, config: ModelConfig, tokenizer: Tokenizer, run: dict[str, Any]) -> None:
+    """Write `config.json` and the tokenizer."""
+    folder.mkdir(parents=True, exist_ok=True)
+    packages = ("jax", "equinox", "optax", "grain", "orbax-checkpoint", "upalm")
+    description = {
+        "format": _FORMAT,
+        "model": asdict(config),
+        "tokenizer_hash": tokenizer.hash,
+        "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
+        "run": run,
+    }
+    (folder / "config.json").write_text(json.dumps(description, indent=1) + "\n")
+    tokenizer.save(folder / "tokenizer.model")
+
+
+def description(folder: Path) -> dict[str, Any]:
+    """Read `config.json`.
+
+    Raises:
+        ValueError: no such folder, or not a checkpoint.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        what = "holds no config.json" if folder.is_dir() else "does not exist"
+        raise ValueError(f"no checkpoint at {folder}: the folder {what}.")
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as e:
+        raise ValueError(f"{path} is damaged: {e}.") from e
+    if found.get("format") != _FORMAT:
+        raise ValueError(f"{path} has format {found.get('format')}, expected {_FORMAT}.")
+    return found
+
+
+class Checkpoints:
+    """The numbered states of a run, written by Orbax in the background, visible only when complete."""
+
+    def __init__(self, folder: Path, *, keep: int = 2):
+        self.folder = folder / "steps"
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+        self._manager = ocp.CheckpointManager(
+            self.folder.absolute(),
+            options=options,
+            item_handlers={name: ocp.StandardCheckpointHandler() for name in ("model", "optimizer")},
+        )
+
+    def latest(self) -> int | None:
+        """Steps done at the newest complete checkpoint."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, model: Decoder, opt_state: Any) -> None:
+        """Start writing the state after `step` steps; an existing one is left alone."""
+        if self.latest() == step:
+            return
+        items = {"model": to_arrays(model), "optimizer": to_arrays(opt_state)}
+        save = {name: ocp.args.StandardSave(arrays) for name, arrays in items.items()}
+        self._manager.save(step, args=ocp.args.Composite(**save))
+
+    def restore(self, item: str, template: Any) -> Any:
+        """`model` or `optimizer` of the newest checkpoint, in the shape of `template`.
+
+        Raises:
+            ValueError: no checkpoint, one of another model, or a damaged one (named).
+        """
+        step = self.latest()
+        where = f"{self.folder}/{step}"
+        if step is None:
+            raise ValueError(f"no checkpoint in {self.folder}.")
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, to_arrays(template))
+        try:
+            args = ocp.args.Composite(**{item: ocp.args.StandardRestore(abstract)})
+            arrays = self._manager.restore(step, args=args)[item]
+        except _READ_ERRORS as e:
+            raise ValueError(f"cannot read {item} of {where} (damaged, or of another model): {e}") from e
+        return from_arrays(template, arrays, where)
+
+    def close(self) -> None:
+        """Wait for what is being written."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def empty_model(config: ModelConfig) -> Decoder:
+    """A decoder of shapes, without memory."""
+    return eqx.filter_eval_shape(lambda: Decoder(config, key=jax.random.key(0)))
+
+
+def load_model(folder: str | Path) -> tuple[Decoder, Tokenizer]:
+    """Open any checkpoint folder.
+
+    Raises:
+        ValueError: missing, truncated or mismatching parts, each named.
+    """
+    folder = Path(folder)
+    found = description(folder)
+    tokenizer = Tokenizer.load(folder / "tokenizer.model")
+    if tokenizer.hash != found["tokenizer_hash"]:
+        raise ValueError(
+            f"{folder}/tokenizer.model has hash {tokenizer.hash}, the checkpoint was made with "
+            f"{found['tokenizer_hash']}: put the right tokenizer there."
+        )
+    config = ModelConfig(**found["model"])
+    if config.vocab_size < tokenizer.vocab_size:
+        raise ValueError(f"{folder}: {tokenizer.vocab_size} subwords but {config.vocab_size} embeddings.")
+    weights = folder / "model.safetensors"
+    if weights.is_file():
+        try:
+            arrays = safetensors.numpy.load_file(weights)
+        except safetensors.SafetensorError as e:
+            raise ValueError(f"{weights} is damaged or truncated: {e}.") from e
+        return from_arrays(empty_model(config), arrays, weights), tokenizer
+    checkpoints = Checkpoints(folder)
+    try:
+        return checkpoints.restore("model", empty_model(config)), tokenizer
+    finally:
+        checkpoints.close()
+
+
+def export(folder: Path, model: Decoder, tokenizer: Tokenizer, run: dict[str, Any]) -> None:
+    """Write the weights alone as bf16 safetensors, to share them."""
+    describe(folder, model.config, tokenizer, run)
+    arrays = {name: np.asarray(leaf.astype(jnp.bfloat16)) for name, leaf in to_arrays(model).items()}
+    safetensors.numpy.save_file(arrays, folder / "model.safetensors", metadata={"format": "upalm"})

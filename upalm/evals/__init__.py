@@ -1,0 +1,1 @@
+"""Evaluations: infilling and held-out text."""

@@ -1,0 +1,202 @@
+"""Infilling: gaps in held-out text, and what a model makes of them.
+
+A row has the parts that are kept, x_0 .. x_k, and the spans that are missing, m_1 .. m_k. The prompt is
+`[mode] x_0 <extra_id_0> x_1 ... x_k`, the target `<extra_id_0> m_1 <extra_id_1> m_2 ...`; each piece is encoded by
+itself, and only the tokens of the spans are scored.
+"""
+
+import random
+import re
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from upalm.infer import Mode, infill, prompt_ids, score
+from upalm.model import Decoder
+from upalm.text import Document
+from upalm.tokenizer import EOS_ID, Tokenizer
+
+_LN2 = float(np.log(2))
+
+
+class Row(NamedTuple):
+    """A text with k gaps: k + 1 kept parts around k spans."""
+
+    parts: tuple[str, ...]
+    spans: tuple[str, ...]
+
+    @property
+    def prompt(self) -> str:
+        """With `<extra_id_i>` in the gaps."""
+        gaps = (f"<extra_id_{i}>" for i in range(len(self.spans)))
+        return self.parts[0] + "".join(gap + part for gap, part in zip(gaps, self.parts[1:], strict=True))
+
+    @property
+    def n_bytes(self) -> int:
+        """Length of the missing text."""
+        return sum(len(span.encode()) for span in self.spans)
+
+
+class Bits(NamedTuple):
+    """Bits that each row's spans cost, and their bytes."""
+
+    bits: np.ndarray
+    n_bytes: np.ndarray
+
+
+# --- Rows -----------------------------------------------------------------------------------------
+
+
+def line_rows(documents: Sequence[Document], n: int, *, left: int = 400, right: int = 200) -> list[Row]:
+    """Single-line gaps: one whole line is missing, with up to `left` and `right` bytes of whole lines around."""
+    return _draw_rows(_cut_line, documents, n, left, right)
+
+
+def word_rows(documents: Sequence[Document], n: int, *, left: int = 400, right: int = 200) -> list[Row]:
+    """Multi-span gaps: three spans of 1 to 4 words, at least 3 words apart, in one window."""
+    return _draw_rows(_cut_words, documents, n, left, right)
+
+
+def _draw_rows(cut, documents: Sequence[Document], n: int, left: int, right: int) -> list[Row]:
+    """Row i draws from its own generator, so that a longer list begins with a shorter one."""
+    usable = [d for d in documents if len(d.text) > left + right and "<extra_id_" not in d.text]
+    if not usable:
+        raise ValueError(f"no held-out document is longer than {left + right} characters: give more text.")
+    rows: list[Row] = []
+    for i in range(50 * n):
+        if len(rows) == n:
+            return rows
+        rng = random.Random(f"{cut.__name__}:{i}")
+        row = cut(rng.choice(usable).text, rng, left, right)
+        if row is not None:
+            rows.append(row)
+    if not rows:
+        raise ValueError("the held-out text has no line that could be left out.")
+    return rows
+
+
+def _window(lines: list[str], i: int, left: int, right: int) -> tuple[str, str]:
+    """Whole lines before and after line i."""
+    before, after = "", ""
+    for line in reversed(lines[:i]):
+        if len((line + before).encode()) > left:
+            break
+        before = line + before
+    for line in lines[i + 1 :]:
+        if len((after + line).encode()) > right:
+            break
+        after += line
+    return before, after
+
+
+def _cut_line(text: str, rng: random.Random, left: int, right: int) -> Row | None:
+    lines = text.split("\n")
+    lines = [line + "\n" for line in lines[:-1]] + lines[-1:]
+    i = rng.randrange(len(lines))
+    span = lines[i].rstrip("\n")
+    before, after = _window(lines, i, left, right)
+    if not 8 <= len(span.strip()) <= 60 or len(before) < left // 4 or len(after) < right // 4:
+        return None
+    return Row((before, "\n" + after), (span,))
+
+
+def _cut_words(text: str, rng: random.Random, left: int, right: int) -> Row | None:
+    lines = text.split("\n")
+    lines = [line + "\n" for line in lines[:-1]] + lines[-1:]
+    i = rng.randrange(len(lines))
+    before, after = _window(lines, i, (left + right) // 2, (left + right) // 2)
+    window = before + lines[i] + after
+    words = [m.span() for m in re.finditer(r"\S+", window)]
+    if len(words) < 30:
+        return None
+    at, cuts = rng.randint(3, len(words) // 4), []
+    for _ in range(3):
+        n_words = rng.randint(1, 4)
+        if at + n_words >= len(words):
+            return None
+        cuts.append((words[at][0], words[at + n_words - 1][1]))
+        at += n_words + 3 + rng.randint(0, len(words) // 5)
+    edges = [0, *(x for cut in cuts for x in cut), len(window)]
+    pieces = [window[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    return Row(tuple(pieces[0::2]), tuple(pieces[1::2]))
+
+
+def shuffled_suffixes(rows: Sequence[Row]) -> list[Row]:
+    """The control: every row with the right context of another, far enough away to be of another place."""
+    shift = max(len(rows) // 2, 1)
+    return [Row((row.parts[0], rows[(i + shift) % len(rows)].parts[-1]), row.spans) for i, row in enumerate(rows)]
+
+
+# --- Teacher-forced -------------------------------------------------------------------------------
+
+
+def span_bits(model: Decoder, tokenizer: Tokenizer, rows: Sequence[Row], mode: Mode) -> Bits:
+    """Bits of the spans, each given both sides and the spans before it; sentinels are fed and not counted."""
+    sentinels = tokenizer.symbols.sentinels
+    examples, counted = [], []
+    for row in rows:
+        target, is_span = [], []
+        for sentinel, span in zip(sentinels, row.spans, strict=False):
+            ids = tokenizer.encode(span)
+            target += [sentinel, *ids]
+            is_span += [False] + [True] * len(ids)
+        examples.append((prompt_ids(tokenizer, row.prompt, mode)[0], [*target, EOS_ID]))
+        counted.append(np.array([*is_span, False]))
+    log_probs = score(model, examples)
+    bits = [-x[c].sum() / _LN2 for x, c in zip(log_probs, counted, strict=True)]
+    return Bits(np.array(bits), np.array([row.n_bytes for row in rows]))
+
+
+def left_only_bits(
+    model: Decoder, tokenizer: Tokenizer, rows: Sequence[Row], mode: Mode, attention: Literal["prefix", "causal"]
+) -> Bits:
+    """Bits of single spans as a continuation of the left context."""
+    examples = [
+        (prompt_ids(tokenizer, row.parts[0], mode)[0], tokenizer.encode(row.spans[0])) for row in rows
+    ]
+    bits = [-x.sum() / _LN2 for x in score(model, examples, attention=attention)]
+    return Bits(np.array(bits), np.array([row.n_bytes for row in rows]))
+
+
+def text_bits(model: Decoder, tokenizer: Tokenizer, texts: Sequence[str]) -> Bits:
+    """Bits of whole texts, left to right."""
+    bits = [-x.sum() / _LN2 for x in score(model, [([], tokenizer.encode(t)) for t in texts])]
+    return Bits(np.array(bits), np.array([len(t.encode()) for t in texts]))
+
+
+def excerpts(documents: Sequence[Document], n: int, n_bytes: int) -> Iterator[str]:
+    """The first whole lines of up to `n` documents, at most `n_bytes` each."""
+    for document in documents[:n]:
+        text = ""
+        for line in document.text.split("\n"):
+            if len((text + line + "\n").encode()) > n_bytes:
+                break
+            text += line + "\n"
+        if text.strip():
+            yield text
+
+
+# --- Decoded --------------------------------------------------------------------------------------
+
+
+class Decoded(NamedTuple):
+    """Greedy infills of single-line rows."""
+
+    predictions: list[str]
+    exact: np.ndarray
+    """Equal to the missing line, trailing whitespace aside."""
+    format_ok: np.ndarray
+
+
+def decode_lines(
+    model: Decoder, tokenizer: Tokenizer, rows: Sequence[Row], mode: Mode, *, constrained: bool, batch_size: int = 32
+) -> Decoded:
+    """Fill the gap of every row greedily; the prediction is cut at its first newline (HumanEval single-line)."""
+    filled = []
+    for at in range(0, len(rows), batch_size):
+        chunk = [row.prompt for row in rows[at : at + batch_size]]
+        filled += infill(model, tokenizer, chunk, mode=mode, max_span_tokens=40, constrained=constrained)
+    predictions = [f.spans[0].split("\n")[0].rstrip() for f in filled]
+    exact = [p == row.spans[0].rstrip() for p, row in zip(predictions, rows, strict=True)]
+    return Decoded(predictions, np.array(exact), np.array([f.format_ok for f in filled]))

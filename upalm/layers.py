@@ -1,0 +1,192 @@
+"""PaLM's parts: norm, rotary embedding, visible key ranges, multi-query attention, the parallel block.
+
+Dims: B batch rows, T query positions, S key positions, D d_model, N heads, K key-value heads, H d_head,
+F d_ff, L layers.
+"""
+
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+if TYPE_CHECKING:
+    from upalm.model import ModelConfig
+
+
+def normalise(x: Float[Array, "... D"], scale: Float[Array, " D"] | None, kind: str) -> Float[Array, "... D"]:
+    """RMS norm (or layer norm) in fp32 with a zero-centred scale: `x / rms(x) * (1 + scale)`.
+
+    Paper: PaLM section 2 says LayerNorm; Google's code has T5's RMS norm (fact sheet A18), and so have we.
+    """
+    x32 = x.astype(jnp.float32)
+    if kind == "layernorm":
+        x32 = x32 - jnp.mean(x32, -1, keepdims=True)
+    x32 = x32 * lax.rsqrt(jnp.mean(jnp.square(x32), -1, keepdims=True) + 1e-6)
+    return (x32 if scale is None else x32 * (1 + scale)).astype(x.dtype)
+
+
+class Rotary(NamedTuple):
+    """Sine and cosine of each position's angles, fp32 (bf16 positions are wrong beyond 256)."""
+
+    sin: Float[Array, "B T H_half"]
+    cos: Float[Array, "B T H_half"]
+
+
+def rotary(positions: Int[Array, "B T"], d_head: int) -> Rotary:
+    """RoPE tables with base 10000 over the whole head."""
+    frequencies = 10_000.0 ** (-jnp.arange(0, d_head, 2, dtype=jnp.float32) / d_head)
+    angles = positions.astype(jnp.float32)[..., None] * frequencies[None, None]
+    return Rotary(jnp.sin(angles), jnp.cos(angles))
+
+
+def rotate(x_BTNH: Float[Array, "B T N H"], tables: Rotary) -> Float[Array, "B T N H"]:
+    """Rotate the halves of each head by the angles of its position."""
+    sin, cos = tables.sin[:, :, None], tables.cos[:, :, None]
+    a, b = jnp.split(x_BTNH.astype(jnp.float32), 2, -1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x_BTNH.dtype)
+
+
+class KeyRange(NamedTuple):
+    """The keys `start <= s < end` that a query sees. Every mask of this project is such an interval."""
+
+    start: Int[Array, "B T"]
+    end: Int[Array, "B T"]
+
+    def mask(self, n_keys: int) -> Bool[Array, "B T S"]:
+        """As a dense mask."""
+        s = jnp.arange(n_keys)[None, None]
+        return (self.start[..., None] <= s) & (s < self.end[..., None])
+
+
+def key_range(segment_ids: Int[Array, "B T"], prefix_mask: Bool[Array, "B T"]) -> KeyRange:
+    """Prefix-LM attention with packing: from the start of a query's segment to the end of its prefix, or to
+    the query itself if that is later.
+
+        segment_ids  1 1 1 1 2 2 2
+        prefix_mask  1 1 0 0 1 0 0
+        start        0 0 0 0 4 4 4
+        end          2 2 3 4 5 6 7
+
+    Paper: U-PaLM section 2.2; equals `same_segment & (causal | (prefix_i & prefix_j))`.
+    """
+    n = segment_ids.shape[1]
+    index = jnp.broadcast_to(jnp.arange(n), segment_ids.shape)
+    before = jnp.pad(segment_ids[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
+    is_start = segment_ids != before
+    start = lax.cummax(jnp.where(is_start, index, 0), axis=1)
+    # a prefix ends at the next position that is not of it
+    boundary = jnp.where(prefix_mask & ~is_start, n, index)
+    after = jnp.pad(boundary[:, 1:], ((0, 0), (0, 1)), constant_values=n)
+    prefix_end = lax.cummin(after, axis=1, reverse=True)
+    return KeyRange(start, jnp.where(prefix_mask, prefix_end, index + 1))
+
+
+def attend(
+    q_BTNH: Float[Array, "B T N H"],
+    k_BSKH: Float[Array, "B S K H"],
+    v_BSKH: Float[Array, "B S K H"],
+    mask_BTS: Bool[Array, "B T S"],
+) -> Float[Array, "B T N H"]:
+    """Attention of N query heads over K shared key-value heads; K = 1 is PaLM's multi-query attention."""
+    b, t, n, h = q_BTNH.shape
+    n_kv = k_BSKH.shape[2]
+    q_BKRH = _rows_by_kv_head(q_BTNH * h**-0.5, n_kv)  # R = T * N / K: all rows that share a key head
+    scores = jnp.einsum("BKRH,BSKH->BKRS", q_BKRH, k_BSKH, preferred_element_type=jnp.float32)
+    scores = scores.reshape(b, n_kv, t, n // n_kv, -1)
+    scores = jnp.where(mask_BTS[:, None, :, None], scores, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores, -1).astype(v_BSKH.dtype).reshape(b, n_kv, t * n // n_kv, -1)
+    out_BKRH = jnp.einsum("BKRS,BSKH->BKRH", weights, v_BSKH)
+    return out_BKRH.reshape(b, n_kv, t, n // n_kv, h).swapaxes(1, 2).reshape(b, t, n, h)
+
+
+def _rows_by_kv_head(q_BTNH, n_kv):
+    b, t, n, h = q_BTNH.shape
+    return q_BTNH.reshape(b, t, n_kv, n // n_kv, h).swapaxes(1, 2).reshape(b, n_kv, -1, h)
+
+
+def matmul(x: Float[Array, "..."], w: Float[Array, "..."], n_in: int = 1) -> Float[Array, "..."]:
+    """Contract the last `n_in` axes of `x` with the first of `w`, over flattened rows.
+
+    XLA:CPU forms the weight gradient of a [B, T, D] operand from a transposed copy, 2-3 times slower.
+    """
+    lead, w = x.shape[: x.ndim - n_in], w.astype(x.dtype)
+    d_in = w.shape[0] if n_in == 1 else w.shape[0] * w.shape[1]
+    return (x.reshape(-1, d_in) @ w.reshape(d_in, -1)).reshape(*lead, *w.shape[n_in:])
+
+
+class KeyValue(NamedTuple):
+    """Keys (already rotated) and values of one layer: 2 x K x H numbers a token."""
+
+    k: Float[Array, "B S K H"]
+    v: Float[Array, "B S K H"]
+
+    def write(self, new: "KeyValue", slot: Int[Array, ""] | int) -> "KeyValue":
+        """With `new` at positions `slot` and after."""
+        return KeyValue(*(lax.dynamic_update_slice_in_dim(a, b, slot, 1) for a, b in zip(self, new, strict=True)))
+
+    def grown(self, n_positions: int) -> "KeyValue":
+        """With room for `n_positions` more at the end."""
+        return KeyValue(*(jnp.pad(x, ((0, 0), (0, n_positions), (0, 0), (0, 0))) for x in self))
+
+
+class Block(eqx.Module):
+    """`x + Attention(norm(x)) + SwiGLU(norm(x))`: both branches read one norm. No biases.
+
+    Paper: PaLM (arXiv:2204.02311) section 2.
+    """
+
+    AXES: ClassVar = {
+        "norm": ("embed",),
+        "wq": ("embed", "heads", None),
+        "wk": ("embed", "kv_heads", None),
+        "wv": ("embed", "kv_heads", None),
+        "wo": ("heads", None, "embed"),
+        "w_gate": ("embed", "mlp"),
+        "w_up": ("embed", "mlp"),
+        "w_down": ("mlp", "embed"),
+    }
+
+    norm: Float[Array, " D"]
+    wq: Float[Array, "D N H"]
+    wk: Float[Array, "D K H"]
+    wv: Float[Array, "D K H"]
+    wo: Float[Array, "N H D"]
+    w_gate: Float[Array, "D F"]
+    w_up: Float[Array, "D F"]
+    w_down: Float[Array, "F D"]
+    norm_kind: str = eqx.field(static=True)
+
+    def __init__(self, config: "ModelConfig", *, key: Array):
+        """Kernels from N(0, 1 / n_in) with the fan-in of each logical matrix (PaLM section 5)."""
+        d, n, k, h, f = (config.d_model, config.n_heads, config.n_kv_heads, config.d_head, config.d_ff)
+        keys = iter(jax.random.split(key, 7))
+
+        def kernel(n_in: int, *shape: int) -> Array:
+            return jax.random.normal(next(keys), shape) * n_in**-0.5
+
+        self.norm = jnp.zeros(d)
+        self.wq, self.wk, self.wv = kernel(d, d, n, h), kernel(d, d, k, h), kernel(d, d, k, h)
+        self.wo = kernel(n * h, n, h, d)
+        self.w_gate, self.w_up, self.w_down = kernel(d, d, f), kernel(d, d, f), kernel(f, f, d)
+        self.norm_kind = config.norm
+
+    def __call__(
+        self,
+        x_BTD: Float[Array, "B T D"],
+        tables: Rotary,
+        mask_BTS: Bool[Array, "B T S"],
+        cache: "KeyValue | None" = None,
+        slot: Int[Array, ""] | int = 0,
+    ) -> tuple[Float[Array, "B T D"], "KeyValue"]:
+        """The block's output and its keys and values; with a `cache`, they go in at `slot` and all of it is seen."""
+        h_BTD = normalise(x_BTD, self.norm, self.norm_kind)
+        q_BTNH = rotate(matmul(h_BTD, self.wq), tables)
+        kv = KeyValue(rotate(matmul(h_BTD, self.wk), tables), matmul(h_BTD, self.wv))
+        if cache is not None:
+            kv = cache.write(kv, slot)
+        attended_BTNH = attend(q_BTNH, kv.k, kv.v, mask_BTS)
+        gated_BTF = jax.nn.silu(matmul(h_BTD, self.w_gate)) * matmul(h_BTD, self.w_up)
+        return x_BTD + matmul(attended_BTNH, self.wo, n_in=2) + matmul(gated_BTF, self.w_down), kv

@@ -1,0 +1,129 @@
+"""`Decoder`: PaLM, and its sizes.
+
+Dims: B batch rows, T positions, D d_model, V vocabulary, L layers.
+"""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from upalm.batch import Batch
+from upalm.layers import Block, KeyRange, key_range, matmul, normalise, rotary
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of a PaLM. The feed-forward is 4 x d_model in all the paper's sizes, with three matrices."""
+
+    vocab_size: int = 256_000
+    """Rows of the embedding table."""
+    d_model: int = 4096
+    """Width of the residual stream."""
+    n_layers: int = 32
+    """Number of blocks."""
+    n_heads: int = 16
+    """Query heads."""
+    d_head: int = 256
+    """Width of a head."""
+    d_ff: int = 16384
+    """Width of the feed-forward."""
+    seq_len: int = 2048
+    """Longest row the model is meant for."""
+    n_kv_heads: int = 1
+    """Key-value heads: 1 is PaLM's multi-query attention."""
+    norm: Literal["rms", "layernorm"] = "rms"
+    """Kind of normalisation."""
+    remat: Literal["none", "matmuls", "full"] = "matmuls"
+    """What the backward pass computes again: nothing, all but the weight matmuls, or the whole block."""
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of activations; parameters are float32."""
+
+    def __post_init__(self):
+        for name in ("vocab_size", "d_model", "n_layers", "n_heads", "d_head", "d_ff", "seq_len", "n_kv_heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1.")
+        if self.d_head % 2:
+            raise ValueError(f"d_head is {self.d_head}, expected an even number (RoPE rotates halves).")
+        if self.n_heads % self.n_kv_heads:
+            raise ValueError(f"n_heads {self.n_heads} is not a multiple of n_kv_heads {self.n_kv_heads}.")
+
+    @property
+    def n_params(self) -> int:
+        """Parameters without the norm scales, as the paper counts them (PaLM Table 1)."""
+        d, attention = self.d_model, 2 * self.n_heads * self.d_head + 2 * self.n_kv_heads * self.d_head
+        return self.n_layers * (d * attention + 3 * d * self.d_ff) + self.vocab_size * d
+
+
+def _palm(d_model: int, n_layers: int, n_heads: int, **changes) -> ModelConfig:
+    size = ModelConfig(d_model=d_model, n_layers=n_layers, n_heads=n_heads, d_ff=4 * d_model)
+    return replace(size, **changes)
+
+
+PALM = {
+    "tiny": _palm(128, 4, 2, d_head=64, vocab_size=2048, seq_len=256),
+    "small": _palm(768, 10, 6, d_head=128, vocab_size=32_000, seq_len=1024),
+    "1b": _palm(2048, 16, 8, vocab_size=32_000, compute_dtype="bfloat16"),
+    "8b": _palm(4096, 32, 16, compute_dtype="bfloat16"),
+    "62b": _palm(8192, 64, 32, compute_dtype="bfloat16"),
+    "540b": _palm(18432, 118, 48, compute_dtype="bfloat16", remat="full"),
+}
+"""The paper's sizes (PaLM Table 1: 8b, 62b, 540b) and smaller ones of the same family."""
+
+
+class Decoder(eqx.Module):
+    """PaLM: embedding, scanned parallel blocks, scale-free final norm, tied head over sqrt(d_model)."""
+
+    AXES: ClassVar = {"embed": ("vocab", "embed")}
+
+    embed: Float[Array, "V D"]
+    blocks: Block
+    config: ModelConfig = eqx.field(static=True)
+
+    def __init__(self, config: ModelConfig, *, key: Array):
+        """Embeddings from N(0, 1), used unscaled (PaLM section 5)."""
+        key_embed, key_blocks = jax.random.split(key)
+        self.config = config
+        self.embed = jax.random.normal(key_embed, (config.vocab_size, config.d_model))
+        block_keys = jax.random.split(key_blocks, config.n_layers)
+        self.blocks = eqx.filter_vmap(lambda k: Block(config, key=k))(block_keys)  # leaves gain a leading L
+
+    def __call__(self, batch: Batch) -> Float[Array, "B T V"]:
+        """Logits for every position of packed rows."""
+        return self.logits(self.hidden(batch))
+
+    def hidden(self, batch: Batch) -> Float[Array, "B T D"]:
+        """Final normalised activations of packed rows."""
+        visible = key_range(jnp.asarray(batch.segment_ids), jnp.asarray(batch.prefix_mask))
+        return self.run(jnp.asarray(batch.input_tokens), jnp.asarray(batch.positions), visible)
+
+    def run(
+        self, tokens_BT: Int[Array, "B T"], positions_BT: Int[Array, "B T"], visible: KeyRange
+    ) -> Float[Array, "B T D"]:
+        """Final normalised activations, given what each query sees."""
+        tables = rotary(positions_BT, self.config.d_head)
+        mask_BTS = visible.mask(tokens_BT.shape[1])
+
+        def body(x_BTD, block):
+            return block(x_BTD, tables, mask_BTS)[0], None
+
+        if self.config.remat != "none":
+            policy = {"matmuls": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
+            body = jax.checkpoint(body, policy=policy[self.config.remat])
+        x_BTD, _ = jax.lax.scan(body, self.embed_tokens(tokens_BT), self.blocks)
+        return normalise(x_BTD, None, self.config.norm)
+
+    def embed_tokens(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        """Input embeddings in compute precision."""
+        return self.embed[tokens].astype(self.config.compute_dtype)
+
+    def logits(self, x: Float[Array, "... D"]) -> Float[Array, "... V"]:
+        """Tied, unscaled head, in fp32."""
+        return matmul(x.astype(jnp.float32), self.embed.T) * self.config.d_model**-0.5
+
+    def unstacked(self) -> list[Block]:
+        """The blocks one by one: decoding copies less this way than under scan."""
+        return [jax.tree.map(lambda leaf: leaf[i], self.blocks) for i in range(self.config.n_layers)]

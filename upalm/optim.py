@@ -1,0 +1,121 @@
+"""PaLM's Adafactor and AdamW as optax transformations, and the learning-rate schedules."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Learning rate by step (counted from 0)."""
+
+    kind: Literal["constant", "cosine", "rsqrt"] = "cosine"
+    """`constant`; `cosine` from peak to final over the run (UL2R); `rsqrt` constant for `warm_steps`, then
+    falling as 1/sqrt(step) (PaLM)."""
+    peak: float = 1e-4
+    """Highest learning rate."""
+    final: float = 1e-6
+    """Where cosine ends."""
+    warm_steps: int = 10_000
+    """Steps of rsqrt at its peak."""
+    warmup_steps: int = 0
+    """Steps of linear warm-up from 0, before anything else."""
+
+    def __post_init__(self):
+        if not 0 <= self.final <= self.peak and self.kind == "cosine":
+            raise ValueError(f"final {self.final} and peak {self.peak}: expected 0 <= final <= peak.")
+        if self.peak <= 0 or self.warm_steps < 1 or self.warmup_steps < 0:
+            raise ValueError(f"{self}: peak above 0, warm_steps at least 1, warmup_steps at least 0.")
+
+    def build(self, n_steps: int) -> optax.Schedule:
+        """As a function of the step."""
+        if self.kind == "cosine":
+            base = optax.cosine_decay_schedule(self.peak, max(n_steps - self.warmup_steps, 1), self.final / self.peak)
+        elif self.kind == "rsqrt":
+            base = lambda step: self.peak * jnp.sqrt(self.warm_steps / jnp.maximum(step, self.warm_steps))
+        else:
+            base = optax.constant_schedule(self.peak)
+        if self.warmup_steps == 0:
+            return base
+        return optax.join_schedules([optax.linear_schedule(0, self.peak, self.warmup_steps), base], [self.warmup_steps])
+
+
+@dataclass(frozen=True)
+class Adafactor:
+    """PaLM's optimizer (section 5): Adafactor without factoring, which is Adam with parameter scaling."""
+
+    schedule: Schedule = field(default_factory=Schedule)
+    beta1: float = 0.9
+    """Momentum, without bias correction."""
+    decay_exponent: float = 0.8
+    """beta2 at step k is 1 - k^-decay_exponent."""
+    clip_norm: float = 1.0
+    """Global gradient norm."""
+    decay: bool = True
+    """Weight decay of lr^2."""
+
+    def build(self, n_steps: int) -> optax.GradientTransformation:
+        """T5X's order: clip, precondition, learning rate, parameter scale, momentum, decay."""
+        schedule = self.schedule.build(n_steps)
+        return optax.chain(
+            optax.clip_by_global_norm(self.clip_norm),
+            optax.scale_by_factored_rms(factored=False, decay_rate=self.decay_exponent, epsilon=1e-30),
+            optax.scale_by_learning_rate(schedule),
+            scale_by_layer_rms(),
+            optax.ema(self.beta1, debias=False),
+            decay_by_squared_learning_rate(schedule) if self.decay else optax.identity(),
+        )
+
+
+@dataclass(frozen=True)
+class AdamW:
+    """The optimizer most will know."""
+
+    schedule: Schedule = field(default_factory=Schedule)
+    beta1: float = 0.9
+    beta2: float = 0.95
+    weight_decay: float = 0.1
+    clip_norm: float = 1.0
+    """Global gradient norm."""
+
+    def build(self, n_steps: int) -> optax.GradientTransformation:
+        """Clip, then AdamW."""
+        return optax.chain(
+            optax.clip_by_global_norm(self.clip_norm),
+            optax.adamw(self.schedule.build(n_steps), self.beta1, self.beta2, weight_decay=self.weight_decay),
+        )
+
+
+def scale_by_layer_rms(floor: float = 1e-3) -> optax.GradientTransformation:
+    """Multiply each update by the RMS of its parameter, taken per layer where layers are stacked for scan.
+
+    optax's `scale_by_param_block_rms` takes it over the whole stack, which is another optimizer.
+    """
+
+    def scale(path, update, param):
+        is_stacked = any(getattr(entry, "name", None) == "blocks" for entry in path)
+        axes = tuple(range(is_stacked, param.ndim))
+        rms = jnp.sqrt(jnp.mean(jnp.square(param), axes, keepdims=True))
+        return update * jnp.maximum(rms, floor)
+
+    def update(updates, state, params):
+        return jax.tree_util.tree_map_with_path(scale, updates, params), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def decay_by_squared_learning_rate(schedule: optax.Schedule) -> optax.GradientTransformation:
+    """PaLM's weight decay: `param *= 1 - lr^2`, after everything else."""
+
+    def update(updates, state, params):
+        rate = schedule(state.count) ** 2
+        updates = jax.tree.map(lambda u, p: u - rate * p, updates, params)
+        return updates, optax.ScaleByScheduleState(optax.safe_increment(state.count))
+
+    return optax.GradientTransformation(lambda params: optax.ScaleByScheduleState(jnp.zeros([], jnp.int32)), update)
+
+
+Optimizer = Adafactor | AdamW

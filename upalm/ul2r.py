@@ -1,0 +1,342 @@
+"""UL2R: the denoisers of U-PaLM, their mixture, and the decoder rows they make. NumPy only.
+
+A chunk of tokens becomes an `Example` of inputs (seen in both directions) and targets (predicted):
+
+    R  `[NLU]`  short spans masked        (mean 3, 15%)     25%
+    X  `[NLG]`  long spans, much masked   (mean 32, 50%)    25%
+    S  `[S2S]`  everything after a random point             50%
+
+Paper: U-PaLM (arXiv:2210.11399) section 2.3; span sampling as in T5 (arXiv:1910.10683).
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+
+from upalm.batch import Batch
+from upalm.tokenizer import MODES, N_SENTINELS, Symbols
+
+
+class Example(NamedTuple):
+    """One denoised chunk, without mode token and EOS."""
+
+    inputs: np.ndarray
+    targets: np.ndarray
+
+
+# --- Span sampling --------------------------------------------------------------------------------
+
+
+def span_counts(length: int, mean_span: float, corruption_rate: float) -> tuple[int, int]:
+    """Number of noise tokens and of noise spans in a chunk; both are fixed by its length.
+
+    Rounds in float32 and half to even, as T5 does: float64 differs for 18 of the first 2048 lengths at 15%.
+    Deviation: a chunk of one token has nothing to keep and stays whole (0, 0); spans never outnumber the
+    tokens kept between them.
+
+    >>> span_counts(568, 3.0, 0.15)
+    (85, 28)
+    """
+    if length < 2:
+        return 0, 0
+    n_noise = int(np.round(np.float32(length) * np.float32(corruption_rate)))
+    n_noise = min(max(n_noise, 1), length - 1)
+    n_spans = int(np.round(np.float32(n_noise) / np.float32(mean_span)))
+    return n_noise, min(max(n_spans, 1), n_noise, length - n_noise)
+
+
+def span_noise_mask(
+    length: int,
+    mean_span: float,
+    corruption_rate: float,
+    rng: np.random.Generator,
+    *,
+    roll: bool = False,
+    max_spans: int | None = None,
+) -> np.ndarray:
+    """Bool[length]: which tokens are noise. T5's `random_spans_noise_mask`.
+
+    Noise and kept tokens are each cut into the same number of parts, uniformly at random, and interleaved:
+    the first token is kept and the last is noise. With one span that is always the tail; `roll` rotates
+    the mask by a random amount that splits no span, so the number of spans stays.
+
+    >>> span_noise_mask(8, 2.0, 0.5, np.random.default_rng(0)).astype(int)
+    array([0, 0, 1, 0, 0, 1, 1, 1])
+    """
+    n_noise, n_spans = span_counts(length, mean_span, corruption_rate)
+    n_spans = n_spans if max_spans is None else min(n_spans, max_spans)
+    if n_spans == 0:
+        return np.zeros(length, bool)
+    runs = np.empty(2 * n_spans, np.int64)
+    runs[0::2] = _random_partition(length - n_noise, n_spans, rng)
+    runs[1::2] = _random_partition(n_noise, n_spans, rng)
+    mask = np.repeat(np.tile([False, True], n_spans), runs)
+    if roll:
+        splits_no_span = np.flatnonzero(~(mask & np.roll(mask, 1)))
+        mask = np.roll(mask, -rng.choice(splits_no_span))
+    return mask
+
+
+def _random_partition(total: int, n_parts: int, rng: np.random.Generator) -> np.ndarray:
+    """`n_parts` positive integers that add up to `total`, each way equally likely."""
+    cuts = np.sort(rng.choice(total - 1, n_parts - 1, replace=False)) + 1
+    return np.diff(cuts, prepend=0, append=total)
+
+
+def corrupt(tokens: np.ndarray, noise_mask: np.ndarray, sentinels: tuple[int, ...]) -> Example:
+    """Replace the i-th noise span by the i-th sentinel; targets list each sentinel with its span.
+
+    Deviation from T5, which derives the targets from the complement of the mask and so loses the
+    alignment when a mask starts with noise or ends without: here both sides walk the same spans.
+
+    >>> corrupt(np.array([11, 12, 13, 14, 15]), np.array([0, 1, 0, 1, 1], bool), (99, 98))
+    Example(inputs=array([11, 99, 13, 98]), targets=array([99, 12, 98, 14, 15]))
+    """
+    starts = noise_mask & ~np.concatenate([[False], noise_mask[:-1]])
+    n_spans = int(starts.sum())
+    if n_spans > len(sentinels):
+        raise ValueError(f"{n_spans} spans but {len(sentinels)} sentinels: cap the spans with max_spans.")
+    ids = np.asarray(sentinels[:n_spans], tokens.dtype)
+    inputs = tokens.copy()
+    inputs[starts] = ids
+    targets = np.insert(tokens[noise_mask], np.flatnonzero(starts[noise_mask]), ids)
+    return Example(inputs[~noise_mask | starts], targets)
+
+
+def restore(example: Example, sentinels: tuple[int, ...]) -> np.ndarray:
+    """The inverse of `corrupt`, for text that itself holds none of `sentinels`.
+
+    >>> restore(Example(np.array([11, 99, 13, 98]), np.array([99, 12, 98, 14, 15])), (99, 98))
+    array([11, 12, 13, 14, 15])
+    """
+    is_slot = np.isin(example.inputs, sentinels)
+    starts = np.flatnonzero(np.isin(example.targets, sentinels))
+    spans = np.split(example.targets, starts)[1:]
+    if is_slot.sum() != len(spans) or any(
+        span[0] != slot for span, slot in zip(spans, example.inputs[is_slot], strict=True)
+    ):
+        raise ValueError(f"sentinels of inputs and targets differ: {example}.")
+    pieces = np.split(example.inputs, np.flatnonzero(is_slot))
+    whole = [pieces[0]]
+    for span, kept in zip(spans, pieces[1:], strict=True):
+        whole += [span[1:], kept[1:]]
+    return np.concatenate(whole)
+
+
+# --- Denoisers ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Denoiser:
+    """What a mixture is made of. A new denoiser defines `lengths` and `__call__`."""
+
+    name: str
+    """Shown in metrics and errors."""
+    mode: str = "none"
+    """Mode token before the inputs: s2s, nlu, nlg or none."""
+    weight: float = 1.0
+    """Relative share of examples."""
+
+    ends_with_eos: ClassVar[bool] = True
+
+    def __post_init__(self):
+        if self.mode not in (*MODES, "none"):
+            raise ValueError(f"{self.name}: mode is {self.mode!r}, expected one of {[*MODES, 'none']}.")
+        if not self.weight > 0:
+            raise ValueError(f"{self.name}: weight is {self.weight}, expected above 0.")
+
+    def lengths(self, length: int) -> tuple[int, int]:
+        """The most tokens that inputs and targets of a chunk of `length` can have, sentinels included."""
+        raise TypeError(f"{type(self).__name__} must define lengths().")
+
+    def n_sentinels(self, length: int) -> int:
+        """Sentinels that a chunk of `length` needs; each stands once in inputs and once in targets."""
+        return 0
+
+    def __call__(self, tokens: np.ndarray, rng: np.random.Generator, symbols: Symbols) -> Example:
+        """Denoise a chunk into `length + 2 * n_sentinels(length)` tokens, whatever `rng` gives."""
+        raise TypeError(f"{type(self).__name__} must define __call__().")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpanCorruption(Denoiser):
+    """R and X denoisers: mask random spans."""
+
+    mean_span: float
+    """Mean length of a noise span in tokens (mu)."""
+    corruption_rate: float
+    """Share of tokens that are noise (r), in (0, 1)."""
+    max_spans: int | None = None
+    """Cap on the spans of a chunk (longer spans instead); without one, a mixture that needs more than 100
+    sentinels is refused."""
+    roll: bool = False
+    """Rotate the noise mask, so that a single span is not always the tail."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.mean_span >= 1:
+            raise ValueError(f"{self.name}: mean_span is {self.mean_span}, expected at least 1 token.")
+        if not 0 < self.corruption_rate < 1:
+            raise ValueError(f"{self.name}: corruption_rate is {self.corruption_rate}, expected in (0, 1).")
+        if self.max_spans is not None and not 1 <= self.max_spans <= N_SENTINELS:
+            raise ValueError(f"{self.name}: max_spans is {self.max_spans}, expected 1 to {N_SENTINELS}.")
+
+    def lengths(self, length: int) -> tuple[int, int]:
+        n_noise, _ = span_counts(length, self.mean_span, self.corruption_rate)
+        n_spans = self.n_sentinels(length)
+        return length - n_noise + n_spans, n_noise + n_spans
+
+    def n_sentinels(self, length: int) -> int:
+        _, n_spans = span_counts(length, self.mean_span, self.corruption_rate)
+        return n_spans if self.max_spans is None else min(n_spans, self.max_spans)
+
+    def __call__(self, tokens: np.ndarray, rng: np.random.Generator, symbols: Symbols) -> Example:
+        options = {"roll": self.roll, "max_spans": self.max_spans}
+        mask = span_noise_mask(len(tokens), self.mean_span, self.corruption_rate, rng, **options)
+        return corrupt(tokens, mask, symbols.sentinels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrefixLM(Denoiser):
+    """S denoiser: split a chunk at a random point, predict the rest from a bidirectional prefix.
+
+    The split is uniform in [1, length - 1] (section 2.3). With `corruption_rate` r below 0.5 at least a
+    share 1 - 2r is prefix, so that the mean target share is r (UL2's Table 1: 0.25). No sentinel stands
+    between the halves. A chunk of one token is all target.
+    """
+
+    corruption_rate: float = 0.5
+    """Mean share of targets, in (0, 0.5]."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 < self.corruption_rate <= 0.5:
+            raise ValueError(f"{self.name}: corruption_rate is {self.corruption_rate}, expected in (0, 0.5].")
+
+    def _first_split(self, length: int) -> int:
+        return max(1, int(np.round((1 - 2 * self.corruption_rate) * (length - 1)))) if length > 1 else 0
+
+    def lengths(self, length: int) -> tuple[int, int]:
+        return max(length - 1, 0), length - self._first_split(length)
+
+    def __call__(self, tokens: np.ndarray, rng: np.random.Generator, symbols: Symbols) -> Example:
+        n = len(tokens)
+        split = int(rng.integers(self._first_split(n), n)) if n > 1 else 0
+        return Example(tokens[:split], tokens[split:])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Causal(Denoiser):
+    """Plain language modelling: no inputs, no mode token, no EOS but those of the text."""
+
+    ends_with_eos: ClassVar[bool] = False
+
+    def lengths(self, length: int) -> tuple[int, int]:
+        return 0, length
+
+    def __call__(self, tokens: np.ndarray, rng: np.random.Generator, symbols: Symbols) -> Example:
+        return Example(tokens[:0], tokens)
+
+
+# --- Mixtures -------------------------------------------------------------------------------------
+
+Mixture = tuple[Denoiser, ...]
+
+R = SpanCorruption(name="r", mode="nlu", mean_span=3, corruption_rate=0.15, weight=0.25)
+X = SpanCorruption(name="x", mode="nlg", mean_span=32, corruption_rate=0.5, weight=0.25)
+S = PrefixLM(name="s", mode="s2s", weight=0.5)
+
+UL2R: Mixture = (R, X, S)
+"""U-PaLM's final mixture (section 2.3). Of "mean 32 or up to 50%" for X we take both (as later work does)."""
+
+CAUSAL: Mixture = (Causal(name="causal"),)
+"""The control: the same steps of plain language modelling."""
+
+MIXTURES = {"ul2r": UL2R, "causal": CAUSAL}
+
+
+class Budget(NamedTuple):
+    """How long the inputs, the targets and the whole of a segment may get, mode token and EOS counted."""
+
+    inputs: int
+    targets: int
+    total: int
+
+    @classmethod
+    def split(cls, seq_len: int) -> "Budget":
+        """Half a row each for inputs and targets: the paper's 1024 + 1024."""
+        return cls(seq_len // 2, seq_len // 2, seq_len)
+
+    @classmethod
+    def joint(cls, seq_len: int) -> "Budget":
+        """Inputs and targets share the row."""
+        return cls(seq_len, seq_len, seq_len)
+
+
+class Segmenter:
+    """One denoiser under a budget: chunk -> segment, with lengths known before any sampling.
+
+    Raises:
+        ValueError: no chunk of two tokens fits, or the longest chunk needs more sentinels than there are.
+    """
+
+    def __init__(self, denoiser: Denoiser, budget: Budget, symbols: Symbols):
+        self.denoiser, self.symbols = denoiser, symbols
+        self.mode_ids = np.asarray(symbols.modes.get(denoiser.mode, ()), np.int32)
+        self.eos_ids = np.asarray([symbols.eos_id][: denoiser.ends_with_eos], np.int32)
+        n = 0
+        while self._fits(n + 1, budget):
+            n += 1
+        if n < 2:
+            raise ValueError(
+                f"denoiser {denoiser.name!r} does not fit: with its mode token and EOS not even two tokens "
+                f"have room in {budget.inputs} inputs, {budget.targets} targets, {budget.total} in all. "
+                "Use a longer seq_len."
+            )
+        if denoiser.n_sentinels(n) > len(symbols.sentinels):
+            raise ValueError(
+                f"denoiser {denoiser.name!r} needs {denoiser.n_sentinels(n)} sentinels for chunks of {n} "
+                f"tokens and there are {len(symbols.sentinels)}: shorten seq_len or set max_spans."
+            )
+        self._segment_lengths = np.asarray([self.segment_length(i) for i in range(n + 1)])
+
+    def segment_length(self, n_tokens: int) -> int:
+        """Positions of a row that a chunk takes: mode token, tokens, each sentinel twice, EOS."""
+        return len(self.mode_ids) + n_tokens + 2 * self.denoiser.n_sentinels(n_tokens) + len(self.eos_ids)
+
+    def _fits(self, n_tokens: int, budget: Budget) -> bool:
+        n_inputs, n_targets = self.denoiser.lengths(n_tokens)
+        n_inputs, n_targets = n_inputs + len(self.mode_ids), n_targets + len(self.eos_ids)
+        # without inputs there are no two halves: the targets have the row
+        halves_fit = n_inputs == 0 or (n_inputs <= budget.inputs and n_targets <= budget.targets)
+        return halves_fit and self.segment_length(n_tokens) <= budget.total
+
+    def longest_chunk(self, room: int) -> int:
+        """The most tokens whose segment fits in `room` positions; 0 if none does."""
+        return max(int(np.searchsorted(self._segment_lengths, room, side="right")) - 1, 0)
+
+    def __call__(self, tokens: np.ndarray, rng: np.random.Generator) -> Example:
+        """Inputs with their mode token, targets with their EOS."""
+        inputs, targets = self.denoiser(tokens, rng, self.symbols)
+        return Example(np.concatenate([self.mode_ids, inputs]), np.concatenate([targets, self.eos_ids]))
+
+
+def write_segment(row: Batch, at: int, example: Example, segment_id: int, denoiser_id: int, bos_id: int) -> int:
+    """Write a segment into a row of `Batch` at position `at`; returns the position after it.
+
+    The shift to the right happens here and nowhere else.
+
+    Paper: U-PaLM section 2.2: inputs and targets are joined first, then packed.
+    """
+    n_inputs, n = len(example.inputs), len(example.inputs) + len(example.targets)
+    here = slice(at, at + n)
+    row.target_tokens[here] = np.concatenate(example)
+    row.input_tokens[at] = bos_id
+    row.input_tokens[at + 1 : at + n] = row.target_tokens[at : at + n - 1]
+    row.loss_weights[at + n_inputs : at + n] = 1
+    row.positions[here] = np.arange(n)
+    row.segment_ids[here] = segment_id
+    row.prefix_mask[at : at + min(n_inputs + 1, n)] = True
+    row.denoiser_ids[here] = denoiser_id
+    return at + n
