@@ -1,9 +1,9 @@
 """Checkpoints: self-describing folders that `load_model` opens.
 
-    config.json       the model's shape, the tokenizer's hash, versions, and the run that made it
-    tokenizer.model   SentencePiece
-    steps/<k>/        Orbax: model and optimizer state after k steps (a run), or
-    model.safetensors the weights alone (an export)
+config.json       the model's shape, the tokenizer's hash, versions, and the run that made it
+tokenizer.model   SentencePiece
+steps/<k>/        Orbax: model and optimizer state after k steps (a run), or
+model.safetensors the weights alone (an export)
 """
 
 import json

@@ -319,7 +319,8 @@ def generate(
     attention: Attention = "prefix",
 ) -> list[str]:
     """Continuations of prompts. All of the paper's forms: with or without mode token, with or without a
-    final `<extra_id_0>` (U-PaLM section 4.2)."""
+    final `<extra_id_0>` (U-PaLM section 4.2).
+    """
     prompts = [prompt_ids(tokenizer, text, mode)[0] for text in texts]
     options = {"max_new_tokens": max_new_tokens, "sampler": sampler, "seed": seed, "attention": attention}
     return [tokenizer.decode(c.tokens) for c in decode(model, prompts, **options)]

@@ -3,6 +3,7 @@
 Dims: B batch rows, T positions, D d_model, V vocabulary, L layers.
 """
 
+import operator
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -126,4 +127,4 @@ class Decoder(eqx.Module):
 
     def unstacked(self) -> list[Block]:
         """The blocks one by one: decoding copies less this way than under scan."""
-        return [jax.tree.map(lambda leaf: leaf[i], self.blocks) for i in range(self.config.n_layers)]
+        return [jax.tree.map(operator.itemgetter(i), self.blocks) for i in range(self.config.n_layers)]

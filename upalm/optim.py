@@ -35,7 +35,10 @@ class Schedule:
         if self.kind == "cosine":
             base = optax.cosine_decay_schedule(self.peak, max(n_steps - self.warmup_steps, 1), self.final / self.peak)
         elif self.kind == "rsqrt":
-            base = lambda step: self.peak * jnp.sqrt(self.warm_steps / jnp.maximum(step, self.warm_steps))
+
+            def base(step):
+                return self.peak * jnp.sqrt(self.warm_steps / jnp.maximum(step, self.warm_steps))
+
         else:
             base = optax.constant_schedule(self.peak)
         if self.warmup_steps == 0:

@@ -99,8 +99,7 @@ class Tokenizer:
         """`encode` of each, on all cores."""
         ids = self._sp.encode(texts, num_threads=-1)
         return [
-            self.encode(t) if max(i, default=0) >= self.first_sentinel else i
-            for t, i in zip(texts, ids, strict=True)
+            self.encode(t) if max(i, default=0) >= self.first_sentinel else i for t, i in zip(texts, ids, strict=True)
         ]
 
     def decode(self, ids: Iterable[int]) -> str:

@@ -74,7 +74,9 @@ class TrainConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1.")
         if self.data.batch_size % self.accumulation:
-            raise ValueError(f"batch_size {self.data.batch_size} does not divide into {self.accumulation} microbatches.")
+            raise ValueError(
+                f"batch_size {self.data.batch_size} does not divide into {self.accumulation} microbatches."
+            )
 
     def identity(self) -> dict[str, Any]:
         """As JSON, without what does not change the numbers."""
@@ -107,7 +109,8 @@ def train_step(
     state: TrainState, batches: Batch, *, optimizer: optax.GradientTransformation, n_denoisers: int
 ) -> tuple[TrainState, StepMetrics]:
     """One update from A microbatches, [A, B, T]. Sums are added up and divided once, because microbatches
-    differ in their number of loss tokens."""
+    differ in their number of loss tokens.
+    """
     gradient = eqx.filter_value_and_grad(partial(loss_fn, n_denoisers=n_denoisers), has_aux=True)
 
     def accumulate(total, batch):

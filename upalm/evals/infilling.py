@@ -152,9 +152,7 @@ def left_only_bits(
     model: Decoder, tokenizer: Tokenizer, rows: Sequence[Row], mode: Mode, attention: Literal["prefix", "causal"]
 ) -> Bits:
     """Bits of single spans as a continuation of the left context."""
-    examples = [
-        (prompt_ids(tokenizer, row.parts[0], mode)[0], tokenizer.encode(row.spans[0])) for row in rows
-    ]
+    examples = [(prompt_ids(tokenizer, row.parts[0], mode)[0], tokenizer.encode(row.spans[0])) for row in rows]
     bits = [-x.sum() / _LN2 for x in score(model, examples, attention=attention)]
     return Bits(np.array(bits), np.array([row.n_bytes for row in rows]))
 

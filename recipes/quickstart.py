@@ -1,0 +1,324 @@
+"""See UL2R work in five minutes: fork a tiny PaLM into UL2R and into more causal training, and compare.
+
+Paper:    U-PaLM (arXiv:2210.11399): section 2 (UL2R), section 4 (infilling).
+Command:  upalm run quickstart
+Hardware: 2 CPU cores, under 5 minutes.
+Expected: the table of docs/results.md, within its intervals.
+"""
+
+import json
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import tyro
+
+import upalm
+from upalm import metrics, recipe, report, text, train, ul2r
+from upalm.batch import Batch
+from upalm.checkpoint import description, load_model
+from upalm.data import DataConfig, Loader, Tokens
+from upalm.evals import infilling
+from upalm.evals.statistics import Estimate, mean, ratio
+from upalm.layers import key_range
+from upalm.model import Decoder
+from upalm.optim import Adafactor, Schedule
+from upalm.scaling import train_flops_per_token
+from upalm.tokenizer import Tokenizer
+
+SHIPPED = Path(upalm.__file__).parent / "assets" / "palm_tiny"
+FORKS = {"causal": "causal", "ul2r": "ul2r"}
+MODES = ("none", "nlu", "nlg")
+SHOWN = ("causal_bits_per_byte", "infill_bits_per_byte", "infill_gain", "suffix_use", "format_ok")
+
+
+WHAT = """
+<p>A causal PaLM of {n_params} parameters (<b>base</b>) was trained further in two ways with equal compute, {share} of its
+pretraining FLOPs: with plain next-token prediction (<b>causal</b>, the control) and with U-PaLM's mixture of denoisers
+(<b>ul2r</b>). All three are measured on files that none of them has seen.</p>
+<p>{verdict}</p>
+"""
+
+LIMITS = """
+<p>Shown here: within a small share of its pretraining compute, a model that never saw a gap learns the infilling form
+and to use the text on both sides; and how that compares with spending the same compute on more of the same.</p>
+<p>Not shown here: better few-shot scores, or the paper's 2x saving. The paper has no result below 8B parameters. At
+equal compute UL2R costs a tiny model some left-to-right quality (causal bits/byte), and exact whole lines are rare.</p>
+<p>Intervals: 95%, bootstrap over rows (1000 draws); they do not include the spread over training seeds. Each model is
+taken at its best on these rows ({modes}). <code>infill_gain</code> is left_only minus infill: above 0, the right context
+helps more than the infilling form costs. <code>suffix_use</code>: bits/byte lost when the text after the gap is exchanged
+for another row's. <code>format_ok</code>: unconstrained decoding gives the gap one span and ends.</p>
+"""
+
+
+@dataclass(frozen=True)
+class Quickstart:
+    """The main job."""
+
+    out: Path = Path("runs/quickstart")
+    """Folder for checkpoints, figures, report.html and results.json. Run again to resume."""
+    data: str = text.STDLIB
+    """`stdlib` (Python's own source files), a .txt or .jsonl file, or a folder of them."""
+    base: Path = SHIPPED
+    """Checkpoint to fork; the shipped one was made by `upalm run palm_tiny tiny`."""
+    from_scratch: bool = False
+    """Pretrain the base first, on `data` (about an hour on 2 cores)."""
+    skip_undecodable: bool = False
+    """Leave out files that are not UTF-8, and count them, instead of stopping."""
+    n_steps: int = 280
+    """Steps of each fork."""
+    batch_size: int = 8
+    """Rows of 256 tokens in a batch."""
+    optimizer: Adafactor = field(default_factory=lambda: Adafactor(Schedule("cosine", 1e-2, 1e-4), decay=False))
+    """Of both forks."""
+    n_rows: int = 160
+    """Held-out gaps of each kind."""
+    n_decoded: int = 64
+    """Of them, how many single-line gaps are also decoded."""
+    seed: int = 0
+    """Decides data order and noise."""
+
+    def fork(self, name: str, base: Path, seq_len: int) -> train.TrainConfig:
+        """The run of a fork: the same but for the mixture."""
+        return train.TrainConfig(
+            out=self.out / name,
+            start=train.Continue(base),
+            data=DataConfig(
+                source=self.data,
+                mixture=FORKS[name],
+                seq_len=seq_len,
+                batch_size=self.batch_size,
+                joint_budget=True,
+                skip_undecodable=self.skip_undecodable,
+            ),
+            optimizer=self.optimizer,
+            n_steps=self.n_steps,
+            seed=self.seed,
+            log_every=5,
+            save_every=100,
+            eval_every=self.n_steps,
+        )
+
+
+def main(args: Quickstart) -> None:
+    started = time.monotonic()
+    base_folder = pretrain(args) if args.from_scratch else args.base
+    base, tokenizer = load_model(base_folder)
+    forks = {name: args.fork(name, base_folder, base.config.seq_len) for name in FORKS}
+    for config in forks.values():  # before anything is trained
+        train.check_folder(config)
+    corpus = text.load(args.data, skip_undecodable=args.skip_undecodable)
+    lines, words = rows_of(corpus, args.n_rows)
+    if corpus.skipped:
+        print(f"skipped {len(corpus.skipped)} files that are not UTF-8: {', '.join(corpus.skipped)}")
+    tokens, held_out = (
+        Tokens.of(tokenizer.encode_documents([d.text for d in documents]))
+        for documents in (corpus.train, corpus.validation)
+    )
+    models = {"base": base}
+    for name, config in forks.items():
+        print(f"\n{name}: {args.n_steps} steps of {args.batch_size} x {config.data.seq_len} tokens", flush=True)
+        models[name] = train.fit(config, base, tokenizer, tokens, held_out, title=name)
+
+    rows: dict[str, Rows] = {}
+    with metrics.Bar("evaluate", len(models)) as bar:
+        for i, (name, model) in enumerate(models.items()):
+            rows[name] = measure(model, tokenizer, corpus, lines, words, args)
+            bar.update(i + 1)
+    results = {
+        "extra_compute": extra_compute(base, base_folder, forks["ul2r"]),
+        "models": {name: {k: v._asdict() for k, v in r.estimates().items()} for name, r in rows.items()},
+        "differences": {k: v._asdict() for k, v in differences(rows).items()},
+    }
+    (args.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    write_report(args, forks, models, tokenizer, tokens, lines, rows, results)
+    print_summary(results, rows, lines)
+    print(f"\nreport: {args.out / 'report.html'}   ({time.monotonic() - started:.0f} s)")
+    print(f'try: upalm infill --checkpoint {args.out / "ul2r"} --text "def add(a, b):\\n<extra_id_0>\\n    return c"')
+
+
+def pretrain(args: Quickstart) -> Path:
+    config = recipe.config("palm_tiny", "tiny")
+    data = replace(config.data, source=args.data, skip_undecodable=args.skip_undecodable)
+    config = replace(config, out=args.out / "base", data=data, seed=args.seed)
+    print(f"pretraining {config.n_steps} steps: about an hour on 2 CPU cores; Ctrl-C and run again to resume")
+    return train.run(config)
+
+
+def rows_of(corpus: text.Corpus, n: int) -> tuple[list[infilling.Row], list[infilling.Row]]:
+    return infilling.line_rows(corpus.validation, n), infilling.word_rows(corpus.validation, n)
+
+
+# --- Measurements ---------------------------------------------------------------------------------
+
+
+@dataclass
+class Rows:
+    """What was measured of one model, row by row, so that models can be compared in pairs."""
+
+    causal: infilling.Bits
+    infill: infilling.Bits
+    infill_mode: str
+    multi: infilling.Bits
+    left_only: infilling.Bits
+    left_only_form: str
+    shuffled: infilling.Bits
+    free: infilling.Decoded
+    forced: infilling.Decoded
+
+    def estimates(self) -> dict[str, Estimate]:
+        n_bytes = self.infill.n_bytes
+        return {
+            "causal_bits_per_byte": ratio(*self.causal),
+            "infill_bits_per_byte": ratio(*self.infill),
+            "left_only_bits_per_byte": ratio(*self.left_only),
+            "infill_gain": ratio(self.left_only.bits - self.infill.bits, n_bytes),
+            "infill_gain_shuffled": ratio(self.left_only.bits - self.shuffled.bits, n_bytes),
+            "suffix_use": ratio(self.shuffled.bits - self.infill.bits, n_bytes),
+            "multi_span_bits_per_byte": ratio(*self.multi),
+            "format_ok": mean(self.free.format_ok),
+            "line_exact_match": mean(self.forced.exact),
+        }
+
+
+def measure(model: Decoder, tokenizer: Tokenizer, corpus, lines, words, args: Quickstart) -> Rows:
+    """Each model at its best: the mode token, and the form of left-only continuation, that suit it most."""
+    excerpts = list(infilling.excerpts(corpus.validation, args.n_rows, 600))
+    infills = {mode: infilling.span_bits(model, tokenizer, lines, mode) for mode in MODES}
+    mode = min(infills, key=lambda m: infills[m].bits.sum())
+    left_only = {
+        f"{m}, {attention}": infilling.left_only_bits(model, tokenizer, lines, m, attention)
+        for m, attention in (("none", "causal"), ("none", "prefix"), ("s2s", "prefix"))
+    }
+    form = min(left_only, key=lambda f: left_only[f].bits.sum())
+    few = lines[: args.n_decoded]
+    return Rows(
+        causal=infilling.text_bits(model, tokenizer, excerpts),
+        infill=infills[mode],
+        infill_mode=mode,
+        multi=infilling.span_bits(model, tokenizer, words, mode),
+        left_only=left_only[form],
+        left_only_form=form,
+        shuffled=infilling.span_bits(model, tokenizer, infilling.shuffled_suffixes(lines), mode),
+        free=infilling.decode_lines(model, tokenizer, few, mode, constrained=False),
+        forced=infilling.decode_lines(model, tokenizer, few, mode, constrained=True),
+    )
+
+
+def differences(rows: dict[str, Rows]) -> dict[str, Estimate]:
+    """Paired: the same gaps, UL2R minus the equal-compute control. Below 0, UL2R is better (bits)."""
+    ours, control = rows["ul2r"], rows["causal"]
+    return {
+        "infill_bits_per_byte": ratio(ours.infill.bits - control.infill.bits, ours.infill.n_bytes),
+        "multi_span_bits_per_byte": ratio(ours.multi.bits - control.multi.bits, ours.multi.n_bytes),
+        "causal_bits_per_byte": ratio(ours.causal.bits - control.causal.bits, ours.causal.n_bytes),
+    }
+
+
+def extra_compute(base: Decoder, base_folder: Path, fork: train.TrainConfig) -> float:
+    """FLOPs of a fork over those of the base's pretraining."""
+    c = base.config
+    made_by = description(base_folder)["run"]
+
+    per_token = train_flops_per_token(c.n_params, c.n_layers, c.n_heads, c.d_head, c.seq_len)
+
+    def flops(n_steps: int, batch_size: int, seq_len: int) -> int:
+        return per_token * n_steps * batch_size * seq_len
+
+    pretraining = flops(made_by["n_steps"], made_by["data"]["batch_size"], made_by["data"]["seq_len"])
+    return flops(fork.n_steps, fork.data.batch_size, fork.data.seq_len) / pretraining
+
+
+# --- What the user sees ---------------------------------------------------------------------------
+
+
+def print_summary(results: dict, rows: dict[str, Rows], lines: list[infilling.Row]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"\nThe same {results['extra_compute']:.1%} of extra compute, spent in two ways")
+    table.add_column("held-out Python source")
+    for name in rows:
+        table.add_column(name, justify="right")
+    for metric in next(iter(results["models"].values())):
+        table.add_row(metric, *(str(Estimate(**results["models"][name][metric])) for name in rows))
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(verdict(results))
+    for i in examples(rows, lines):
+        before, after = tail(lines[i].parts[0]), head(lines[i].parts[1])
+        console.print(f"\n{before}<extra_id_0>{after}", markup=False, style="dim")
+        console.print(f"   was    {lines[i].spans[0].strip()}", markup=False)
+        for name, r in rows.items():
+            console.print(f"   {name:6} {r.forced.predictions[i].strip()}", markup=False)
+
+
+def verdict(results: dict) -> str:
+    d = Estimate(**results["differences"]["infill_bits_per_byte"])
+    gain = Estimate(**results["models"]["ul2r"]["infill_gain"])
+    better = "fewer" if d.mean < 0 else "more"
+    sure = "significant" if d.high < 0 or d.low > 0 else "not significant"
+    said = (
+        f"UL2R fills held-out gaps with {abs(d.mean):.3f} {better} bits/byte than the control "
+        f"({sure}: 95% interval of the difference {d.low:+.3f} to {d.high:+.3f}). "
+    )
+    if gain.low > 0:
+        return said + (
+            f"Against its own best continuation from the left alone, the text after the gap gains it {gain} bits/byte."
+        )
+    if gain.high < 0:
+        return said + (
+            f"It is still {-gain.mean:.3f} bits/byte behind its own best continuation from the left alone: at this "
+            "size and budget it has learnt the form and uses the suffix, not yet enough to beat plain continuation."
+        )
+    return said + f"Its gain over its own best continuation from the left alone is not significant: {gain}."
+
+
+def examples(rows: dict[str, Rows], lines: list[infilling.Row], n: int = 4) -> list[int]:
+    """The first gaps, good or bad: not chosen by what the models wrote."""
+    return list(range(min(n, len(rows["ul2r"].forced.predictions), len(lines))))
+
+
+def tail(part: str) -> str:
+    return "\n".join(part.split("\n")[-4:])
+
+
+def head(part: str) -> str:
+    return "\n".join(part.split("\n")[:3])
+
+
+def write_report(args: Quickstart, forks, models, tokenizer, tokens, lines, rows, results) -> None:
+    logs = {name: metrics.read(config.out / "metrics.jsonl") for name, config in forks.items()}
+    loader = Loader(tokens, replace(forks["ul2r"].data, batch_size=16), tokenizer.symbols, seed=args.seed)
+    batch = max(
+        (Batch(*(x[i : i + 1] for x in loader.batch(0))) for i in range(16)),
+        key=lambda row: len(np.unique(row.denoiser_ids[row.segment_ids > 0])),
+    )
+    visible = np.asarray(key_range(batch.segment_ids, batch.prefix_mask).mask(batch.segment_ids.shape[1]))[0]
+    figures = [args.out / name for name in ("metrics.png", "masks.png", "loss.png")]
+    report.save_metrics(figures[0], results["models"], SHOWN)
+    report.save_masks(figures[1], batch, visible, [d.name for d in ul2r.UL2R])
+    report.save_loss_curves(figures[2], logs)
+    shown = "".join(
+        report.infill_block(
+            *(tail(lines[i].parts[0]), lines[i].spans[0], head(lines[i].parts[1])),
+            {name: r.forced.predictions[i].strip() for name, r in rows.items()},
+        )
+        for i in examples(rows, lines, 8)
+    )
+    base = models["base"].config
+    modes = "; ".join(
+        f"{name} infills with mode {r.infill_mode}, continues {r.left_only_form}" for name, r in rows.items()
+    )
+    what = WHAT.format(
+        n_params=f"{base.n_params / 1e6:.1f}M", share=f"{results['extra_compute']:.1%}", verdict=verdict(results)
+    )
+    limits = LIMITS.format(modes=modes)
+    sections = [("What was done", what), ("Measured", report.table(results["models"])), ("What it means", limits)]
+    sections.append(("The first eight gaps (grey: what was there)", shown))
+    report.save_html(args.out / "report.html", "UL2R on a laptop", sections, figures)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Quickstart, description=__doc__))

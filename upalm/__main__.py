@@ -1,0 +1,5 @@
+"""`python -m upalm` is `upalm`."""
+
+from upalm.cli import main
+
+main()

@@ -1,0 +1,173 @@
+"""The `upalm` command."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from upalm import __version__, recipe
+
+BIBTEX = {
+    "upalm": """@software{upalm,
+  title  = {upalm: U-PaLM and UL2R in JAX},
+  author = {{The upalm developers}},
+  year   = {2026},
+  version = {VERSION}
+}""",
+    "U-PaLM": """@inproceedings{tay2023transcending,
+  title     = {Transcending Scaling Laws with 0.1\\% Extra Compute},
+  author    = {Tay, Yi and Wei, Jason and Chung, Hyung Won and Tran, Vinh Q. and So, David R. and Shakeri, Siamak
+               and Garcia, Xavier and Zheng, Huaixiu Steven and Rao, Jinfeng and Chowdhery, Aakanksha and Zhou, Denny
+               and Metzler, Donald and Petrov, Slav and Houlsby, Neil and Le, Quoc V. and Dehghani, Mostafa},
+  booktitle = {Proceedings of the 2023 Conference on Empirical Methods in Natural Language Processing},
+  year      = {2023},
+  note      = {arXiv:2210.11399}
+}""",
+    "UL2": """@inproceedings{tay2023ul2,
+  title     = {{UL2}: Unifying Language Learning Paradigms},
+  author    = {Tay, Yi and Dehghani, Mostafa and Tran, Vinh Q. and Garcia, Xavier and Wei, Jason and Wang, Xuezhi
+               and Chung, Hyung Won and Shakeri, Siamak and Bahri, Dara and Schuster, Tal and Zheng, Huaixiu Steven
+               and Zhou, Denny and Houlsby, Neil and Metzler, Donald},
+  booktitle = {International Conference on Learning Representations},
+  year      = {2023},
+  note      = {arXiv:2205.05131}
+}""",
+    "PaLM": """@article{chowdhery2023palm,
+  title   = {{PaLM}: Scaling Language Modeling with Pathways},
+  author  = {Chowdhery, Aakanksha and Narang, Sharan and Devlin, Jacob and others},
+  journal = {Journal of Machine Learning Research},
+  volume  = {24},
+  number  = {240},
+  year    = {2023},
+  note    = {arXiv:2204.02311}
+}""",
+}
+
+
+@dataclass(frozen=True)
+class Recipes:
+    """List the recipes, or copy one to edit: `upalm recipes`, `upalm recipes cp palm_tiny .`."""
+
+    words: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Nothing, or `cp NAME PLACE`."""
+
+    def __call__(self) -> None:
+        if not self.words:
+            for name in recipe.names():
+                print(f"{name:14} {recipe.summary(name)}")
+        elif len(self.words) == 3 and self.words[0] == "cp":
+            print(recipe.copy(self.words[1], Path(self.words[2])))
+        else:
+            raise ValueError(f"upalm recipes {' '.join(self.words)}: expected nothing, or `cp NAME PLACE`.")
+
+
+@dataclass(frozen=True)
+class Run:
+    """Run a recipe: `upalm run NAME CONFIG [--overrides]`, or `upalm run ./mine.py CONFIG`."""
+
+    words: tyro.conf.Positional[tuple[str, ...]]
+    """The recipe, and what goes to it; `upalm run NAME --help` lists its settings."""
+
+
+@dataclass(frozen=True)
+class Infill:
+    """Fill the gaps <extra_id_0>, <extra_id_1>, ... of a text."""
+
+    checkpoint: Path
+    """Folder of a run, or of exported weights."""
+    text: str
+    """Text with gaps; `-` reads standard input."""
+    mode: str = "nlg"
+    """Mode token: none, s2s, nlu or nlg."""
+    max_span_tokens: int = 48
+    """Most tokens in a gap."""
+    temperature: float = 0.0
+    """0 is greedy."""
+    top_p: float = 1.0
+    """Keep the most likely tokens up to this probability."""
+    seed: int = 0
+    """Of the sampling."""
+
+    def __call__(self) -> None:
+        from rich.console import Console
+        from rich.text import Text
+
+        from upalm import infer
+        from upalm.checkpoint import load_model
+        from upalm.tokenizer import SENTINEL_TEXT
+
+        model, tokenizer = load_model(self.checkpoint)
+        text = sys.stdin.read() if self.text == "-" else self.text
+        options = {"mode": self.mode, "max_span_tokens": self.max_span_tokens, "seed": self.seed}
+        sampler = infer.Sampler(self.temperature, top_p=self.top_p)
+        filled = infer.infill(model, tokenizer, [text], sampler=sampler, **options)[0]
+        shown, kept = Text(), SENTINEL_TEXT.split(text)[0::2]
+        for part, span in zip(kept, [*filled.spans, ""], strict=True):
+            shown.append(part)
+            shown.append(span, style="bold green")
+        Console(soft_wrap=True, highlight=False).print(shown)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Continue a prompt."""
+
+    checkpoint: Path
+    """Folder of a run, or of exported weights."""
+    text: str
+    """The prompt; `-` reads standard input. It may end with <extra_id_0>."""
+    mode: str = "none"
+    """Mode token: none, s2s, nlu or nlg."""
+    max_new_tokens: int = 64
+    """Most tokens to add."""
+    temperature: float = 0.0
+    """0 is greedy."""
+    top_p: float = 1.0
+    """Keep the most likely tokens up to this probability."""
+    seed: int = 0
+    """Of the sampling."""
+
+    def __call__(self) -> None:
+        from upalm import infer
+        from upalm.checkpoint import load_model
+
+        model, tokenizer = load_model(self.checkpoint)
+        text = sys.stdin.read() if self.text == "-" else self.text
+        options = {"mode": self.mode, "max_new_tokens": self.max_new_tokens, "seed": self.seed}
+        sampler = infer.Sampler(self.temperature, top_p=self.top_p)
+        print(text + infer.generate(model, tokenizer, [text], sampler=sampler, **options)[0])
+
+
+@dataclass(frozen=True)
+class Cite:
+    """Print the BibTeX of upalm, U-PaLM, UL2 and PaLM."""
+
+    def __call__(self) -> None:
+        print("\n\n".join(BIBTEX.values()).replace("VERSION", __version__))
+
+
+Command = (
+    Annotated[Run, tyro.conf.subcommand("run")]
+    | Annotated[Recipes, tyro.conf.subcommand("recipes")]
+    | Annotated[Infill, tyro.conf.subcommand("infill")]
+    | Annotated[Sample, tyro.conf.subcommand("sample")]
+    | Annotated[Cite, tyro.conf.subcommand("cite")]
+)
+
+
+def main() -> None:
+    """Errors that a user can cause are one line; Ctrl-C says how to go on."""
+    arguments = sys.argv[1:]
+    try:
+        if arguments[:1] == ["run"] and arguments[1:2] and not arguments[1].startswith("-"):
+            recipe.run(arguments[1], arguments[2:])  # what follows belongs to the recipe
+        else:
+            tyro.cli(Command, prog="upalm", args=arguments)()
+    except KeyboardInterrupt as e:
+        sys.exit(f"interrupted: {e}" if str(e) else "interrupted.")
+    except (ValueError, FloatingPointError) as e:
+        if type(e) not in (ValueError, FloatingPointError):
+            raise  # a subclass is a bug of ours or of a library, and wants its traceback
+        sys.exit(f"error: {e}")
