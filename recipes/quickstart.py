@@ -21,6 +21,7 @@ from upalm.checkpoint import description, load_model
 from upalm.data import DataConfig, Loader, Tokens
 from upalm.evals import infilling
 from upalm.evals.statistics import Estimate, mean, ratio
+from upalm.infer import prompt_ids
 from upalm.layers import key_range
 from upalm.model import Decoder
 from upalm.optim import Adafactor, Schedule
@@ -30,6 +31,7 @@ from upalm.tokenizer import Tokenizer
 SHIPPED = Path(upalm.__file__).parent / "assets" / "palm_tiny"
 FORKS = {"causal": "causal", "ul2r": "ul2r"}
 MODES = ("none", "nlu", "nlg")
+MAX_SPAN = 40
 SHOWN = ("causal_bits_per_byte", "infill_bits_per_byte", "infill_gain", "suffix_use", "format_ok")
 
 
@@ -109,7 +111,7 @@ def main(args: Quickstart) -> None:
     for config in forks.values():  # before anything is trained
         train.check_folder(config)
     corpus = text.load(args.data, skip_undecodable=args.skip_undecodable)
-    lines, words = rows_of(corpus, args.n_rows)
+    lines, words = rows_of(corpus, tokenizer, base.config.seq_len, args.n_rows)
     if corpus.skipped:
         print(f"skipped {len(corpus.skipped)} files that are not UTF-8: {', '.join(corpus.skipped)}")
     tokens, held_out = (
@@ -146,8 +148,18 @@ def pretrain(args: Quickstart) -> Path:
     return train.run(config)
 
 
-def rows_of(corpus: text.Corpus, n: int) -> tuple[list[infilling.Row], list[infilling.Row]]:
-    return infilling.line_rows(corpus.validation, n), infilling.word_rows(corpus.validation, n)
+def rows_of(
+    corpus: text.Corpus, tokenizer: Tokenizer, seq_len: int, n: int
+) -> tuple[list[infilling.Row], list[infilling.Row]]:
+    """Held-out gaps that fit a row with any mode token and the most that decoding may add."""
+    most_new = MAX_SPAN + 2
+
+    def fits(row: infilling.Row) -> bool:
+        n_prompt = max(len(prompt_ids(tokenizer, row.prompt, mode)[0]) for mode in MODES)
+        n_target = sum(len(tokenizer.encode(span)) + 1 for span in row.spans) + 1
+        return 1 + n_prompt + max(n_target, most_new) <= seq_len
+
+    return infilling.line_rows(corpus.validation, n, fits), infilling.word_rows(corpus.validation, n, fits)
 
 
 # --- Measurements ---------------------------------------------------------------------------------
@@ -184,7 +196,9 @@ class Rows:
 
 def measure(model: Decoder, tokenizer: Tokenizer, corpus, lines, words, args: Quickstart) -> Rows:
     """Each model at its best: the mode token, and the form of left-only continuation, that suit it most."""
-    excerpts = list(infilling.excerpts(corpus.validation, args.n_rows, 600))
+    excerpts = list(
+        infilling.excerpts(corpus.validation, args.n_rows, lambda x: len(tokenizer.encode(x)) <= model.config.seq_len)
+    )
     infills = {mode: infilling.span_bits(model, tokenizer, lines, mode) for mode in MODES}
     mode = min(infills, key=lambda m: infills[m].bits.sum())
     left_only = {
@@ -201,8 +215,8 @@ def measure(model: Decoder, tokenizer: Tokenizer, corpus, lines, words, args: Qu
         left_only=left_only[form],
         left_only_form=form,
         shuffled=infilling.span_bits(model, tokenizer, infilling.shuffled_suffixes(lines), mode),
-        free=infilling.decode_lines(model, tokenizer, few, mode, constrained=False),
-        forced=infilling.decode_lines(model, tokenizer, few, mode, constrained=True),
+        free=infilling.decode_lines(model, tokenizer, few, mode, max_span_tokens=MAX_SPAN, constrained=False),
+        forced=infilling.decode_lines(model, tokenizer, few, mode, max_span_tokens=MAX_SPAN, constrained=True),
     )
 
 

@@ -28,7 +28,7 @@ _FORMAT = 1
 _READ_ERRORS = (ValueError, OSError, KeyError, TypeError, RuntimeError)  # what Orbax raises on damage
 
 
-def to_arrays(tree: Any) -> dict[str, jax.Array]:
+def to_arrays(tree: Any) -> dict[str, Any]:
     """The leaves of a tree by their path, such as `blocks.wq`."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}

@@ -25,7 +25,9 @@ def normalise(x: Float[Array, "... D"], scale: Float[Array, " D"] | None, kind: 
     if kind == "layernorm":
         x32 = x32 - jnp.mean(x32, -1, keepdims=True)
     x32 = x32 * lax.rsqrt(jnp.mean(jnp.square(x32), -1, keepdims=True) + 1e-6)
-    return (x32 if scale is None else x32 * (1 + scale)).astype(x.dtype)
+    if scale is not None:
+        x32 = x32 * (1 + jnp.expand_dims(scale, range(x.ndim - 1)))
+    return x32.astype(x.dtype)
 
 
 class Rotary(NamedTuple):

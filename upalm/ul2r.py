@@ -243,8 +243,8 @@ class Causal(Denoiser):
 
 Mixture = tuple[Denoiser, ...]
 
-R = SpanCorruption(name="r", mode="nlu", mean_span=3, corruption_rate=0.15, weight=0.25)
-X = SpanCorruption(name="x", mode="nlg", mean_span=32, corruption_rate=0.5, weight=0.25)
+R = SpanCorruption(name="r", mode="nlu", mean_span=3.0, corruption_rate=0.15, weight=0.25)
+X = SpanCorruption(name="x", mode="nlg", mean_span=32.0, corruption_rate=0.5, weight=0.25)
 S = PrefixLM(name="s", mode="s2s", weight=0.5)
 
 UL2R: Mixture = (R, X, S)

@@ -7,7 +7,7 @@ itself, and only the tokens of the spans are scored.
 
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -48,17 +48,32 @@ class Bits(NamedTuple):
 # --- Rows -----------------------------------------------------------------------------------------
 
 
-def line_rows(documents: Sequence[Document], n: int, *, left: int = 400, right: int = 200) -> list[Row]:
-    """Single-line gaps: one whole line is missing, with up to `left` and `right` bytes of whole lines around."""
-    return _draw_rows(_cut_line, documents, n, left, right)
+def line_rows(
+    documents: Sequence[Document], n: int, fits: Callable[[Row], bool], *, left: int = 400, right: int = 200
+) -> list[Row]:
+    """Single-line gaps: one whole line is missing, with up to `left` and `right` bytes of whole lines around.
+
+    Args:
+        documents: to draw from, each equally often.
+        n: rows wanted; fewer come back if the text is too short.
+        fits: refuses rows, such as those with more tokens than the model takes.
+        left: bytes of context before the gap.
+        right: bytes of context after it.
+
+    Raises:
+        ValueError: the documents are too short for a single row.
+    """
+    return _draw_rows(_cut_line, documents, n, fits, left, right)
 
 
-def word_rows(documents: Sequence[Document], n: int, *, left: int = 400, right: int = 200) -> list[Row]:
-    """Multi-span gaps: three spans of 1 to 4 words, at least 3 words apart, in one window."""
-    return _draw_rows(_cut_words, documents, n, left, right)
+def word_rows(
+    documents: Sequence[Document], n: int, fits: Callable[[Row], bool], *, left: int = 400, right: int = 200
+) -> list[Row]:
+    """Multi-span gaps: three spans of 1 to 4 words, at least 3 words apart, in one window. See `line_rows`."""
+    return _draw_rows(_cut_words, documents, n, fits, left, right)
 
 
-def _draw_rows(cut, documents: Sequence[Document], n: int, left: int, right: int) -> list[Row]:
+def _draw_rows(cut, documents: Sequence[Document], n: int, fits, left: int, right: int) -> list[Row]:
     """Row i draws from its own generator, so that a longer list begins with a shorter one."""
     usable = [d for d in documents if len(d.text) > left + right and "<extra_id_" not in d.text]
     if not usable:
@@ -69,7 +84,7 @@ def _draw_rows(cut, documents: Sequence[Document], n: int, left: int, right: int
             return rows
         rng = random.Random(f"{cut.__name__}:{i}")
         row = cut(rng.choice(usable).text, rng, left, right)
-        if row is not None:
+        if row is not None and fits(row):
             rows.append(row)
     if not rows:
         raise ValueError("the held-out text has no line that could be left out.")
@@ -163,12 +178,12 @@ def text_bits(model: Decoder, tokenizer: Tokenizer, texts: Sequence[str]) -> Bit
     return Bits(np.array(bits), np.array([len(t.encode()) for t in texts]))
 
 
-def excerpts(documents: Sequence[Document], n: int, n_bytes: int) -> Iterator[str]:
-    """The first whole lines of up to `n` documents, at most `n_bytes` each."""
+def excerpts(documents: Sequence[Document], n: int, fits: Callable[[str], bool]) -> Iterator[str]:
+    """The first whole lines, as many as fit, of each of up to `n` documents."""
     for document in documents[:n]:
         text = ""
         for line in document.text.split("\n"):
-            if len((text + line + "\n").encode()) > n_bytes:
+            if not fits(text + line + "\n"):
                 break
             text += line + "\n"
         if text.strip():
@@ -188,13 +203,20 @@ class Decoded(NamedTuple):
 
 
 def decode_lines(
-    model: Decoder, tokenizer: Tokenizer, rows: Sequence[Row], mode: Mode, *, constrained: bool, batch_size: int = 32
+    model: Decoder,
+    tokenizer: Tokenizer,
+    rows: Sequence[Row],
+    mode: Mode,
+    *,
+    max_span_tokens: int,
+    constrained: bool,
+    batch_size: int = 32,
 ) -> Decoded:
     """Fill the gap of every row greedily; the prediction is cut at its first newline (HumanEval single-line)."""
     filled = []
     for at in range(0, len(rows), batch_size):
         chunk = [row.prompt for row in rows[at : at + batch_size]]
-        filled += infill(model, tokenizer, chunk, mode=mode, max_span_tokens=40, constrained=constrained)
+        filled += infill(model, tokenizer, chunk, mode=mode, max_span_tokens=max_span_tokens, constrained=constrained)
     predictions = [f.spans[0].split("\n")[0].rstrip() for f in filled]
     exact = [p == row.spans[0].rstrip() for p, row in zip(predictions, rows, strict=True)]
     return Decoded(predictions, np.array(exact), np.array([f.format_ok for f in filled]))
