@@ -26,7 +26,7 @@ def full_forward(model, prompt, new, attention):
     row = Batch(*(x[0] for x in batch))
     ul2r.write_segment(row, 0, ul2r.Example(np.asarray(prompt, int), np.asarray(new, int)), 1, 0, 0)
     logits = model(batch if attention == "prefix" else batch.causal())
-    return np.asarray(logits[0, len(prompt) :])
+    return np.array(logits[0, len(prompt) :])
 
 
 @pytest.mark.parametrize("attention", ["prefix", "causal"])
@@ -156,9 +156,7 @@ def test_bad_prompts(model, tokenizer, text, message):
 
 def test_other_bad_input(model, tokenizer):
     with pytest.raises(ValueError, match="mode is 'x'"):
-        infer.prompt_ids.__wrapped__(tokenizer, "a", "x") if hasattr(
-            infer.prompt_ids, "__wrapped__"
-        ) else infer.prompt_ids(tokenizer, "a", "x")
+        infer.prompt_ids(tokenizer, "a", "x")
     with pytest.raises(ValueError, match="empty target"):
         infer.score(model, [([1], [])])
     with pytest.raises(ValueError, match="no prompts"):

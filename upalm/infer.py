@@ -24,7 +24,9 @@ from upalm.model import Decoder, normalise
 from upalm.tokenizer import BOS_ID, EOS_ID, MODES, N_SENTINELS, SENTINEL_TEXT, UNK_ID, Tokenizer
 
 Attention = Literal["prefix", "causal"]
-Mode = Literal["none", "s2s", "nlu", "nlg"]
+Mode = str  # none, s2s, nlu or nlg
+
+Ids = Sequence[int] | np.ndarray
 
 _BUCKET = 32  # lengths are rounded up to this, so that few shapes are compiled
 
@@ -34,7 +36,7 @@ _BUCKET = 32  # lengths are rounded up to this, so that few shapes are compiled
 
 def score(
     model: Decoder,
-    examples: Sequence[tuple[Sequence[int], Sequence[int]]],
+    examples: Sequence[tuple[Ids, Ids]],
     *,
     attention: Attention = "prefix",
     batch_size: int = 16,
@@ -155,7 +157,7 @@ class _State(NamedTuple):
 
 def decode(
     model: Decoder,
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[Ids],
     *,
     max_new_tokens: int,
     sampler: Sampler = Sampler(),

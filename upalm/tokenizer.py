@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import sentencepiece
 
@@ -102,7 +102,7 @@ class Tokenizer:
             self.encode(t) if max(i, default=0) >= self.first_sentinel else i for t, i in zip(texts, ids, strict=True)
         ]
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: Iterable[Any]) -> str:
         """Text of ids; sentinels become `<extra_id_i>`, padding, BOS and EOS nothing."""
         parts, held = [], []
         for i in map(int, ids):
