@@ -36,9 +36,9 @@ SHOWN = ("causal_bits_per_byte", "infill_bits_per_byte", "infill_gain", "suffix_
 
 
 WHAT = """
-<p>A causal PaLM of {n_params} parameters (<b>base</b>) was trained further in two ways with equal compute, {share} of its
-pretraining FLOPs: with plain next-token prediction (<b>causal</b>, the control) and with U-PaLM's mixture of denoisers
-(<b>ul2r</b>). All three are measured on files that none of them has seen.</p>
+<p>A causal PaLM of {n_params} parameters (<b>base</b>) was trained further in two ways with equal compute, {share} of
+its pretraining FLOPs: with plain next-token prediction (<b>causal</b>, the control) and with U-PaLM's mixture of
+denoisers (<b>ul2r</b>). All three are measured on files that none of them has seen.</p>
 <p>{verdict}</p>
 """
 
@@ -46,11 +46,12 @@ LIMITS = """
 <p>Shown here: within a small share of its pretraining compute, a model that never saw a gap learns the infilling form
 and to use the text on both sides; and how that compares with spending the same compute on more of the same.</p>
 <p>Not shown here: better few-shot scores, or the paper's 2x saving. The paper has no result below 8B parameters. At
-equal compute UL2R costs a tiny model some left-to-right quality (causal bits/byte), and exact whole lines are rare.</p>
+equal compute UL2R costs a tiny model some left-to-right quality (causal bits/byte), and exact whole lines are
+rare.</p>
 <p>Intervals: 95%, bootstrap over rows (1000 draws); they do not include the spread over training seeds. Each model is
-taken at its best on these rows ({modes}). <code>infill_gain</code> is left_only minus infill: above 0, the right context
-helps more than the infilling form costs. <code>suffix_use</code>: bits/byte lost when the text after the gap is exchanged
-for another row's. <code>format_ok</code>: unconstrained decoding gives the gap one span and ends.</p>
+taken at its best on these rows ({modes}). <code>infill_gain</code> is left_only minus infill: above 0, the right
+context helps more than the infilling form costs. <code>suffix_use</code>: bits/byte lost when the text after the gap
+is exchanged for another row's. <code>format_ok</code>: unconstrained decoding gives the gap one span and ends.</p>
 """
 
 

@@ -74,9 +74,7 @@ class TrainConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1.")
         if self.data.batch_size % self.accumulation:
-            raise ValueError(
-                f"batch_size {self.data.batch_size} does not divide into {self.accumulation} microbatches."
-            )
+            raise ValueError(f"batch_size {self.data.batch_size} is no multiple of accumulation {self.accumulation}.")
 
     def identity(self) -> dict[str, Any]:
         """As JSON, without what does not change the numbers."""

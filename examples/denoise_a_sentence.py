@@ -1,0 +1,18 @@
+"""What R, X and S make of one sentence."""
+
+from pathlib import Path
+
+import numpy as np
+
+import upalm
+from upalm import ul2r
+from upalm.tokenizer import MODES, Tokenizer
+
+SENTENCE = "def mean(values):\n    total = sum(values)\n    return total / len(values)\n"
+
+tokenizer = Tokenizer.load(Path(upalm.__file__).parent / "assets" / "palm_tiny" / "tokenizer.model")
+tokens = np.array(tokenizer.encode(SENTENCE), np.int32)
+for denoiser in ul2r.UL2R:
+    inputs, targets = denoiser(tokens, np.random.default_rng(1), tokenizer.symbols)
+    print(f"--- {denoiser.name}: inputs\n{MODES[denoiser.mode]} {tokenizer.decode(inputs)}")
+    print(f"--- {denoiser.name}: targets\n{tokenizer.decode(targets)}\n")

@@ -1,0 +1,34 @@
+"""Continue the shipped tiny PaLM with UL2R for longer than the quickstart does, or with the causal control.
+
+Paper:    U-PaLM (arXiv:2210.11399) section 2.4, at tiny size.
+Command:  upalm run ul2r_tiny ul2r
+Hardware: 2 CPU cores, about 15 minutes.
+Expected: docs/results.md. Measure with: upalm run quickstart --base runs/ul2r_tiny --n-steps 1
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import tyro
+
+import upalm
+from upalm.data import DataConfig
+from upalm.optim import Adafactor, Schedule
+from upalm.train import Continue, TrainConfig, run
+
+UL2R = TrainConfig(
+    out=Path("runs/ul2r_tiny"),
+    start=Continue(Path(upalm.__file__).parent / "assets" / "palm_tiny"),
+    data=DataConfig(mixture="ul2r", seq_len=256, batch_size=8, joint_budget=True),
+    optimizer=Adafactor(Schedule("cosine", peak=1e-2, final=1e-4), decay=False),
+    n_steps=2000,
+)
+CAUSAL = replace(UL2R, out=Path("runs/causal_tiny"), data=replace(UL2R.data, mixture="causal"))
+
+CONFIGS = {
+    "ul2r": ("2000 steps of UL2R, about 15 minutes on 2 cores.", UL2R),
+    "causal": ("The control: the same steps of plain language modelling.", CAUSAL),
+}
+
+if __name__ == "__main__":
+    run(tyro.extras.overridable_config_cli(CONFIGS))
