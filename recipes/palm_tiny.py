@@ -3,13 +3,16 @@
 Paper:    PaLM (arXiv:2204.02311) section 5, at 1/200,000 of its size.
 Command:  upalm run palm_tiny tiny
 Hardware: 2 CPU cores, about an hour.
+Result:   OUT/export holds bf16 weights, tokenizer, log and manifest: what ships as upalm/assets/palm_tiny.
 Expected: validation loss, see docs/results.md.
 """
 
+import shutil
 from pathlib import Path
 
 import tyro
 
+from upalm.checkpoint import export, load_model
 from upalm.data import DataConfig
 from upalm.model import PALM
 from upalm.optim import Adafactor, Schedule
@@ -28,4 +31,8 @@ TINY = TrainConfig(
 CONFIGS = {"tiny": ("A 1.2M-parameter PaLM on the standard library, about an hour on 2 cores.", TINY)}
 
 if __name__ == "__main__":
-    run(tyro.extras.overridable_config_cli(CONFIGS))
+    chosen = tyro.extras.overridable_config_cli(CONFIGS)
+    folder = run(chosen)
+    shutil.copytree(folder, folder / "export", ignore=lambda *_: ["steps", "export"], dirs_exist_ok=True)
+    export(folder / "export", *load_model(folder), chosen.identity())
+    print(f"weights to share: {folder / 'export'}")

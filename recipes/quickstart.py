@@ -21,7 +21,7 @@ from upalm.checkpoint import description, load_model
 from upalm.data import DataConfig, Loader, Tokens
 from upalm.evals import infilling
 from upalm.evals.statistics import Estimate, mean, ratio
-from upalm.infer import prompt_ids
+from upalm.infer import Attention, prompt_ids
 from upalm.layers import key_range
 from upalm.model import Decoder
 from upalm.optim import Adafactor, Schedule
@@ -32,6 +32,7 @@ SHIPPED = Path(upalm.__file__).parent / "assets" / "palm_tiny"
 FORKS = {"causal": "causal", "ul2r": "ul2r"}
 MODES = ("none", "nlu", "nlg")
 MAX_SPAN = 40
+LEFT_ONLY_FORMS: tuple[tuple[str, Attention], ...] = (("none", "causal"), ("none", "prefix"), ("s2s", "prefix"))
 SHOWN = ("causal_bits_per_byte", "infill_bits_per_byte", "infill_gain", "suffix_use", "format_ok")
 
 
@@ -204,7 +205,7 @@ def measure(model: Decoder, tokenizer: Tokenizer, corpus, lines, words, args: Qu
     mode = min(infills, key=lambda m: infills[m].bits.sum())
     left_only = {
         f"{m}, {attention}": infilling.left_only_bits(model, tokenizer, lines, m, attention)
-        for m, attention in (("none", "causal"), ("none", "prefix"), ("s2s", "prefix"))
+        for m, attention in LEFT_ONLY_FORMS
     }
     form = min(left_only, key=lambda f: left_only[f].bits.sum())
     few = lines[: args.n_decoded]

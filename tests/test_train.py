@@ -196,6 +196,12 @@ def test_export_and_load(tmp_path, tokenizer):
 
 def damage(folder: Path, how: str):
     weights = folder / "model.safetensors"
+    if how == "flipped":
+        content = bytearray(weights.read_bytes())
+        content[-100] ^= 1
+        weights.write_bytes(content)
+        return
+    (folder / "manifest.json").unlink()  # what is found without it
     if how == "truncated":
         weights.write_bytes(weights.read_bytes()[:-100])
     elif how == "tokenizer":
@@ -215,6 +221,7 @@ def damage(folder: Path, how: str):
     ("how", "message"),
     [
         ("truncated", r"model\.safetensors is damaged or truncated"),
+        ("flipped", r"model\.safetensors is damaged: its checksum"),
         ("tokenizer", "put the right tokenizer there"),
         ("size", "has shape"),
         ("json", r"config\.json is damaged"),

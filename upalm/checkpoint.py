@@ -6,6 +6,7 @@ steps/<k>/        Orbax: model and optimizer state after k steps (a run), or
 model.safetensors the weights alone (an export)
 """
 
+import hashlib
 import json
 import platform
 from dataclasses import asdict
@@ -147,6 +148,7 @@ def load_model(folder: str | Path) -> tuple[Decoder, Tokenizer]:
     """
     folder = Path(folder)
     found = description(folder)
+    _check_manifest(folder)
     tokenizer = Tokenizer.load(folder / "tokenizer.model")
     if tokenizer.hash != found["tokenizer_hash"]:
         raise ValueError(
@@ -171,7 +173,21 @@ def load_model(folder: str | Path) -> tuple[Decoder, Tokenizer]:
 
 
 def export(folder: Path, model: Decoder, tokenizer: Tokenizer, run: dict[str, Any]) -> None:
-    """Write the weights alone as bf16 safetensors, to share them."""
+    """Write the weights alone as bf16 safetensors, to share them, and a manifest with the files' checksums."""
     describe(folder, model.config, tokenizer, run)
     arrays = {name: np.asarray(leaf.astype(jnp.bfloat16)) for name, leaf in to_arrays(model).items()}
     safetensors.numpy.save_file(arrays, folder / "model.safetensors", metadata={"format": "upalm"})
+    files = sorted(p for p in folder.iterdir() if p.is_file() and p.name != "manifest.json")
+    manifest = {p.name: {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in files}
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+def _check_manifest(folder: Path) -> None:
+    manifest = folder / "manifest.json"
+    for name, wanted in json.loads(manifest.read_text()).items() if manifest.is_file() else ():
+        if _sha256(folder / name) != wanted["sha256"]:
+            raise ValueError(f"{folder / name} is damaged: its checksum is not that of {manifest}.")
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "missing"

@@ -67,8 +67,13 @@ class Recipes:
 class Run:
     """Run a recipe: `upalm run NAME CONFIG [--overrides]`, or `upalm run ./mine.py CONFIG`."""
 
-    words: tyro.conf.Positional[tuple[str, ...]]
+    words: tyro.conf.Positional[tuple[str, ...]] = ()
     """The recipe, and what goes to it; `upalm run NAME --help` lists its settings."""
+
+    def __call__(self) -> None:
+        if not self.words:
+            raise ValueError(f"upalm run needs a recipe: there are {', '.join(recipe.names())}.")
+        recipe.run(self.words[0], list(self.words[1:]))
 
 
 @dataclass(frozen=True)

@@ -192,7 +192,7 @@ def decode(
     marker_ids = np.asarray(markers if len(markers) else (EOS_ID,), np.int32)
     key = jax.random.key(seed)
     state = _decode(
-        *(model, tokens, starts, Grammar(gaps, limit, marker_ids), key),
+        *(model, tokens, starts, Grammar(*map(jnp.asarray, (gaps, limit, marker_ids))), key),
         max_new=max_new_tokens,
         sampler=sampler,
         attention=attention,

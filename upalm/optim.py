@@ -32,18 +32,18 @@ class Schedule:
 
     def build(self, n_steps: int) -> optax.Schedule:
         """As a function of the step."""
-        if self.kind == "cosine":
-            base = optax.cosine_decay_schedule(self.peak, max(n_steps - self.warmup_steps, 1), self.final / self.peak)
-        elif self.kind == "rsqrt":
-
-            def base(step):
-                return self.peak * jnp.sqrt(self.warm_steps / jnp.maximum(step, self.warm_steps))
-
-        else:
-            base = optax.constant_schedule(self.peak)
+        base = self._base(n_steps)
         if self.warmup_steps == 0:
             return base
         return optax.join_schedules([optax.linear_schedule(0, self.peak, self.warmup_steps), base], [self.warmup_steps])
+
+    def _base(self, n_steps: int) -> optax.Schedule:
+        if self.kind == "cosine":
+            n_decay = max(n_steps - self.warmup_steps, 1)
+            return optax.cosine_decay_schedule(self.peak, n_decay, self.final / self.peak)
+        if self.kind == "rsqrt":
+            return lambda step: self.peak * jnp.sqrt(self.warm_steps / jnp.maximum(step, self.warm_steps))
+        return optax.constant_schedule(self.peak)
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def scale_by_layer_rms(floor: float = 1e-3) -> optax.GradientTransformation:
     def update(updates, state, params):
         return jax.tree_util.tree_map_with_path(scale, updates, params), state
 
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)  # pyright: ignore[reportArgumentType]
 
 
 def decay_by_squared_learning_rate(schedule: optax.Schedule) -> optax.GradientTransformation:
@@ -118,7 +118,7 @@ def decay_by_squared_learning_rate(schedule: optax.Schedule) -> optax.GradientTr
         updates = jax.tree.map(lambda u, p: u - rate * p, updates, params)
         return updates, optax.ScaleByScheduleState(optax.safe_increment(state.count))
 
-    return optax.GradientTransformation(lambda params: optax.ScaleByScheduleState(jnp.zeros([], jnp.int32)), update)
+    return optax.GradientTransformation(lambda params: optax.ScaleByScheduleState(jnp.zeros([], jnp.int32)), update)  # pyright: ignore
 
 
 Optimizer = Adafactor | AdamW

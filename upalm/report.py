@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import matplotlib.colors
+import matplotlib.patches
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

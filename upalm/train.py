@@ -120,7 +120,7 @@ def train_step(
     (grads, sums), _ = jax.lax.scan(accumulate, zeros, batches)
     grads = jax.tree.map(lambda g: g / jnp.maximum(jnp.sum(sums.weight), 1), grads)
     with jax.numpy_dtype_promotion("standard"):  # optax relies on it
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.model)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.model)  # pyright: ignore[reportArgumentType]
     model = eqx.apply_updates(state.model, updates)
     return TrainState(model, opt_state), StepMetrics(sums, optax.global_norm(grads))
 
@@ -216,7 +216,7 @@ def fit(
     optimizer = config.optimizer.build(config.n_steps)
     describe(config.out, model.config, tokenizer, config.identity())
     checkpoints = Checkpoints(config.out)
-    state = TrainState(model, optimizer.init(model))
+    state = TrainState(model, optimizer.init(model))  # pyright: ignore[reportArgumentType]
     step = checkpoints.latest() or 0
     if step:
         state = TrainState(checkpoints.restore("model", model), checkpoints.restore("optimizer", state.opt_state))
@@ -277,7 +277,7 @@ def _report(log: metrics.Metrics, config: TrainConfig, step: int, reported: Step
             "Lower the learning rate; the checkpoint before is intact."
         )
     if step % config.log_every == 0 or step == config.n_steps:
-        rate = float(config.optimizer.schedule.build(config.n_steps)(step - 1))
+        rate = np.asarray(config.optimizer.schedule.build(config.n_steps)(step - 1)).item()
         by_denoiser = {f"loss_{n}": float(a / w) for n, a, w in zip(names, *sums, strict=True) if w > 0}
         values = {"loss": loss, **by_denoiser, "grad_norm": float(grad_norm), "learning_rate": rate}
         if math.isfinite(tokens_per_second):
