@@ -11,12 +11,12 @@ import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import tyro
 
 import upalm
 from upalm import metrics, recipe, report, text, train, ul2r
-from upalm.batch import Batch
 from upalm.checkpoint import description, load_model
 from upalm.data import DataConfig, Loader, Tokens
 from upalm.evals import infilling
@@ -78,7 +78,7 @@ class Quickstart:
     """Of both forks."""
     n_rows: int = 160
     """Held-out gaps of each kind."""
-    n_decoded: int = 64
+    n_decoded: int = 96
     """Of them, how many single-line gaps are also decoded."""
     seed: int = 0
     """Decides data order and noise."""
@@ -306,12 +306,9 @@ def head(part: str) -> str:
 
 def write_report(args: Quickstart, forks, models, tokenizer, tokens, lines, rows, results) -> None:
     logs = {name: metrics.read(config.out / "metrics.jsonl") for name, config in forks.items()}
-    loader = Loader(tokens, replace(forks["ul2r"].data, batch_size=16), tokenizer.symbols, seed=args.seed)
-    batch = max(
-        (Batch(*(x[i : i + 1] for x in loader.batch(0))) for i in range(16)),
-        key=lambda row: len(np.unique(row.denoiser_ids[row.segment_ids > 0])),
-    )
-    visible = np.asarray(key_range(batch.segment_ids, batch.prefix_mask).mask(batch.segment_ids.shape[1]))[0]
+    drawn = replace(forks["ul2r"].data, batch_size=24, joint_budget=False)  # the paper's budgets: packed rows
+    batch = Loader(tokens, drawn, tokenizer.symbols, seed=args.seed).batch(0)
+    visible = np.asarray(key_range(jnp.asarray(batch.segment_ids), jnp.asarray(batch.prefix_mask)).mask(drawn.seq_len))
     figures = [args.out / name for name in ("metrics.png", "masks.png", "loss.png")]
     report.save_metrics(figures[0], results["models"], SHOWN)
     report.save_masks(figures[1], batch, visible, [d.name for d in ul2r.UL2R])

@@ -73,9 +73,12 @@ def test_constrained_infilling_is_always_well_formed(model, tokenizer, gaps, see
         assert f.text == text
 
 
-def test_an_untrained_model_does_not_keep_the_format(model, tokenizer):
-    filled = infer.infill(model, tokenizer, ["a <extra_id_0> b"] * 2, constrained=False, max_span_tokens=8)
-    assert not any(f.format_ok for f in filled)
+def test_without_the_grammar_a_model_that_knows_no_format_does_not_keep_it(model, tokenizer):
+    ignorant = jax.tree.map(lambda x: x * 0, model)  # every token is equally likely: greedy ends at once
+    text = "a <extra_id_0> b"
+    free = infer.infill(ignorant, tokenizer, [text], constrained=False, max_span_tokens=8)[0]
+    assert (free.format_ok, free.spans) == (False, [""])
+    assert infer.infill(ignorant, tokenizer, [text], max_span_tokens=8)[0].format_ok
 
 
 def test_batching_does_not_change_greedy_output(model, tokenizer):
@@ -129,13 +132,14 @@ def test_tolerant_parser(tokenizer):
     assert (good.spans, good.text, good.format_ok) == (["one", "two"], "xoneytwoz", True)
     for pieces, spans in [
         ([s0, "one", EOS_ID], ["one", ""]),  # a gap is missing
-        ([s0, "one", s1, "two", s2, "three", EOS_ID], ["one", "two"]),  # ran on
         ([s0, "one", s1, "two", s0, "again", EOS_ID], ["one", "two"]),  # the first counts
         ([s1, "two", s0, "one", EOS_ID], ["one", "two"]),  # out of order
         (["junk", s0, "one", s1, "two", EOS_ID], ["one", "two"]),
     ]:
         parsed = parse(tokenizer, text, pieces)
         assert (parsed.spans, parsed.format_ok) == (spans, False)
+    ran_on = parse(tokenizer, text, [s0, "one", s1, "two", s2, "three", EOS_ID])
+    assert (ran_on.spans, ran_on.format_ok) == (["one", "two"], True)  # closed, and cut there
     assert not parse(tokenizer, text, [s0, "one", s1, "two"], "length").format_ok
 
 

@@ -283,7 +283,7 @@ class Infill(NamedTuple):
     log_probs: list[float]
     """Sum over the tokens of each span, in nats."""
     format_ok: bool
-    """Every gap had exactly one span, in order, and the model ended."""
+    """Every gap had exactly one span, in order, and the last was closed: by EOS, or a sentinel of no gap."""
 
 
 def prompt_ids(tokenizer: Tokenizer, text: str, mode: Mode = "none") -> tuple[list[int], int]:
@@ -342,7 +342,7 @@ def infill(
     """Fill the gaps `<extra_id_0>`, `<extra_id_1>`, ... of each text.
 
     `constrained` decoding gives every gap exactly one span and always ends; without it `format_ok` says what
-    the model has learnt, and the parser is tolerant: first span of each gap, missing ones empty.
+    the model has learnt, and the parser is tolerant: first span of each gap, missing ones empty, run-ons cut.
 
     Raises:
         ValueError: a text without gaps, or what `prompt_ids` and `decode` refuse.
@@ -365,19 +365,19 @@ def infill(
 
 
 def _parse(tokenizer: Tokenizer, text: str, n_gaps: int, completion: Completion) -> Infill:
-    sentinels = tokenizer.symbols.sentinels
-    markers = np.flatnonzero(completion.tokens >= tokenizer.first_sentinel)
-    order = [int(completion.tokens[i]) for i in markers]
-    pieces = np.split(np.arange(len(completion.tokens)), markers)
+    """First span of each gap; the output ends at EOS or at a sentinel of no gap, whichever comes first."""
+    sentinels = tokenizer.symbols.sentinels[:n_gaps]
+    tokens = completion.tokens
+    is_marker = tokens >= tokenizer.first_sentinel
+    ends = np.flatnonzero((tokens == EOS_ID) | (is_marker & ~np.isin(tokens, sentinels)))
+    end = int(ends[0]) if len(ends) else len(tokens)
+    starts = np.flatnonzero(is_marker[:end])
     spans, log_probs = [""] * n_gaps, [0.0] * n_gaps
-    for marker, piece in reversed(list(zip(order, pieces[1:], strict=True))):  # so that the first wins
-        if marker in sentinels[:n_gaps]:
-            slot, inside = sentinels.index(marker), piece[1:]
-            spans[slot] = tokenizer.decode(completion.tokens[inside])
-            ends = completion.tokens[inside] != EOS_ID
-            log_probs[slot] = float(completion.log_probs[inside][ends].sum())
-    begins_with_marker = len(markers) > 0 and markers[0] == 0
-    closed = completion.finish_reason == "eos" and order == list(sentinels[:n_gaps])
+    for start, stop in reversed(list(zip(starts, [*starts[1:], end], strict=True))):  # so that the first wins
+        slot, inside = sentinels.index(int(tokens[start])), slice(start + 1, stop)
+        spans[slot] = tokenizer.decode(tokens[inside])
+        log_probs[slot] = float(completion.log_probs[inside].sum())
+    in_order = tuple(tokens[starts]) == sentinels and starts[0] == 0
     kept = SENTINEL_TEXT.split(text)[0::2]
     filled = kept[0] + "".join(span + piece for span, piece in zip(spans, kept[1:], strict=True))
-    return Infill(spans, filled, log_probs, bool(begins_with_marker and closed))
+    return Infill(spans, filled, log_probs, bool(in_order and len(ends)))

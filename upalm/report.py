@@ -42,26 +42,27 @@ def save_loss_curves(path: Path, logs: Mapping[str, Sequence[Mapping[str, Any]]]
 
 
 def save_masks(path: Path, batch: Batch, visible: np.ndarray, names: Sequence[str]) -> None:
-    """What each position of one packed row sees, coloured by denoiser; darker where a loss is taken.
+    """What each position sees, in a row of each denoiser; coloured by denoiser, strong where a loss is taken.
 
     Args:
-        batch: one row, [1, T].
-        visible: Bool[T, T], query by key.
+        path: of the PNG.
+        batch: rows, [B, T]; the first that has a denoiser is drawn for it.
+        visible: Bool[B, T, T], query by key.
         names: of the denoisers.
     """
-    n = visible.shape[0]
-    picture = np.ones((n, n, 3))
-    for i in range(len(names)):
-        colour = np.array(matplotlib.colors.to_rgb(_COLOURS[i + 1]))
-        rows = (batch.segment_ids[0] > 0) & (batch.denoiser_ids[0] == i)
-        strength = np.where(batch.loss_weights[0] > 0, 1.0, 0.45)[:, None, None]
-        here = (visible & rows[:, None])[..., None]
-        picture = np.where(here, 1 - strength * (1 - colour), picture)
-    figure, axis = plt.subplots(figsize=(5, 5))
-    axis.imshow(picture, interpolation="nearest")
-    patches = [matplotlib.patches.Patch(color=_COLOURS[i + 1], label=name) for i, name in enumerate(names)]
-    axis.legend(handles=patches, title="denoiser", loc="upper right")
-    axis.set(xlabel="key position", ylabel="query position", title="Who sees whom (strong: loss is taken)")
+    figure, axes = plt.subplots(1, len(names), figsize=(3.6 * len(names), 3.9), squeeze=False)
+    has = [np.flatnonzero(((batch.segment_ids > 0) & (batch.denoiser_ids == i)).any(-1)) for i in range(len(names))]
+    for axis, name, rows in zip(axes[0], names, has, strict=True):
+        if len(rows):
+            b = rows[0]
+            colours = np.array([matplotlib.colors.to_rgb(c) for c in _COLOURS[1:]])[batch.denoiser_ids[b]]
+            strength = np.where(batch.loss_weights[b] > 0, 1.0, 0.45)[:, None]
+            shown = visible[b] & (batch.segment_ids[b] > 0)[:, None]
+            picture = np.where(shown[..., None], (1 - strength * (1 - colours))[:, None], 1.0)
+            axis.imshow(picture, interpolation="nearest")
+        axis.set(xlabel="key position", ylabel="query position", title=f"a row with {name}")
+    patches = [matplotlib.patches.Patch(color=c, label=name) for c, name in zip(_COLOURS[1:], names, strict=False)]
+    axes[0][-1].legend(handles=patches, loc="upper right")
     _save(figure, path)
 
 
