@@ -373,11 +373,11 @@ def _parse(tokenizer: Tokenizer, text: str, n_gaps: int, completion: Completion)
     end = int(ends[0]) if len(ends) else len(tokens)
     starts = np.flatnonzero(is_marker[:end])
     spans, log_probs = [""] * n_gaps, [0.0] * n_gaps
-    for start, stop in reversed(list(zip(starts, [*starts[1:], end], strict=True))):  # so that the first wins
+    for start, stop in reversed(list(zip(starts, [*starts, end][1:], strict=True))):  # so that the first wins
         slot, inside = sentinels.index(int(tokens[start])), slice(start + 1, stop)
         spans[slot] = tokenizer.decode(tokens[inside])
         log_probs[slot] = float(completion.log_probs[inside].sum())
-    in_order = tuple(tokens[starts]) == sentinels and starts[0] == 0
+    in_order = tuple(tokens[starts]) == sentinels and tokens[0] == sentinels[0]
     kept = SENTINEL_TEXT.split(text)[0::2]
     filled = kept[0] + "".join(span + piece for span, piece in zip(spans, kept[1:], strict=True))
     return Infill(spans, filled, log_probs, bool(in_order and len(ends)))
