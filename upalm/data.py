@@ -20,7 +20,7 @@ class DataConfig:
     source: str = "stdlib"
     """`stdlib` (Python's own source files), a .txt or .jsonl file, or a folder of them."""
     mixture: str = "ul2r"
-    """Name of the mixture of denoisers: ul2r or causal."""
+    """Name of the mixture of denoisers: ul2r, ul2r_roll or causal."""
     seq_len: int = 256
     """Positions in a row."""
     batch_size: int = 16

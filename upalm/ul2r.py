@@ -9,7 +9,7 @@ A chunk of tokens becomes an `Example` of inputs (seen in both directions) and t
 Paper: U-PaLM (arXiv:2210.11399) section 2.3; span sampling as in T5 (arXiv:1910.10683).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -250,10 +250,14 @@ S = PrefixLM(name="s", mode="s2s", weight=0.5)
 UL2R: Mixture = (R, X, S)
 """U-PaLM's final mixture (section 2.3). Of "mean 32 or up to 50%" for X we take both (as later work does)."""
 
+UL2R_ROLL: Mixture = (replace(R, roll=True), replace(X, roll=True), S)
+"""UL2R with rolled masks. T5's masks end in noise, so that inputs always end in a sentinel: a model trained on
+them alone has never seen text after its last gap."""
+
 CAUSAL: Mixture = (Causal(name="causal"),)
 """The control: the same steps of plain language modelling."""
 
-MIXTURES = {"ul2r": UL2R, "causal": CAUSAL}
+MIXTURES = {"ul2r": UL2R, "ul2r_roll": UL2R_ROLL, "causal": CAUSAL}
 
 
 class Budget(NamedTuple):
