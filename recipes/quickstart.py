@@ -29,7 +29,7 @@ from upalm.scaling import train_flops_per_token
 from upalm.tokenizer import Tokenizer
 
 SHIPPED = Path(upalm.__file__).parent / "assets" / "palm_tiny"
-FORKS = {"causal": "causal", "ul2r": "ul2r"}
+FORKS = ("causal", "ul2r")
 MODES = ("none", "nlu", "nlg")
 MAX_SPAN = 40
 LEFT_ONLY_FORMS: tuple[tuple[str, Attention], ...] = (("none", "causal"), ("none", "prefix"), ("s2s", "prefix"))
@@ -37,9 +37,9 @@ SHOWN = ("causal_bits_per_byte", "infill_bits_per_byte", "infill_gain", "suffix_
 
 
 WHAT = """
-<p>A causal PaLM of {n_params} parameters (<b>base</b>) was trained further in two ways with equal compute, {share} of
-its pretraining FLOPs: with plain next-token prediction (<b>causal</b>, the control) and with U-PaLM's mixture of
-denoisers (<b>ul2r</b>). All three are measured on files that none of them has seen.</p>
+<p>A causal PaLM of {n_params} parameters (<b>base</b>) was trained further in two ways with equal extra compute
+({share}): with plain next-token prediction (<b>causal</b>, the control) and with U-PaLM's mixture of denoisers
+(<b>ul2r</b>). All three are measured on files that none of them has seen.</p>
 <p>{verdict}</p>
 """
 
@@ -70,6 +70,8 @@ class Quickstart:
     """Pretrain the base first, on `data` (about an hour on 2 cores)."""
     skip_undecodable: bool = False
     """Leave out files that are not UTF-8, and count them, instead of stopping."""
+    mixture: str = "ul2r"
+    """Mixture of the UL2R fork: ul2r, or ul2r_roll, which also shows text after the last gap."""
     n_steps: int = 280
     """Steps of each fork."""
     batch_size: int = 8
@@ -85,12 +87,13 @@ class Quickstart:
 
     def fork(self, name: str, base: Path, seq_len: int) -> train.TrainConfig:
         """The run of a fork: the same but for the mixture."""
+        mixture = "causal" if name == "causal" else self.mixture
         return train.TrainConfig(
             out=self.out / name,
             start=train.Continue(base),
             data=DataConfig(
                 source=self.data,
-                mixture=FORKS[name],
+                mixture=mixture,
                 seq_len=seq_len,
                 batch_size=self.batch_size,
                 joint_budget=True,
@@ -232,10 +235,12 @@ def differences(rows: dict[str, Rows]) -> dict[str, Estimate]:
     }
 
 
-def extra_compute(base: Decoder, base_folder: Path, fork: train.TrainConfig) -> float:
-    """FLOPs of a fork over those of the base's pretraining."""
+def extra_compute(base: Decoder, base_folder: Path, fork: train.TrainConfig) -> float | None:
+    """FLOPs of a fork over those of the run that made the base; None if the base does not say what that was."""
     c = base.config
     made_by = description(base_folder)["run"]
+    if "n_steps" not in made_by:
+        return None
 
     per_token = train_flops_per_token(c.n_params, c.n_layers, c.n_heads, c.d_head, c.seq_len)
 
@@ -253,7 +258,7 @@ def print_summary(results: dict, rows: dict[str, Rows], lines: list[infilling.Ro
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"\nThe same {results['extra_compute']:.1%} of extra compute, spent in two ways")
+    table = Table(title=f"\nThe same extra compute ({share(results)}), spent in two ways")
     table.add_column("held-out Python source")
     for name in rows:
         table.add_column(name, justify="right")
@@ -268,6 +273,11 @@ def print_summary(results: dict, rows: dict[str, Rows], lines: list[infilling.Ro
         console.print(f"   was    {lines[i].spans[0].strip()}", markup=False)
         for name, r in rows.items():
             console.print(f"   {name:6} {r.forced.predictions[i].strip()}", markup=False)
+
+
+def share(results: dict) -> str:
+    known = results["extra_compute"]
+    return f"{known:.1%} of the base's own" if known is not None else "the base does not say what share of its own"
 
 
 def verdict(results: dict) -> str:
@@ -311,7 +321,7 @@ def write_report(args: Quickstart, forks, models, tokenizer, tokens, lines, rows
     visible = np.asarray(key_range(jnp.asarray(batch.segment_ids), jnp.asarray(batch.prefix_mask)).mask(drawn.seq_len))
     figures = [args.out / name for name in ("metrics.png", "masks.png", "loss.png")]
     report.save_metrics(figures[0], results["models"], SHOWN)
-    report.save_masks(figures[1], batch, visible, [d.name for d in ul2r.UL2R])
+    report.save_masks(figures[1], batch, visible, [d.name for d in ul2r.MIXTURES[args.mixture]])
     report.save_loss_curves(figures[2], logs)
     shown = "".join(
         report.infill_block(
@@ -324,9 +334,7 @@ def write_report(args: Quickstart, forks, models, tokenizer, tokens, lines, rows
     modes = "; ".join(
         f"{name} infills with mode {r.infill_mode}, continues {r.left_only_form}" for name, r in rows.items()
     )
-    what = WHAT.format(
-        n_params=f"{base.n_params / 1e6:.1f}M", share=f"{results['extra_compute']:.1%}", verdict=verdict(results)
-    )
+    what = WHAT.format(n_params=f"{base.n_params / 1e6:.1f}M", share=share(results), verdict=verdict(results))
     limits = LIMITS.format(modes=modes)
     sections = [("What was done", what), ("Measured", report.table(results["models"])), ("What it means", limits)]
     sections.append(("The first eight gaps (grey: what was there)", shown))

@@ -23,10 +23,12 @@ UL2R = TrainConfig(
     optimizer=Adafactor(Schedule("cosine", peak=1e-2, final=1e-4), decay=False),
     n_steps=2000,
 )
+ROLL = replace(UL2R, out=Path("runs/ul2r_roll_tiny"), data=replace(UL2R.data, mixture="ul2r_roll"))
 CAUSAL = replace(UL2R, out=Path("runs/causal_tiny"), data=replace(UL2R.data, mixture="causal"))
 
 CONFIGS = {
     "ul2r": ("2000 steps of UL2R, about 15 minutes on 2 cores.", UL2R),
+    "ul2r_roll": ("The same with rolled masks, which also show text after the last gap.", ROLL),
     "causal": ("The control: the same steps of plain language modelling.", CAUSAL),
 }
 

@@ -10,8 +10,8 @@ from upalm import ul2r
 from upalm.batch import Batch
 from upalm.checkpoint import empty_model, to_arrays
 from upalm.data import DataConfig, Loader, Tokens
-from upalm.layers import Block, key_range
-from upalm.loss import loss_fn
+from upalm.layers import Block, KeyRange, attend, key_range
+from upalm.loss import Z_LOSS, chunked_loss, loss_fn
 from upalm.model import PALM, Decoder, ModelConfig
 from upalm.scaling import train_flops_per_token
 from upalm.tokenizer import Symbols
@@ -221,6 +221,43 @@ def test_bf16_compute_is_close(model, batch):
     low = Decoder(dataclasses.replace(CONFIG, compute_dtype="bfloat16"), key=jax.random.key(0))
     assert low.hidden(batch).dtype == jnp.bfloat16
     assert float(jnp.abs(low(batch) - model(batch)).mean()) < 0.05
+
+
+@pytest.mark.parametrize("n_kv_heads", [1, 2])
+def test_attention_and_its_gradient_are_jaxs(n_kv_heads):
+    rng = np.random.default_rng(n_kv_heads)
+    q, k, v, d_out = (jnp.asarray(rng.normal(size=(2, 12, n, 8)), jnp.float32) for n in (4, n_kv_heads, n_kv_heads, 4))
+    start = rng.integers(0, 8, (2, 12))
+    mask = KeyRange(jnp.asarray(start), jnp.asarray(start + rng.integers(1, 5, (2, 12)))).mask(12)
+
+    def plain(q, k, v):
+        return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None], implementation="xla")
+
+    expected, expected_gradient = jax.vjp(plain, q, k, v)
+    found, gradient = jax.vjp(lambda *qkv: attend(*qkv, mask), q, k, v)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    for a, b in zip(gradient(d_out), expected_gradient(d_out), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize("length", [64, 36, 7])
+def test_chunked_loss_and_its_gradient_are_the_whole(length):
+    rng = np.random.default_rng(length)
+    embed, x = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((50, 16), (3, length, 16)))
+    targets = jnp.asarray(rng.integers(0, 50, (3, length)))
+    weights = jnp.asarray(rng.integers(0, 3, (3, length)), jnp.float32)
+
+    def whole(embed, x):
+        log_p = jax.nn.log_softmax(x @ embed.T / 4)
+        log_z = jax.nn.logsumexp(x @ embed.T / 4, -1)
+        nll = -jnp.take_along_axis(log_p, targets[..., None], -1)[..., 0]
+        return 3 * jnp.sum(weights * (nll + Z_LOSS * log_z**2))
+
+    found = jax.value_and_grad(lambda e, x: 3 * chunked_loss(e, x, targets, weights)[0], (0, 1))(embed, x)
+    expected = jax.value_and_grad(whole, (0, 1))(embed, x)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+    assert float(3 * chunked_loss(embed, x, targets, weights)[0]) == pytest.approx(float(found[0]))
 
 
 def test_loss_counts_targets_only_and_splits_by_denoiser(model, batch):

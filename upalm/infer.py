@@ -181,7 +181,7 @@ def decode(
         raise ValueError("no prompts.")
     for i, prompt in enumerate(prompts):
         _check_length(model, 1 + len(prompt) + max_new_tokens, f"prompt {i} with {max_new_tokens} new tokens")
-    n = _round_up(1 + max(map(len, prompts)))
+    n = 1 + _round_up(max(map(len, prompts)))  # BOS comes on top
     tokens, starts = np.zeros((len(prompts), n), np.int32), np.zeros(len(prompts), np.int32)
     for i, prompt in enumerate(prompts):
         starts[i] = n - 1 - len(prompt)

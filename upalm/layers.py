@@ -10,6 +10,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 if TYPE_CHECKING:
@@ -86,27 +87,67 @@ def key_range(segment_ids: Int[Array, "B T"], prefix_mask: Bool[Array, "B T"]) -
     return KeyRange(start, jnp.where(prefix_mask, prefix_end, index + 1))
 
 
+@jax.custom_vjp
 def attend(
     q_BTNH: Float[Array, "B T N H"],
     k_BSKH: Float[Array, "B S K H"],
     v_BSKH: Float[Array, "B S K H"],
     mask_BTS: Bool[Array, "B T S"],
 ) -> Float[Array, "B T N H"]:
-    """Attention of N query heads over K shared key-value heads; K = 1 is PaLM's multi-query attention."""
-    b, t, n, h = q_BTNH.shape
-    n_kv = k_BSKH.shape[2]
-    q_BKRH = _rows_by_kv_head(q_BTNH * h**-0.5, n_kv)  # R = T * N / K: all rows that share a key head
+    """Attention of N query heads over K shared key-value heads; K = 1 is PaLM's multi-query attention.
+
+    The backward pass forms the weights again from the scores and their log-sum-exp: nothing of size T x S is kept.
+    """
+    return _attend(q_BTNH, k_BSKH, v_BSKH, mask_BTS)[0]
+
+
+def _attend(q_BTNH, k_BSKH, v_BSKH, mask_BTS):
+    scores_BKRS = _scores(q_BTNH, k_BSKH, mask_BTS)
+    highest = jnp.max(scores_BKRS, -1, keepdims=True)
+    weights = jnp.exp(scores_BKRS - highest)
+    total = jnp.sum(weights, -1, keepdims=True)
+    out_BKRH = jnp.einsum("BKRS,BSKH->BKRH", weights.astype(v_BSKH.dtype), v_BSKH) / total
+    out_BKRH = checkpoint_name(out_BKRH.astype(v_BSKH.dtype), "attended")
+    log_total = checkpoint_name(highest + jnp.log(total), "attended")
+    return _by_position(out_BKRH, q_BTNH), (q_BTNH, k_BSKH, v_BSKH, mask_BTS, out_BKRH, log_total)
+
+
+def _attend_backward(saved, d_out_BTNH):
+    q_BTNH, k_BSKH, v_BSKH, mask_BTS, out_BKRH, log_total = saved
+    n_kv, scale = k_BSKH.shape[2], q_BTNH.shape[-1] ** -0.5
+    weights = jnp.exp(_scores(q_BTNH, k_BSKH, mask_BTS) - log_total)
+    d_out_BKRH = _by_kv_head(d_out_BTNH, n_kv)
+    d_v = jnp.einsum("BKRS,BKRH->BSKH", weights.astype(v_BSKH.dtype), d_out_BKRH)
+    d_weights = jnp.einsum("BKRH,BSKH->BKRS", d_out_BKRH, v_BSKH, preferred_element_type=jnp.float32)
+    mean = jnp.sum((d_out_BKRH * out_BKRH).astype(jnp.float32), -1, keepdims=True)
+    d_scores = (weights * (d_weights - mean)).astype(q_BTNH.dtype)
+    d_q = _by_position(jnp.einsum("BKRS,BSKH->BKRH", d_scores, k_BSKH), q_BTNH) * scale
+    d_k = jnp.einsum("BKRS,BKRH->BSKH", d_scores, _by_kv_head(q_BTNH, n_kv)) * scale
+    return d_q, d_k, d_v, None
+
+
+attend.defvjp(_attend, _attend_backward)
+
+
+def _scores(q_BTNH, k_BSKH, mask_BTS):
+    """Masked, fp32, [B, K, R, S]; R = T * N / K are all the query rows that share a key head."""
+    (b, t, n, h), n_kv = q_BTNH.shape, k_BSKH.shape[2]
+    q_BKRH = _by_kv_head(q_BTNH * h**-0.5, n_kv)
     scores = jnp.einsum("BKRH,BSKH->BKRS", q_BKRH, k_BSKH, preferred_element_type=jnp.float32)
     scores = scores.reshape(b, n_kv, t, n // n_kv, -1)
     scores = jnp.where(mask_BTS[:, None, :, None], scores, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(scores, -1).astype(v_BSKH.dtype).reshape(b, n_kv, t * n // n_kv, -1)
-    out_BKRH = jnp.einsum("BKRS,BSKH->BKRH", weights, v_BSKH)
-    return out_BKRH.reshape(b, n_kv, t, n // n_kv, h).swapaxes(1, 2).reshape(b, t, n, h)
+    return scores.reshape(b, n_kv, t * n // n_kv, -1)
 
 
-def _rows_by_kv_head(q_BTNH, n_kv):
-    b, t, n, h = q_BTNH.shape
-    return q_BTNH.reshape(b, t, n_kv, n // n_kv, h).swapaxes(1, 2).reshape(b, n_kv, -1, h)
+def _by_kv_head(x_BTNH, n_kv):
+    b, t, n, h = x_BTNH.shape
+    return x_BTNH.reshape(b, t, n_kv, n // n_kv, h).swapaxes(1, 2).reshape(b, n_kv, -1, h)
+
+
+def _by_position(x_BKRH, like_BTNH):
+    b, t, n, h = like_BTNH.shape
+    n_kv = x_BKRH.shape[1]
+    return x_BKRH.reshape(b, n_kv, t, n // n_kv, h).swapaxes(1, 2).reshape(b, t, n, h)
 
 
 def matmul(x: Float[Array, "..."], w: Float[Array, "..."], n_in: int = 1) -> Float[Array, "..."]:

@@ -3,17 +3,21 @@
 Dims: B batch rows, T positions, V vocabulary, M denoisers.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jax import lax
+from jaxtyping import Array, Float, Int
 
 from upalm.batch import Batch
-from upalm.model import Decoder
+from upalm.model import Decoder, tied_head
 
 Z_LOSS = 1e-4
 """Weight of log(Z)^2 (PaLM section 5)."""
+
+_N_CHUNKS = 8
 
 
 class LossSums(NamedTuple):
@@ -27,8 +31,11 @@ def token_log_probs(logits: Float[Array, "B T V"], targets: Array) -> tuple[Arra
     """Log-probability of each target, and log Z; both [B, T]."""
     log_z = jax.nn.logsumexp(logits, -1)
     # compared, not gathered: the gradient of a gather is a scatter, slow on CPU and refused over a sharded V
-    is_target = jnp.arange(logits.shape[-1])[None, None] == targets[..., None]
-    return jnp.sum(jnp.where(is_target, logits, 0.0), -1) - log_z, log_z
+    return jnp.sum(jnp.where(_is_target(logits, targets), logits, 0.0), -1) - log_z, log_z
+
+
+def _is_target(logits, targets):
+    return jnp.arange(logits.shape[-1])[None, None] == targets[..., None]
 
 
 def loss_fn(model: Decoder, batch: Batch, *, n_denoisers: int = 1) -> tuple[Float[Array, ""], LossSums]:
@@ -36,9 +43,68 @@ def loss_fn(model: Decoder, batch: Batch, *, n_denoisers: int = 1) -> tuple[Floa
 
     Paper: PaLM section 5 (z-loss, no label smoothing); loss on targets only.
     """
-    log_probs, log_z = token_log_probs(model(batch), jnp.asarray(batch.target_tokens))
     weights = jnp.asarray(batch.loss_weights)
+    targets = jnp.asarray(batch.target_tokens)
+    objective, log_probs = chunked_loss(model.embed, model.hidden(batch), targets, weights)
     ids = jnp.asarray(batch.denoiser_ids).astype(jnp.int32)
     is_denoiser = jax.nn.one_hot(ids, n_denoisers) * weights[..., None]
-    sums = LossSums(jnp.sum(-log_probs[..., None] * is_denoiser, (0, 1)), jnp.sum(is_denoiser, (0, 1)))
-    return jnp.sum((Z_LOSS * jnp.square(log_z) - log_probs) * weights), sums
+    return objective, LossSums(jnp.sum(-log_probs[..., None] * is_denoiser, (0, 1)), jnp.sum(is_denoiser, (0, 1)))
+
+
+@jax.custom_vjp
+def chunked_loss(
+    embed: Float[Array, "V D"], x: Float[Array, "B T D"], targets: Int[Array, "B T"], weights: Float[Array, "B T"]
+) -> tuple[Float[Array, ""], Float[Array, "B T"]]:
+    """Weighted sum of NLL + z-loss, and each target's log-probability, which has no gradient.
+
+    Logits exist for an eighth of the positions at a time. Their gradient needs nothing but themselves, so it is
+    formed beside them: no logits are kept for a backward pass, and none are computed twice.
+    """
+
+    def chunk(total, of):
+        x, targets, weights = of
+        log_probs, log_z = token_log_probs(tied_head(embed, x), targets)
+        return total + _objective(log_probs, log_z, weights), log_probs
+
+    total, log_probs = lax.scan(chunk, jnp.float32(0), _chunks(x, targets, weights))
+    return total, _joined(log_probs)
+
+
+def _forward(embed, x, targets, weights):
+    def chunk(carry, of):
+        (total, d_embed), (x, targets, weights) = carry, of
+        logits, head_gradient = jax.vjp(tied_head, embed, x)
+        log_probs, log_z = token_log_probs(logits, targets)
+        pull = weights * (1 + 2 * Z_LOSS * log_z)
+        d_logits = pull[..., None] * jnp.exp(logits - log_z[..., None]) - jnp.where(
+            _is_target(logits, targets), weights[..., None], 0.0
+        )
+        d_embed_here, d_x = head_gradient(d_logits)
+        return (total + _objective(log_probs, log_z, weights), d_embed + d_embed_here), (log_probs, d_x)
+
+    start = (jnp.float32(0), jnp.zeros_like(embed))
+    (total, d_embed), (log_probs, d_x) = lax.scan(chunk, start, _chunks(x, targets, weights))
+    return (total, _joined(log_probs)), (d_embed, _joined(d_x))
+
+
+def _backward(gradients, cotangents):
+    d_embed, d_x = gradients
+    return cotangents[0] * d_embed, cotangents[0].astype(d_x.dtype) * d_x, None, None
+
+
+chunked_loss.defvjp(_forward, _backward)
+
+
+def _objective(log_probs, log_z, weights):
+    return jnp.sum((Z_LOSS * jnp.square(log_z) - log_probs) * weights)
+
+
+def _chunks(*arrays_BT):
+    """[B, T, ...] -> [n, B, T / n, ...]: cut along T, so that B may be sharded."""
+    n = math.gcd(arrays_BT[0].shape[1], _N_CHUNKS)
+    return tuple(x.reshape(x.shape[0], n, -1, *x.shape[2:]).swapaxes(0, 1) for x in arrays_BT)
+
+
+def _joined(x_nBT):
+    """The inverse of `_chunks`."""
+    return x_nBT.swapaxes(0, 1).reshape(x_nBT.shape[1], -1, *x_nBT.shape[3:])

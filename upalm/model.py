@@ -75,6 +75,17 @@ PALM = {
 """The paper's sizes (PaLM Table 1: 8b, 62b, 540b) and smaller ones of the same family."""
 
 
+_MATMULS_SAVED = jax.checkpoint_policies.save_from_both_policies(
+    jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    jax.checkpoint_policies.save_only_these_names("attended"),
+)
+
+
+def tied_head(embed: Float[Array, "V D"], x: Float[Array, "... D"]) -> Float[Array, "... V"]:
+    """Logits from the input embeddings, in fp32, over sqrt(d_model)."""
+    return matmul(x.astype(jnp.float32), embed.T) * x.shape[-1] ** -0.5
+
+
 class Decoder(eqx.Module):
     """PaLM: embedding, scanned parallel blocks, scale-free final norm, tied head over sqrt(d_model)."""
 
@@ -112,8 +123,8 @@ class Decoder(eqx.Module):
             return block(x_BTD, tables, mask_BTS)[0], None
 
         if self.config.remat != "none":
-            policy = {"matmuls": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
-            body = jax.checkpoint(body, policy=policy[self.config.remat])
+            policy = _MATMULS_SAVED if self.config.remat == "matmuls" else None
+            body = jax.checkpoint(body, policy=policy)
         x_BTD, _ = jax.lax.scan(body, self.embed_tokens(tokens_BT), self.blocks)
         return normalise(x_BTD, None, self.config.norm)
 
@@ -122,8 +133,8 @@ class Decoder(eqx.Module):
         return self.embed[tokens].astype(self.config.compute_dtype)
 
     def logits(self, x: Float[Array, "... D"]) -> Float[Array, "... V"]:
-        """Tied, unscaled head, in fp32."""
-        return matmul(x.astype(jnp.float32), self.embed.T) * self.config.d_model**-0.5
+        """Logits of final activations."""
+        return tied_head(self.embed, x)
 
     def unstacked(self) -> list[Block]:
         """The blocks one by one: decoding copies less this way than under scan."""

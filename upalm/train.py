@@ -122,7 +122,7 @@ def train_step(
     with jax.numpy_dtype_promotion("standard"):  # optax relies on it
         updates, opt_state = optimizer.update(grads, state.opt_state, state.model)  # pyright: ignore[reportArgumentType]
     model = eqx.apply_updates(state.model, updates)
-    return TrainState(model, opt_state), StepMetrics(sums, optax.global_norm(grads))
+    return TrainState(model, opt_state), StepMetrics(sums, optax.tree.norm(grads))
 
 
 @partial(jax.jit, static_argnames="n_denoisers")
