@@ -18,7 +18,7 @@ import tyro
 import upalm
 from upalm import metrics, recipe, report, text, train, ul2r
 from upalm.checkpoint import description, load_model
-from upalm.data import DataConfig, Loader, Tokens
+from upalm.data import DataConfig, Loader
 from upalm.evals import infilling
 from upalm.evals.statistics import Estimate, mean, ratio
 from upalm.infer import Attention, prompt_ids
@@ -26,6 +26,7 @@ from upalm.layers import key_range
 from upalm.model import Decoder
 from upalm.optim import Adafactor, Schedule
 from upalm.scaling import train_flops_per_token
+from upalm.shards import Tokens
 from upalm.tokenizer import Tokenizer
 
 SHIPPED = Path(upalm.__file__).parent / "assets" / "palm_tiny"

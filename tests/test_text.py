@@ -42,9 +42,9 @@ def test_jsonl_keeps_line_separators_inside_strings(tmp_path):
         ("a.txt", b"", "no text in"),
         ("a.txt", b"short", "Both are needed"),
         ("a.txt", b"\xff\xfe latin", "not UTF-8"),
-        ("a.csv", b"a,b", "expected .txt or .jsonl"),
-        ("a.jsonl", b'{"text": "x"}\n{"body": "y"}', "line 2: expected a JSON object"),
-        ("a.jsonl", b'{"text": 3}', '"text" is int'),
+        ("a.csv", b"a,b", "expected one of .txt, .jsonl"),
+        ("a.jsonl", b'{"text": "x"}\n{"body": "y"}', "line 2: expected an object"),
+        ("a.jsonl", b'{"text": 3}', "'text' is int"),
         ("a.jsonl", b"{", "line 1"),
     ],
 )

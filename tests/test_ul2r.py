@@ -1,5 +1,8 @@
+import math
+
 import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -121,7 +124,7 @@ def test_too_few_sentinels_is_an_error_that_names_the_denoiser():
     with pytest.raises(ValueError, match="'dense' needs 256 sentinels"):
         ul2r.Segmenter(dense, ul2r.Budget.split(2048), SYMBOLS)
     capped = ul2r.SpanCorruption(name="dense", mean_span=3.0, corruption_rate=0.5, max_spans=100)
-    assert ul2r.Segmenter(capped, ul2r.Budget.split(2048), SYMBOLS).longest_chunk(2048) > 1000
+    assert ul2r.Segmenter(capped, ul2r.Budget.split(2048), SYMBOLS).longest_chunks[2048] > 1000
 
 
 def test_rows_too_short_for_the_mixture():
@@ -151,3 +154,86 @@ def test_rows_are_seqios():
     assert row.positions.tolist() == [0, 1, 2, 3, 4, 5, 6, 0, 1, 2, 3, 4, 5, 6, 0]
     assert row.segment_ids.tolist() == [1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 0]
     assert row.prefix_mask.astype(int).tolist() == [1, 1, 1, 1, 1, 0, 0, 1, 1, 1, 1, 1, 1, 0, 0]
+
+
+def parts_law(total, n_parts):
+    """P(a part has j tokens), j = 1, 2, ..., when all compositions of `total` into `n_parts` are equally likely."""
+    if n_parts == 1:
+        return np.eye(total)[-1]
+    ways = [math.comb(total - j - 1, n_parts - 2) if j < total else 0 for j in range(1, total + 1)]
+    return np.array([w / math.comb(total - 1, n_parts - 1) for w in ways])
+
+
+def assert_follows(counts, law):
+    """Chi-squared test at p = 0.0001, with cells of fewer than ten expected joined."""
+    order = np.argsort(-law)
+    n_cells = max(int((law * counts.sum() >= 10).sum()), 1)
+    found, expected = counts[order], law[order] * counts.sum()
+    cells = (
+        np.array([*found[:n_cells], found[n_cells:].sum()]),
+        np.array([*expected[:n_cells], expected[n_cells:].sum()]),
+    )
+    statistic = ((cells[0] - cells[1]) ** 2 / np.maximum(cells[1], 1e-9))[cells[1] > 1e-6].sum()
+    assert statistic < scipy.stats.chi2.isf(1e-4, max(n_cells - 1, 1)), (statistic, n_cells)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "denoiser", {repr(d): d for m in (ul2r.UL2R, ul2r.UL2R_SPLIT_X, ul2r.UL2) for d in m}.values(), ids=repr
+)
+def test_100_000_samples_follow_t5s_laws(denoiser):
+    length, n, rng = 150, 100_000, np.random.default_rng(0)
+    if isinstance(denoiser, ul2r.PrefixLM):
+        first = max(1, round((1 - 2 * denoiser.corruption_rate) * (length - 1)))
+        pivots = [len(denoiser(np.arange(length), rng, SYMBOLS).inputs) for _ in range(n)]
+        law = np.array([first <= p < length for p in range(length)]) / (length - first)
+        assert_follows(np.bincount(pivots, minlength=length), law)
+    elif isinstance(denoiser, ul2r.SpanCorruption):
+        n_noise = min(max(int(np.round(np.float32(length) * np.float32(denoiser.corruption_rate))), 1), length - 1)
+        n_spans = max(int(np.round(np.float32(n_noise) / np.float32(denoiser.mean_span))), 1)
+        n_spans = min(n_spans, denoiser.max_spans or n_spans)
+        first_span, first_kept = np.zeros(length + 1, int), np.zeros(length + 1, int)
+        for _ in range(n):
+            mask = ul2r.span_noise_mask(
+                length, denoiser.mean_span, denoiser.corruption_rate, rng, max_spans=denoiser.max_spans
+            )
+            edges = np.flatnonzero(np.diff(mask.astype(int), prepend=0, append=0))
+            assert mask.sum() == n_noise and len(edges) == 2 * n_spans
+            first_kept[edges[0]] += 1
+            first_span[edges[1] - edges[0]] += 1
+        assert_follows(first_span[1 : n_noise + 1], parts_law(n_noise, n_spans))
+        assert_follows(first_kept[1 : length - n_noise + 1], parts_law(length - n_noise, n_spans))
+
+
+def test_rolled_masks_favour_no_place_but_spare_the_ends():
+    """T5's first token is never noise, its last always. Rolled, all are, equally often but for the ends, where
+    no span may be split: there less, and on both sides alike."""
+    rng, n = np.random.default_rng(0), 40_000
+    share = sum(ul2r.span_noise_mask(40, 3.0, 0.15, rng, roll=True).astype(int) for _ in range(n)) / n
+    assert np.ptp(share[8:-8]) < 10 * np.sqrt(0.15 * 0.85 / n), share
+    assert share.min() > 0.04
+    assert np.allclose(share, share[::-1], atol=6 * np.sqrt(0.15 * 0.85 / n))
+
+
+# UL2, arXiv:2205.05131, Table 1 (as public configurations of UL2 have it): (mean span, rate)
+UL2_TABLE = [(3, 0.15), (8, 0.15), (3, 0.5), (8, 0.5), (64, 0.15), (64, 0.5)]
+
+
+def test_presets_are_the_papers_tables():
+    spans = [d for d in ul2r.UL2 if isinstance(d, ul2r.SpanCorruption)]
+    assert [(d.mean_span, d.corruption_rate) for d in spans] == UL2_TABLE
+    assert [d.mode for d in ul2r.UL2] == ["nlu", "nlu", "nlg", "nlg", "nlg", "nlg", "s2s"]
+    assert ul2r.UL2[-1] == ul2r.PrefixLM(name="s", mode="s2s", corruption_rate=0.25)
+    assert {d.weight for d in ul2r.UL2} == {1.0}
+    # UL2's rule for "extreme": spans of 12 tokens or more, or a rate of 30% or more
+    for d in (*spans, *(d for d in ul2r.UL2R_SPLIT_X if isinstance(d, ul2r.SpanCorruption))):
+        assert (d.mode == "nlg") == (d.mean_span >= 12 or d.corruption_rate >= 0.3), d
+    split = {d.name: (getattr(d, "mean_span", None), d.corruption_rate, d.weight) for d in ul2r.UL2R_SPLIT_X}
+    assert split == {"r": (3, 0.15, 0.25), "x1": (32, 0.15, 0.125), "x2": (3, 0.5, 0.125), "s": (None, 0.5, 0.5)}
+    assert ul2r.PREFIX_LM == (ul2r.PrefixLM(name="s", mode="s2s"),)
+
+
+@pytest.mark.parametrize("mixture", sorted(ul2r.MIXTURES))
+def test_every_preset_fits_the_papers_rows(mixture):
+    for denoiser in ul2r.MIXTURES[mixture]:
+        ul2r.Segmenter(denoiser, ul2r.Budget.split(2048), SYMBOLS)

@@ -146,6 +146,19 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Data:
+    """Tokenise text, and look at what the loader makes of it: `upalm data build | show | check --help`."""
+
+    words: tyro.conf.Positional[tuple[str, ...]] = ()
+    """The subcommand, and what goes to it."""
+
+    def __call__(self) -> None:
+        from upalm import cli_data  # imports Grain
+
+        cli_data.main(list(self.words))
+
+
+@dataclass(frozen=True)
 class Cite:
     """Print the BibTeX of upalm, U-PaLM, UL2 and PaLM."""
 
@@ -158,6 +171,7 @@ Command = (
     | Annotated[Recipes, tyro.conf.subcommand("recipes")]
     | Annotated[Infill, tyro.conf.subcommand("infill")]
     | Annotated[Sample, tyro.conf.subcommand("sample")]
+    | Annotated[Data, tyro.conf.subcommand("data")]
     | Annotated[Cite, tyro.conf.subcommand("cite")]
 )
 
@@ -168,6 +182,8 @@ def main() -> None:
     try:
         if arguments[:1] == ["run"] and arguments[1:2] and not arguments[1].startswith("-"):
             recipe.run(arguments[1], arguments[2:])  # what follows belongs to the recipe
+        elif arguments[:1] == ["data"]:
+            Data(tuple(arguments[1:]))()
         else:
             tyro.cli(Command, prog="upalm", args=arguments)()
     except KeyboardInterrupt as e:

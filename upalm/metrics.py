@@ -70,3 +70,24 @@ class Bar:
         self._last_line = now
         left = (now - self._start) / max(done - self._first, 1) * (self._total - done)
         print(f"{self._title} {done}/{self._total} {note} {left:.0f} s left", file=sys.stderr, flush=True)
+
+
+class Count:
+    """Progress of something of unknown length: counters and their rate, in one line."""
+
+    def __init__(self, title: str, names: tuple[str, ...]):
+        self._title, self._names, self._start = title, names, time.monotonic()
+
+    def __enter__(self) -> "Count":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if sys.stderr.isatty():
+            print(file=sys.stderr)
+
+    def update(self, *counts: int) -> None:
+        """Now at these counts."""
+        seconds = max(time.monotonic() - self._start, 1e-9)
+        shown = ", ".join(f"{n:,} {name}" for n, name in zip(counts, self._names, strict=True))
+        line = f"{self._title} {shown} ({counts[-1] / seconds:,.0f} {self._names[-1]}/s)"
+        print(line, end="\r" if sys.stderr.isatty() else "\n", file=sys.stderr, flush=True)

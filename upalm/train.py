@@ -7,7 +7,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -20,10 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from upalm import metrics, text
+from upalm import metrics, text, ul2r
 from upalm.batch import Batch
 from upalm.checkpoint import Checkpoints, describe, description, load_model
-from upalm.data import DataConfig, Loader, Tokens
+from upalm.data import Corpus, DataConfig, Loader, Weighted, built_folders, open_source
 from upalm.loss import LossSums, loss_fn
 from upalm.model import Decoder, ModelConfig
 from upalm.optim import Adafactor, Optimizer
@@ -80,6 +80,8 @@ class TrainConfig:
         """As JSON, without what does not change the numbers."""
         free = {"out", "log_every", "save_every"}
         fields = {k: v for k, v in asdict(self).items() if k not in free}
+        fields["data"] = {k: v for k, v in fields["data"].items() if k != "n_workers"}
+        fields["denoisers"] = [repr(d) for d in ul2r.mixture(self.data.mixture)]
         kinds = {"start": type(self.start).__name__, "optimizer": type(self.optimizer).__name__}
         return jax.tree.map(lambda x: str(x) if isinstance(x, Path) else x, fields | {"kinds": kinds})
 
@@ -144,15 +146,11 @@ def microbatched(batch: Batch, n: int) -> Batch:
 def run(config: TrainConfig) -> Path:
     """Prepare text, tokenizer and weights, and train. Returns the run folder."""
     check_folder(config)
-    corpus = text.load(config.data.source, skip_undecodable=config.data.skip_undecodable)
-    if corpus.skipped:
-        print(f"skipped {len(corpus.skipped)} files that are not UTF-8: {', '.join(corpus.skipped[:5])} ...")
-    model, tokenizer = prepare(config, corpus)
+    model, tokenizer = prepare(config)
     print(f"{model.config.n_params / 1e6:.2f}M parameters, vocabulary {tokenizer.vocab_size}", flush=True)
-    train, validation = (
-        Tokens.of(tokenizer.encode_documents([d.text for d in docs])) for docs in (corpus.train, corpus.validation)
-    )
-    print(f"{len(train.ids):,} training and {len(validation.ids):,} validation tokens", flush=True)
+    train, validation = open_source(config.data, tokenizer)
+    n_train, n_validation = (sum(corpus.n_tokens for corpus, _ in some) for some in (train, validation))
+    print(f"{n_train:,} training and {n_validation:,} validation tokens", flush=True)
     fit(config, model, tokenizer, train, validation)
     return config.out
 
@@ -173,7 +171,7 @@ def check_folder(config: TrainConfig) -> None:
         raise ValueError(f"{config.out} holds a run with other settings ({changes}). Choose another --out.")
 
 
-def prepare(config: TrainConfig, corpus: text.Corpus) -> tuple[Decoder, Tokenizer]:
+def prepare(config: TrainConfig) -> tuple[Decoder, Tokenizer]:
     """Weights and tokenizer to start from.
 
     Raises:
@@ -181,25 +179,31 @@ def prepare(config: TrainConfig, corpus: text.Corpus) -> tuple[Decoder, Tokenize
     """
     if isinstance(config.start, Continue):
         model, tokenizer = load_model(config.start.checkpoint)
-    elif (config.out / "tokenizer.model").is_file():  # resuming: no need to train it again
-        tokenizer = Tokenizer.load(config.out / "tokenizer.model")
-        model = Decoder(config.start.model, key=jax.random.key(config.seed))
     else:
-        order = np.random.default_rng(config.seed).permutation(len(corpus.train))
-        texts = (corpus.train[i].text for i in order)
-        tokenizer = Tokenizer.train(texts, config.start.model.vocab_size)
+        tokenizer = _tokenizer(config, config.start.model.vocab_size)
         model = Decoder(config.start.model, key=jax.random.key(config.seed))
     if config.data.seq_len > model.config.seq_len:
         raise ValueError(f"rows of {config.data.seq_len} are longer than the model's {model.config.seq_len}.")
     return model, tokenizer
 
 
+def _tokenizer(config: TrainConfig, vocab_size: int) -> Tokenizer:
+    """The run's, if it is being resumed; that of built shards; or one trained on the text."""
+    if (config.out / "tokenizer.model").is_file():
+        return Tokenizer.load(config.out / "tokenizer.model")
+    if folders := built_folders(config.data.source):
+        return Tokenizer.load(Path(next(iter(folders))) / "tokenizer.model")
+    corpus = text.load(config.data.source, skip_undecodable=config.data.skip_undecodable)
+    order = np.random.default_rng(config.seed).permutation(len(corpus.train))
+    return Tokenizer.train((corpus.train[i].text for i in order), vocab_size)
+
+
 def fit(
     config: TrainConfig,
     model: Decoder,
     tokenizer: Tokenizer,
-    train: Tokens,
-    validation: Tokens,
+    train: Corpus | Sequence[Weighted],
+    validation: Corpus | Sequence[Weighted],
     *,
     title: str = "train",
 ) -> Decoder:

@@ -9,7 +9,10 @@ A chunk of tokens becomes an `Example` of inputs (seen in both directions) and t
 Paper: U-PaLM (arXiv:2210.11399) section 2.3; span sampling as in T5 (arXiv:1910.10683).
 """
 
+import ast
+import difflib
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -28,6 +31,7 @@ class Example(NamedTuple):
 # --- Span sampling --------------------------------------------------------------------------------
 
 
+@lru_cache(maxsize=1 << 16)
 def span_counts(length: int, mean_span: float, corruption_rate: float) -> tuple[int, int]:
     """Number of noise tokens and of noise spans in a chunk; both are fixed by its length.
 
@@ -59,7 +63,8 @@ def span_noise_mask(
 
     Noise and kept tokens are each cut into the same number of parts, uniformly at random, and interleaved:
     the first token is kept and the last is noise. With one span that is always the tail; `roll` rotates
-    the mask by a random amount that splits no span, so the number of spans stays.
+    the mask by a random amount that splits no span, so the number of spans stays (and the two ends of a chunk,
+    where a span might be split, are noise less often than the rest).
 
     >>> span_noise_mask(8, 2.0, 0.5, np.random.default_rng(0)).astype(int)
     array([0, 0, 0, 1, 1, 0, 1, 1])
@@ -71,7 +76,7 @@ def span_noise_mask(
     runs = np.empty(2 * n_spans, np.int64)
     runs[0::2] = _random_partition(length - n_noise, n_spans, rng)
     runs[1::2] = _random_partition(n_noise, n_spans, rng)
-    mask = np.repeat(np.tile([False, True], n_spans), runs)
+    mask = (np.arange(2 * n_spans) % 2 == 1).repeat(runs)
     if roll:
         splits_no_span = np.flatnonzero(~(mask & np.roll(mask, 1)))
         mask = np.roll(mask, -rng.choice(splits_no_span))
@@ -80,8 +85,11 @@ def span_noise_mask(
 
 def _random_partition(total: int, n_parts: int, rng: np.random.Generator) -> np.ndarray:
     """`n_parts` positive integers that add up to `total`, each way equally likely."""
-    cuts = np.sort(rng.choice(total - 1, n_parts - 1, replace=False)) + 1
-    return np.diff(cuts, prepend=0, append=total)
+    cuts = np.empty(n_parts + 1, np.int64)
+    cuts[0], cuts[-1] = -1, total - 1
+    cuts[1:-1] = rng.choice(total - 1, n_parts - 1, replace=False, shuffle=False)
+    cuts.sort()
+    return cuts[1:] - cuts[:-1]
 
 
 def corrupt(tokens: np.ndarray, noise_mask: np.ndarray, sentinels: tuple[int, ...]) -> Example:
@@ -93,15 +101,26 @@ def corrupt(tokens: np.ndarray, noise_mask: np.ndarray, sentinels: tuple[int, ..
     >>> corrupt(np.array([11, 12, 13, 14, 15]), np.array([0, 1, 0, 1, 1], bool), (99, 98))
     Example(inputs=array([11, 99, 13, 98]), targets=array([99, 12, 98, 14, 15]))
     """
-    starts = noise_mask & ~np.concatenate([[False], noise_mask[:-1]])
-    n_spans = int(starts.sum())
-    if n_spans > len(sentinels):
-        raise ValueError(f"{n_spans} spans but {len(sentinels)} sentinels: cap the spans with max_spans.")
-    ids = np.asarray(sentinels[:n_spans], tokens.dtype)
+    is_input = ~noise_mask
+    starts = noise_mask.copy()
+    starts[1:] &= is_input[:-1]
+    at = starts.nonzero()[0]
+    if len(at) > len(sentinels):
+        raise ValueError(f"{len(at)} spans but {len(sentinels)} sentinels: cap the spans with max_spans.")
+    ids = np.array(sentinels[: len(at)], tokens.dtype)
     inputs = tokens.copy()
-    inputs[starts] = ids
-    targets = np.insert(tokens[noise_mask], np.flatnonzero(starts[noise_mask]), ids)
-    return Example(inputs[~noise_mask | starts], targets)
+    inputs[at] = ids
+    is_input |= starts
+    noise = tokens[noise_mask]
+    # a sentinel's place in the targets: after the noise, and the sentinels, that come before its span
+    place = noise_mask.cumsum()[at]
+    place += np.arange(-1, len(at) - 1)
+    targets = np.empty(len(noise) + len(at), tokens.dtype)
+    is_noise = np.ones(len(targets), bool)
+    is_noise[place] = False
+    targets[is_noise] = noise
+    targets[place] = ids
+    return Example(inputs[is_input], targets)
 
 
 def restore(example: Example, sentinels: tuple[int, ...]) -> np.ndarray:
@@ -250,6 +269,25 @@ S = PrefixLM(name="s", mode="s2s", weight=0.5)
 UL2R: Mixture = (R, X, S)
 """U-PaLM's final mixture (section 2.3). Of "mean 32 or up to 50%" for X we take both (as later work does)."""
 
+UL2R_SPLIT_X: Mixture = (
+    R,
+    replace(X, name="x1", corruption_rate=0.15, weight=0.125),
+    replace(X, name="x2", mean_span=3.0, weight=0.125, max_spans=N_SENTINELS),
+    S,
+)
+"""The other reading of "mean 32 or up to 50%": half of X has long spans, half a high rate."""
+
+UL2: Mixture = (
+    *(replace(R, name=f"r{i + 1}", mean_span=mu, weight=1.0) for i, mu in enumerate((3.0, 8.0))),
+    *(
+        replace(X, name=f"x{i + 1}", mean_span=mu, corruption_rate=rate, weight=1.0, max_spans=N_SENTINELS)
+        for i, (mu, rate) in enumerate([(3.0, 0.5), (8.0, 0.5), (64.0, 0.15), (64.0, 0.5)])
+    ),
+    replace(S, corruption_rate=0.25, weight=1.0),
+)
+"""UL2's seven denoisers (arXiv:2205.05131, Table 1), in equal shares; the first U-PaLM had them. Deviation: spans are
+capped at the 100 sentinels, which mean 3 at 50% exceeds from 600 tokens on."""
+
 UL2R_ROLL: Mixture = (replace(R, roll=True), replace(X, roll=True), S)
 """UL2R with rolled masks. T5's masks end in noise, so that inputs always end in a sentinel: a model trained on
 them alone has never seen text after its last gap."""
@@ -257,7 +295,63 @@ them alone has never seen text after its last gap."""
 CAUSAL: Mixture = (Causal(name="causal"),)
 """The control: the same steps of plain language modelling."""
 
-MIXTURES = {"ul2r": UL2R, "ul2r_roll": UL2R_ROLL, "causal": CAUSAL}
+PREFIX_LM: Mixture = (replace(S, weight=1.0),)
+"""The S denoiser alone."""
+
+SUPERVISED: Mixture = (PrefixLM(name="supervised"),)
+"""Finetuning: inputs and targets are given, in the layout of the S denoiser and without a mode token."""
+
+MIXTURES = {
+    "ul2r": UL2R,
+    "ul2r_roll": UL2R_ROLL,
+    "ul2r_split_x": UL2R_SPLIT_X,
+    "ul2": UL2,
+    "prefix_lm": PREFIX_LM,
+    "causal": CAUSAL,
+}
+"""By name. Add your own: `ul2r.MIXTURES["mine"] = (ul2r.R, Mine(name="mine"))`."""
+
+DENOISERS = {"SpanCorruption": SpanCorruption, "PrefixLM": PrefixLM, "Causal": Causal}
+
+
+def mixture(text: str) -> Mixture:
+    """A mixture by its name, or written as in Python: denoisers with keyword arguments, joined by commas.
+
+    >>> mixture("SpanCorruption(name='r', mode='nlu', mean_span=3.0, corruption_rate=0.15), PrefixLM(name='s')")
+    (SpanCorruption(name='r', mode='nlu', weight=1.0, mean_span=3.0, ...), PrefixLM(name='s', mode='none', ...))
+
+    Raises:
+        ValueError: an unknown name (the nearest is offered), or a text that is no such list.
+    """
+    if text in MIXTURES:
+        return MIXTURES[text]
+    if "(" not in text:
+        near = difflib.get_close_matches(text, MIXTURES, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"expected one of {sorted(MIXTURES)}."
+        raise ValueError(f"no mixture {text!r}: {hint}")
+    try:
+        body = ast.parse(f"[{text}]", mode="eval").body
+        calls = body.elts if isinstance(body, ast.List) else []
+        made = tuple(_denoiser(call) for call in calls)
+    except (SyntaxError, TypeError) as e:
+        raise ValueError(f"mixture {text!r}: {e}. Expected, for example, {_EXAMPLE_MIXTURE!r}.") from e
+    names = [d.name for d in made]
+    if len(set(names)) < len(names):
+        raise ValueError(f"mixture {text!r} has the names {names}: give each denoiser its own.")
+    return made
+
+
+_EXAMPLE_MIXTURE = (
+    "SpanCorruption(name='r', mode='nlu', mean_span=3.0, corruption_rate=0.15, weight=0.5), PrefixLM(name='s')"
+)
+
+
+def _denoiser(call: ast.expr) -> Denoiser:
+    if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in DENOISERS):
+        raise TypeError(f"{ast.unparse(call)} is none of {', '.join(DENOISERS)}")
+    if call.args or any(k.arg is None for k in call.keywords):
+        raise TypeError(f"{ast.unparse(call)}: give every argument its name")
+    return DENOISERS[call.func.id](**{str(k.arg): ast.literal_eval(k.value) for k in call.keywords})
 
 
 class Budget(NamedTuple):
@@ -303,7 +397,13 @@ class Segmenter:
                 f"denoiser {denoiser.name!r} needs {denoiser.n_sentinels(n)} sentinels for chunks of {n} "
                 f"tokens and there are {len(symbols.sentinels)}: shorten seq_len or set max_spans."
             )
-        self._segment_lengths = np.asarray([self.segment_length(i) for i in range(n + 1)])
+        self.segment_lengths = [self.segment_length(i) for i in range(n + 1)]
+        """Positions that a chunk takes, by its tokens."""
+        # the running maximum: a denoiser of yours may need less room for more tokens
+        most = np.maximum.accumulate(self.segment_lengths)
+        longest = np.searchsorted(most, np.arange(budget.total + 1), side="right") - 1
+        self.longest_chunks = np.maximum(longest, 0).tolist()
+        """The most tokens whose segment fits, by the room there is; 0 if none does."""
 
     def segment_length(self, n_tokens: int) -> int:
         """Positions of a row that a chunk takes: mode token, tokens, each sentinel twice, EOS."""
@@ -316,14 +416,17 @@ class Segmenter:
         halves_fit = n_inputs == 0 or (n_inputs <= budget.inputs and n_targets <= budget.targets)
         return halves_fit and self.segment_length(n_tokens) <= budget.total
 
-    def longest_chunk(self, room: int) -> int:
-        """The most tokens whose segment fits in `room` positions; 0 if none does."""
-        return max(int(np.searchsorted(self._segment_lengths, room, side="right")) - 1, 0)
-
     def __call__(self, tokens: np.ndarray, rng: np.random.Generator) -> Example:
+        """A chunk denoised and framed."""
+        return self.framed(self.denoiser(tokens, rng, self.symbols))
+
+    def framed(self, example: Example) -> Example:
         """Inputs with their mode token, targets with their EOS."""
-        inputs, targets = self.denoiser(tokens, rng, self.symbols)
-        return Example(np.concatenate([self.mode_ids, inputs]), np.concatenate([targets, self.eos_ids]))
+        return Example(np.concatenate([self.mode_ids, example.inputs]), np.concatenate([example.targets, self.eos_ids]))
+
+    def write(self, row: Batch, at: int, example: Example, segment_id: int, denoiser_id: int) -> int:
+        """`write_segment` with this vocabulary's BOS."""
+        return write_segment(row, at, example, segment_id, denoiser_id, self.symbols.bos_id)
 
 
 def write_segment(row: Batch, at: int, example: Example, segment_id: int, denoiser_id: int, bos_id: int) -> int:
@@ -335,11 +438,11 @@ def write_segment(row: Batch, at: int, example: Example, segment_id: int, denois
     """
     n_inputs, n = len(example.inputs), len(example.inputs) + len(example.targets)
     here = slice(at, at + n)
-    row.target_tokens[here] = np.concatenate(example)
+    np.concatenate(example, out=row.target_tokens[here], casting="same_kind")
     row.input_tokens[at] = bos_id
     row.input_tokens[at + 1 : at + n] = row.target_tokens[at : at + n - 1]
     row.loss_weights[at + n_inputs : at + n] = 1
-    row.positions[here] = np.arange(n)
+    row.positions[here] = np.arange(n, dtype=np.int16)
     row.segment_ids[here] = segment_id
     row.prefix_mask[at : at + min(n_inputs + 1, n)] = True
     row.denoiser_ids[here] = denoiser_id

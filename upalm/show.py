@@ -1,0 +1,61 @@
+"""What the loader makes, for people: rows in colour, counts of a mixture, the attention mask of a row."""
+
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+from rich.table import Table
+from rich.text import Text
+
+from upalm import report
+from upalm.batch import Batch
+from upalm.data import Loader, Statistics
+from upalm.layers import key_range
+from upalm.tokenizer import Tokenizer
+
+COLOURS = MODE, PREFIX, SENTINEL, TARGET = "bold magenta", "cyan", "bold yellow", "green"
+
+
+def row(loader: Loader, tokenizer: Tokenizer, number: int) -> Text:
+    """A row, segment by segment: mode token, inputs, sentinels and targets each in a colour."""
+    shown = Text()
+    for segment, example in loader.segments(number):
+        denoiser = loader.mixture[segment.denoiser_id]
+        n_mode = len(loader.segmenters[segment.denoiser_id].mode_ids)
+        shown.append(f"\n── {denoiser.name}: {segment.end - segment.start} tokens ", style="dim")
+        shown.append(f"-> {len(example.inputs)} inputs, {len(example.targets)} targets\n", style="dim")
+        shown.append(tokenizer.decode(example.inputs[:n_mode]), style=MODE)
+        for ids, style in ((example.inputs[n_mode:], PREFIX), (example.targets, TARGET)):
+            shown.append_text(_coloured(tokenizer, ids, style))
+            shown.append(" → " if style == PREFIX else "⏹\n" if denoiser.ends_with_eos else "\n", style="dim")
+    return shown
+
+
+def _coloured(tokenizer: Tokenizer, ids: np.ndarray, style: str) -> Text:
+    shown = Text()
+    is_sentinel = ids >= tokenizer.first_sentinel
+    for part in np.split(ids, np.flatnonzero(np.diff(is_sentinel.astype(int))) + 1):
+        if len(part):
+            shown.append(tokenizer.decode(part), style=SENTINEL if part[0] >= tokenizer.first_sentinel else style)
+    return shown
+
+
+def statistics_table(found: Statistics) -> Table:
+    """Shares of examples, source tokens and loss tokens by denoiser, and how full rows are."""
+    counts = np.array([(d.examples, d.source_tokens, d.loss_tokens) for d in found.denoisers])
+    totals = np.maximum(counts.sum(0), 1)
+    lost = f"{found.padding} of {found.positions} positions are padding"
+    table = Table(title=f"{found.rows} rows, {found.fill:.2%} full ({lost})")
+    for name in ("denoiser", "examples", "source tokens", "loss tokens", "spans an example"):
+        table.add_column(name, justify="left" if name == "denoiser" else "right")
+    for d, numbers in zip(found.denoisers, counts, strict=True):
+        shares = (f"{n} ({n / total:.1%})" for n, total in zip(numbers, totals, strict=True))
+        table.add_row(d.name, *shares, f"{d.spans / max(d.examples, 1):.1f}")
+    return table
+
+
+def save_mask(path: Path, loader: Loader, step: int = 0) -> None:
+    """Draw what each position sees, in a row that has each denoiser."""
+    batch: Batch = loader.batch(step)
+    visible = key_range(jnp.asarray(batch.segment_ids), jnp.asarray(batch.prefix_mask)).mask(loader.config.seq_len)
+    report.save_masks(path, batch, np.asarray(visible), [d.name for d in loader.mixture])
