@@ -71,8 +71,8 @@ class Quickstart:
     """Pretrain the base first, on `data` (about an hour on 2 cores)."""
     skip_undecodable: bool = False
     """Leave out files that are not UTF-8, and count them, instead of stopping."""
-    mixture: str = "ul2r"
-    """Mixture of the UL2R fork: ul2r, or ul2r_roll, which also shows text after the last gap."""
+    mixture: str = "ul2r_eos"
+    """Mixture of the UL2R fork: ul2r_eos, U-PaLM's with EOS after the inputs, or ul2r without."""
     n_steps: int = 280
     """Steps of each fork."""
     batch_size: int = 8
@@ -113,11 +113,13 @@ def main(args: Quickstart) -> None:
     started = time.monotonic()
     base_folder = pretrain(args) if args.from_scratch else args.base
     base, tokenizer = load_model(base_folder)
+    # rows must fit the longest form of a prompt, whichever model is asked
+    longest = Tokenizer(tokenizer.model, inputs_eos=True)
     forks = {name: args.fork(name, base_folder, base.config.seq_len) for name in FORKS}
     for config in forks.values():  # before anything is trained
         train.check_folder(config)
     corpus = text.load(args.data, skip_undecodable=args.skip_undecodable)
-    lines, words = rows_of(corpus, tokenizer, base.config.seq_len, args.n_rows)
+    lines, words = rows_of(corpus, longest, base.config.seq_len, args.n_rows)
     if corpus.skipped:
         print(f"skipped {len(corpus.skipped)} files that are not UTF-8: {', '.join(corpus.skipped)}")
     tokens, held_out = (
@@ -132,7 +134,9 @@ def main(args: Quickstart) -> None:
     rows: dict[str, Rows] = {}
     with metrics.Bar("evaluate", len(models)) as bar:
         for i, (name, model) in enumerate(models.items()):
-            rows[name] = measure(model, tokenizer, corpus, lines, words, args)
+            trained_on = ul2r.mixture(forks[name].data.mixture) if name in forks else ()
+            asked = longest if any(d.inputs_eos for d in trained_on) else tokenizer
+            rows[name] = measure(model, asked, corpus, lines, words, args)
             bar.update(i + 1)
     results = {
         "extra_compute": extra_compute(base, base_folder, forks["ul2r"]),
@@ -297,7 +301,7 @@ def verdict(results: dict) -> str:
     if gain.high < 0:
         return said + (
             f"It is still {-gain.mean:.3f} bits/byte behind its own best continuation from the left alone: at this "
-            "size and budget it has learnt the form and uses the suffix, not yet enough to beat plain continuation."
+            "size and budget it uses the text after the gap, not yet enough to beat plain continuation."
         )
     return said + f"Its gain over its own best continuation from the left alone is not significant: {gain}."
 
@@ -322,7 +326,7 @@ def write_report(args: Quickstart, forks, models, tokenizer, tokens, lines, rows
     visible = np.asarray(key_range(jnp.asarray(batch.segment_ids), jnp.asarray(batch.prefix_mask)).mask(drawn.seq_len))
     figures = [args.out / name for name in ("metrics.png", "masks.png", "loss.png")]
     report.save_metrics(figures[0], results["models"], SHOWN)
-    report.save_masks(figures[1], batch, visible, [d.name for d in ul2r.MIXTURES[args.mixture]])
+    report.save_masks(figures[1], batch, visible, [d.name for d in ul2r.mixture(args.mixture)])
     report.save_loss_curves(figures[2], logs)
     shown = "".join(
         report.infill_block(

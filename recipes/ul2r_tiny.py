@@ -19,16 +19,14 @@ from upalm.train import Continue, TrainConfig, run
 UL2R = TrainConfig(
     out=Path("runs/ul2r_tiny"),
     start=Continue(Path(upalm.__file__).parent / "assets" / "palm_tiny"),
-    data=DataConfig(mixture="ul2r", seq_len=256, batch_size=8, joint_budget=True),
+    data=DataConfig(mixture="ul2r_eos", seq_len=256, batch_size=8, joint_budget=True),
     optimizer=Adafactor(Schedule("cosine", peak=1e-2, final=1e-4), decay=False),
     n_steps=2000,
 )
-ROLL = replace(UL2R, out=Path("runs/ul2r_roll_tiny"), data=replace(UL2R.data, mixture="ul2r_roll"))
 CAUSAL = replace(UL2R, out=Path("runs/causal_tiny"), data=replace(UL2R.data, mixture="causal"))
 
 CONFIGS = {
     "ul2r": ("2000 steps of UL2R, about 15 minutes on 2 cores.", UL2R),
-    "ul2r_roll": ("The same with rolled masks, which also show text after the last gap.", ROLL),
     "causal": ("The control: the same steps of plain language modelling.", CAUSAL),
 }
 

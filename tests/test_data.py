@@ -39,7 +39,7 @@ def rows_in(made, windows):
 def source_of(made, segment, example):
     """What a segment was made of, by splicing its targets into its inputs."""
     segmenter = made.segmenters[segment.denoiser_id]
-    inputs = example.inputs[len(segmenter.mode_ids) :]
+    inputs = example.inputs[len(segmenter.mode_ids) : len(example.inputs) - len(segmenter.inputs_eos_ids)]
     targets = example.targets[: len(example.targets) - len(segmenter.eos_ids)]
     assert tuple(example.inputs[: len(segmenter.mode_ids)]) == SYMBOLS.modes.get(segmenter.denoiser.mode, ())
     if isinstance(segmenter.denoiser, ul2r.SpanCorruption):
@@ -176,6 +176,15 @@ def test_supervised_pairs_become_rows():
     assert set(batch.target_tokens[batch.loss_weights > 0].tolist()) <= {1, *range(500, 600)}
     with pytest.raises(ValueError, match="longer than a row of 64"):
         loader(Tokens.of_pairs(pairs), seq_len=64).batch(0)
+
+
+def test_inputs_end_with_eos_where_asked_for(tokens):
+    made = loader(tokens, mixture="ul2r_eos")
+    for row in range(rows_in(made, 1)):
+        for segment, example in made.segments(row):
+            denoiser = made.mixture[segment.denoiser_id]
+            assert denoiser.inputs_eos == (denoiser.name != "s")
+            assert not denoiser.inputs_eos or example.inputs[-1] == 1
 
 
 def test_18_bytes_a_token(tokens):

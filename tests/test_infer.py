@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from upalm import infer, ul2r
 from upalm.batch import Batch
 from upalm.model import Decoder, ModelConfig
-from upalm.tokenizer import EOS_ID
+from upalm.tokenizer import EOS_ID, Tokenizer
 
 CONFIG = ModelConfig(vocab_size=512, d_model=32, n_layers=2, n_heads=4, d_head=8, d_ff=64, seq_len=256)
 
@@ -123,6 +123,16 @@ def parse(tokenizer, text, pieces, reason="eos"):
     for piece in pieces:
         ids += [piece] if isinstance(piece, int) else tokenizer.encode(piece)
     return infer._parse(tokenizer, text, 2, infer.Completion(np.array(ids), np.zeros(len(ids)), reason))
+
+
+@pytest.mark.parametrize("denoiser", [*ul2r.UL2R[:2], *ul2r.UL2R_EOS[:2]], ids=repr)
+def test_prompts_are_the_inputs_of_training(tokenizer, denoiser):
+    tokenizer = Tokenizer(tokenizer.model, inputs_eos=denoiser.inputs_eos)
+    segmenter = ul2r.Segmenter(denoiser, ul2r.Budget.joint(128), tokenizer.symbols)
+    a, b = (np.array(tokenizer.encode(x)) for x in ("def f(x", "return x"))
+    mask = np.r_[np.zeros(len(a), bool), True, True, np.zeros(len(b), bool)]
+    example = segmenter.framed(ul2r.corrupt(np.r_[a, 7, 7, b], mask, tokenizer.symbols.sentinels))
+    assert infer.prompt_ids(tokenizer, "def f(x<extra_id_0>return x", denoiser.mode)[0] == example.inputs.tolist()
 
 
 def test_tolerant_parser(tokenizer):

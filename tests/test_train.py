@@ -168,6 +168,14 @@ def test_the_loss_falls(config, tokenizer, tokens):
     assert {"loss_r", "loss_x", "loss_s", "grad_norm", "learning_rate", "tokens_per_second"} <= seen
 
 
+def test_the_checkpoint_says_how_its_inputs_end(config, tokenizer, tokens):
+    fit(dataclasses.replace(config, out=config.out / "plain", n_steps=1), tokenizer, tokens)
+    assert not load_model(config.out / "plain")[1].inputs_eos
+    data = dataclasses.replace(config.data, mixture="ul2r_eos")
+    fit(dataclasses.replace(config, out=config.out / "eos", data=data, n_steps=1), tokenizer, tokens)
+    assert load_model(config.out / "eos")[1].inputs_eos
+
+
 def test_an_infinite_loss_stops_the_run_and_names_step_and_folder(config, tokenizer, tokens):
     model = Decoder(MODEL, key=jax.random.key(0))
     model = eqx.tree_at(lambda m: m.embed, model, model.embed * np.nan)

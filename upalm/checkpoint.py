@@ -61,6 +61,7 @@ def describe(folder: Path, config: ModelConfig, tokenizer: Tokenizer, run: dict[
         "format": _FORMAT,
         "model": asdict(config),
         "tokenizer_hash": tokenizer.hash,
+        "inputs_eos": tokenizer.inputs_eos,
         "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
         "run": run,
     }
@@ -149,7 +150,7 @@ def load_model(folder: str | Path) -> tuple[Decoder, Tokenizer]:
     folder = Path(folder)
     found = description(folder)
     _check_manifest(folder)
-    tokenizer = Tokenizer.load(folder / "tokenizer.model")
+    tokenizer = Tokenizer.load(folder / "tokenizer.model", inputs_eos=found.get("inputs_eos", False))
     if tokenizer.hash != found["tokenizer_hash"]:
         raise ValueError(
             f"{folder}/tokenizer.model has hash {tokenizer.hash}, the checkpoint was made with "

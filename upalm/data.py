@@ -36,7 +36,7 @@ class DataConfig:
     """`stdlib` (Python's own source files), a text file or a folder of them (see upalm.text), or a folder made by
     `upalm data build`. Several built folders are mixed by weight: `wiki=0.7,code=0.3`."""
     mixture: str = "ul2r"
-    """Name of a mixture (ul2r, ul2r_roll, ul2r_split_x, ul2, prefix_lm, causal), or denoisers written as in Python:
+    """Name of a mixture (ul2r, ul2r_eos, ul2r_split_x, ul2, prefix_lm, causal), or denoisers written as in Python:
     `SpanCorruption(name='r', mode='nlu', mean_span=3.0, corruption_rate=0.15), PrefixLM(name='s', mode='s2s')`."""
     seq_len: int = 256
     """Positions in a row."""

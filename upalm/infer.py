@@ -287,7 +287,8 @@ class Infill(NamedTuple):
 
 
 def prompt_ids(tokenizer: Tokenizer, text: str, mode: Mode = "none") -> tuple[list[int], int]:
-    """Ids of a prompt, and its number of gaps. The mode token comes first; `<extra_id_i>` become sentinels.
+    """Ids of a prompt, and its number of gaps. The mode token comes first; `<extra_id_i>` become sentinels;
+    EOS comes last if there are gaps and the model was trained so.
 
     Every piece between gaps is encoded by itself.
 
@@ -306,7 +307,7 @@ def prompt_ids(tokenizer: Tokenizer, text: str, mode: Mode = "none") -> tuple[li
     for i, piece in enumerate(pieces[0::2]):
         ids += tokenizer.encode(piece)
         ids += [tokenizer.symbols.sentinels[i]] if i < len(numbers) else []
-    return ids, len(numbers)
+    return ids + [EOS_ID] * (tokenizer.inputs_eos and len(numbers) > 0), len(numbers)
 
 
 def generate(

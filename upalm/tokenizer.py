@@ -40,12 +40,17 @@ class Tokenizer:
     (U-PaLM section 11.3). Ordinary text never encodes to a sentinel: where its best segmentation
     uses one of those subwords, `encode` spells that subword in bytes instead.
 
+    Args:
+        model: SentencePiece.
+        inputs_eos: whether inputs with gaps end with EOS, which is how the model that this comes with was trained
+            (`ul2r.Denoiser.inputs_eos`).
+
     Raises:
         ValueError: the vocabulary is not byte-complete, too small, or a mode token does not resolve.
     """
 
-    def __init__(self, model: bytes):
-        self.model = model
+    def __init__(self, model: bytes, *, inputs_eos: bool = False):
+        self.model, self.inputs_eos = model, inputs_eos
         self._sp = sentencepiece.SentencePieceProcessor(model_proto=model)
         self.vocab_size = self._sp.vocab_size()
         self._byte_ids = [self._sp.piece_to_id(f"<0x{b:02X}>") for b in range(256)]
@@ -156,7 +161,7 @@ class Tokenizer:
         path.write_bytes(self.model)
 
     @classmethod
-    def load(cls, path: Path) -> "Tokenizer":
+    def load(cls, path: Path, *, inputs_eos: bool = False) -> "Tokenizer":
         """Read a SentencePiece model.
 
         Raises:
@@ -165,7 +170,7 @@ class Tokenizer:
         if not path.is_file():
             raise ValueError(f"no tokenizer at {path}: expected a SentencePiece model.")
         try:
-            return cls(path.read_bytes())
+            return cls(path.read_bytes(), inputs_eos=inputs_eos)
         except RuntimeError as e:
             raise ValueError(f"{path} is not a SentencePiece model: {e}.") from e
 

@@ -218,7 +218,8 @@ def fit(
     held_out = Loader(validation, config.data, tokenizer.symbols, seed=config.seed)
     n_denoisers = len(loader.segmenters)
     optimizer = config.optimizer.build(config.n_steps)
-    describe(config.out, model.config, tokenizer, config.identity())
+    inputs_eos = tokenizer.inputs_eos or any(d.inputs_eos for d in loader.mixture)
+    describe(config.out, model.config, Tokenizer(tokenizer.model, inputs_eos=inputs_eos), config.identity())
     checkpoints = Checkpoints(config.out)
     state = TrainState(model, optimizer.init(model))  # pyright: ignore[reportArgumentType]
     step = checkpoints.latest() or 0

@@ -156,6 +156,8 @@ class Denoiser:
     """Mode token before the inputs: s2s, nlu, nlg or none."""
     weight: float = 1.0
     """Relative share of examples."""
+    inputs_eos: bool = False
+    """End the inputs with EOS, as T5's features do; the paper does not say. It shows where the inputs end."""
 
     ends_with_eos: ClassVar[bool] = True
 
@@ -288,9 +290,9 @@ UL2: Mixture = (
 """UL2's seven denoisers (arXiv:2205.05131, Table 1), in equal shares; the first U-PaLM had them. Deviation: spans are
 capped at the 100 sentinels, which mean 3 at 50% exceeds from 600 tokens on."""
 
-UL2R_ROLL: Mixture = (replace(R, roll=True), replace(X, roll=True), S)
-"""UL2R with rolled masks. T5's masks end in noise, so that inputs always end in a sentinel: a model trained on
-them alone has never seen text after its last gap."""
+UL2R_EOS: Mixture = (replace(R, inputs_eos=True), replace(X, inputs_eos=True), S)
+"""UL2R with EOS after the inputs of R and X. T5's masks end in noise, so that inputs without it always end in a
+sentinel; where text follows the last gap, a small model then does not notice that the inputs end (docs/results.md)."""
 
 CAUSAL: Mixture = (Causal(name="causal"),)
 """The control: the same steps of plain language modelling."""
@@ -303,7 +305,7 @@ SUPERVISED: Mixture = (PrefixLM(name="supervised"),)
 
 MIXTURES = {
     "ul2r": UL2R,
-    "ul2r_roll": UL2R_ROLL,
+    "ul2r_eos": UL2R_EOS,
     "ul2r_split_x": UL2R_SPLIT_X,
     "ul2": UL2,
     "prefix_lm": PREFIX_LM,
@@ -318,7 +320,7 @@ def mixture(text: str) -> Mixture:
     """A mixture by its name, or written as in Python: denoisers with keyword arguments, joined by commas.
 
     >>> mixture("SpanCorruption(name='r', mode='nlu', mean_span=3.0, corruption_rate=0.15), PrefixLM(name='s')")
-    (SpanCorruption(name='r', mode='nlu', weight=1.0, mean_span=3.0, ...), PrefixLM(name='s', mode='none', ...))
+    (SpanCorruption(name='r', mode='nlu', ..., mean_span=3.0, ...), PrefixLM(name='s', mode='none', ...))
 
     Raises:
         ValueError: an unknown name (the nearest is offered), or a text that is no such list.
@@ -383,6 +385,7 @@ class Segmenter:
         self.denoiser, self.symbols = denoiser, symbols
         self.mode_ids = np.asarray(symbols.modes.get(denoiser.mode, ()), np.int32)
         self.eos_ids = np.asarray([symbols.eos_id][: denoiser.ends_with_eos], np.int32)
+        self.inputs_eos_ids = np.asarray([symbols.eos_id][: denoiser.inputs_eos], np.int32)
         n = 0
         while self._fits(n + 1, budget):
             n += 1
@@ -407,11 +410,13 @@ class Segmenter:
 
     def segment_length(self, n_tokens: int) -> int:
         """Positions of a row that a chunk takes: mode token, tokens, each sentinel twice, EOS."""
-        return len(self.mode_ids) + n_tokens + 2 * self.denoiser.n_sentinels(n_tokens) + len(self.eos_ids)
+        n_added = len(self.mode_ids) + len(self.inputs_eos_ids) + len(self.eos_ids)
+        return n_tokens + 2 * self.denoiser.n_sentinels(n_tokens) + n_added
 
     def _fits(self, n_tokens: int, budget: Budget) -> bool:
         n_inputs, n_targets = self.denoiser.lengths(n_tokens)
-        n_inputs, n_targets = n_inputs + len(self.mode_ids), n_targets + len(self.eos_ids)
+        n_inputs += len(self.mode_ids) + len(self.inputs_eos_ids)
+        n_targets += len(self.eos_ids)
         # without inputs there are no two halves: the targets have the row
         halves_fit = n_inputs == 0 or (n_inputs <= budget.inputs and n_targets <= budget.targets)
         return halves_fit and self.segment_length(n_tokens) <= budget.total
@@ -421,8 +426,11 @@ class Segmenter:
         return self.framed(self.denoiser(tokens, rng, self.symbols))
 
     def framed(self, example: Example) -> Example:
-        """Inputs with their mode token, targets with their EOS."""
-        return Example(np.concatenate([self.mode_ids, example.inputs]), np.concatenate([example.targets, self.eos_ids]))
+        """Inputs with their mode token (and EOS, where asked for), targets with their EOS."""
+        return Example(
+            np.concatenate([self.mode_ids, example.inputs, self.inputs_eos_ids]),
+            np.concatenate([example.targets, self.eos_ids]),
+        )
 
     def write(self, row: Batch, at: int, example: Example, segment_id: int, denoiser_id: int) -> int:
         """`write_segment` with this vocabulary's BOS."""
