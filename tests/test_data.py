@@ -47,10 +47,30 @@ def source_of(made, segment, example):
     return np.concatenate([inputs, targets])
 
 
-@settings(max_examples=60, deadline=None)
+mixtures = st.lists(
+    st.builds(
+        ul2r.SpanCorruption,
+        name=st.just("span"),
+        mode=st.sampled_from(["nlu", "nlg", "none"]),
+        weight=st.floats(0.1, 1),
+        inputs_eos=st.booleans(),
+        mean_span=st.floats(1, 70),
+        corruption_rate=st.floats(0.05, 0.6),
+        max_spans=st.integers(1, 100),
+        roll=st.booleans(),
+    )
+    | st.builds(ul2r.PrefixLM, name=st.just("s"), mode=st.just("s2s"), corruption_rate=st.floats(0.05, 0.5))
+    | st.just(ul2r.Causal(name="c")),
+    min_size=1,
+    max_size=4,
+    unique_by=lambda d: d.name,
+).map(lambda found: ", ".join(map(repr, found)))
+
+
+@settings(max_examples=150, deadline=None)
 @given(
     lengths=st.lists(st.integers(0, 400), min_size=1, max_size=12).filter(lambda x: sum(x) + len(x) >= 2),
-    mixture=st.sampled_from(sorted(ul2r.MIXTURES)),
+    mixture=st.sampled_from(sorted(ul2r.MIXTURES)) | mixtures,
     seq_len=st.sampled_from([128, 200, 256]),
     layout=st.sampled_from(["concatenated", "documents"]),
     joint_budget=st.booleans(),
@@ -210,6 +230,8 @@ def test_bad_config(change, message):
 
 
 def test_bad_sources(tokens):
+    with pytest.raises(ValueError, match=r"holds sentinels \(\[950\], 1 tokens"):
+        loader(Tokens.of([[5] * 300 + [950] + [6] * 300])).batch(0)
     with pytest.raises(ValueError, match="expected at least 2"):
         loader(Tokens.of([[]]))
     with pytest.raises(ValueError, match="no multiple of the 3 processes"):

@@ -212,7 +212,8 @@ class Loader:
         process: index and number of the processes that share each batch; this one makes its part of the rows.
 
     Raises:
-        ValueError: an empty corpus, a batch that does not divide, or what `ul2r.Segmenter` refuses.
+        ValueError: an empty corpus, a batch that does not divide, or what `ul2r.Segmenter` refuses; and when a row is
+            made, a text with sentinels in it.
     """
 
     def __init__(
@@ -238,6 +239,7 @@ class Loader:
         self.config, self.seed, self.process = config, seed, process
         self.mixture = ul2r.SUPERVISED if self.corpora[0].is_supervised else ul2r.mixture(config.mixture)
         self.segmenters = [ul2r.Segmenter(d, config.budget(), symbols) for d in self.mixture]
+        self._sentinels = set(symbols.sentinels)
         self._interleaved = _interleaved([w for _, w in weighted])
         self._first_rows = [[0] for _ in weighted]  # of each window planned so far, by corpus
         self._windows: dict[tuple[int, int], tuple[Tokens, Plan]] = {}
@@ -271,10 +273,21 @@ class Loader:
         if key not in self._windows:
             plan, order = self.plan(corpus_id, window)
             tokens = self.corpora[corpus_id].read(self._blocks(corpus_id, window)).reordered(order)
+            self._refuse_sentinels(tokens)
             while len(self._windows) >= _WINDOWS_HELD * len(self.corpora):
                 self._windows.pop(next(iter(self._windows)), None)  # the oldest
             self._windows[key] = tokens, plan
         return self._windows[key]
+
+    def _refuse_sentinels(self, tokens: Tokens) -> None:
+        """Text that this project's tokenizer made has none; supervised targets may."""
+        if self._sentinels and not tokens.is_supervised:
+            found = np.flatnonzero((tokens.ids >= min(self._sentinels)) & (tokens.ids <= max(self._sentinels)))
+            if bad := sorted(set(tokens.ids[found].tolist()) & self._sentinels):
+                raise ValueError(
+                    f"the text holds sentinels ({bad[:3]}, {len(found)} tokens): they mark gaps and nothing else. "
+                    "Tokenise it with upalm.tokenizer.Tokenizer.encode, which spells them in bytes."
+                )
 
     def _find(self, row: int) -> tuple[int, int, int]:
         """Corpus, window, and place in it, of a row counted from the beginning of training."""

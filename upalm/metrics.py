@@ -1,6 +1,7 @@
 """What a run shows and keeps: a progress line with the time left, and JSON lines."""
 
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -77,6 +78,7 @@ class Count:
 
     def __init__(self, title: str, names: tuple[str, ...]):
         self._title, self._names, self._start = title, names, time.monotonic()
+        self._last = -math.inf
 
     def __enter__(self) -> "Count":
         return self
@@ -87,7 +89,11 @@ class Count:
 
     def update(self, *counts: int) -> None:
         """Now at these counts."""
-        seconds = max(time.monotonic() - self._start, 1e-9)
+        now = time.monotonic()
+        if now - self._last < (0.2 if sys.stderr.isatty() else _SECONDS_BETWEEN_LINES):
+            return
+        self._last = now
+        seconds = max(now - self._start, 1e-9)
         shown = ", ".join(f"{n:,} {name}" for n, name in zip(counts, self._names, strict=True))
         line = f"{self._title} {shown} ({counts[-1] / seconds:,.0f} {self._names[-1]}/s)"
         print(line, end="\r" if sys.stderr.isatty() else "\n", file=sys.stderr, flush=True)

@@ -317,7 +317,8 @@ def build(
     for _ in islice(documents, manifest.documents):  # tokenised before the interruption
         pass
     while True:
-        made, n_read, supervised = _shard(documents, tokenizer, shard_tokens)
+        done = manifest.documents, sum(s.tokens for s in manifest.shards)
+        made, n_read, supervised = _shard(documents, tokenizer, shard_tokens, done, progress)
         if n_read == 0:
             break
         if manifest.shards and supervised != manifest.supervised:
@@ -330,7 +331,6 @@ def build(
         manifest.documents += n_read
         manifest.skipped = list(skipped)
         manifest.write(out)
-        progress(manifest.documents, sum(s.tokens for s in manifest.shards))
     manifest.complete, manifest.skipped = True, list(skipped)
     manifest.write(out)
     return manifest
@@ -355,7 +355,11 @@ def _opened(source: str, folder: str, tokenizer: Tokenizer) -> Manifest:
 
 
 def _shard(
-    documents: Iterator[text.Document], tokenizer: Tokenizer, shard_tokens: int
+    documents: Iterator[text.Document],
+    tokenizer: Tokenizer,
+    shard_tokens: int,
+    done: tuple[int, int],
+    progress: Callable[[int, int], None],
 ) -> tuple[dict[str, list[Tokens]], int, bool]:
     """The blocks of the next shard of each split, the documents read, and whether they are supervised."""
     blocks: dict[str, list[Tokens]] = {split: [] for split in SPLITS}
@@ -380,6 +384,7 @@ def _shard(
                 held[split].append(one)
                 if sum(t.n_tokens for t in held[split]) >= _BLOCK_TOKENS:
                     close(split)
+        progress(done[0] + n_read, done[1] + n_tokens)
     for split in SPLITS:
         close(split)
     return blocks, n_read, supervised
