@@ -86,8 +86,7 @@ def span_noise_mask(
 def _random_partition(total: int, n_parts: int, rng: np.random.Generator) -> np.ndarray:
     """`n_parts` positive integers that add up to `total`, each way equally likely."""
     cuts = np.empty(n_parts + 1, np.int64)
-    cuts[0], cuts[-1] = -1, total - 1
-    cuts[1:-1] = rng.choice(total - 1, n_parts - 1, replace=False, shuffle=False)
+    cuts[0], cuts[1:-1], cuts[-1] = -1, rng.permutation(total - 1)[: n_parts - 1], total - 1
     cuts.sort()
     return cuts[1:] - cuts[:-1]
 
@@ -213,8 +212,9 @@ class SpanCorruption(Denoiser):
         return n_spans if self.max_spans is None else min(n_spans, self.max_spans)
 
     def __call__(self, tokens: np.ndarray, rng: np.random.Generator, symbols: Symbols) -> Example:
-        options = {"roll": self.roll, "max_spans": self.max_spans}
-        mask = span_noise_mask(len(tokens), self.mean_span, self.corruption_rate, rng, **options)
+        mask = span_noise_mask(
+            len(tokens), self.mean_span, self.corruption_rate, rng, roll=self.roll, max_spans=self.max_spans
+        )
         return corrupt(tokens, mask, symbols.sentinels)
 
 
@@ -444,14 +444,14 @@ def write_segment(row: Batch, at: int, example: Example, segment_id: int, denois
 
     Paper: U-PaLM section 2.2: inputs and targets are joined first, then packed.
     """
-    n_inputs, n = len(example.inputs), len(example.inputs) + len(example.targets)
-    here = slice(at, at + n)
-    np.concatenate(example, out=row.target_tokens[here], casting="same_kind")
+    n_inputs = len(example.inputs)
+    end = at + n_inputs + len(example.targets)
+    np.concatenate(example, out=row.target_tokens[at:end], casting="same_kind")
     row.input_tokens[at] = bos_id
-    row.input_tokens[at + 1 : at + n] = row.target_tokens[at : at + n - 1]
-    row.loss_weights[at + n_inputs : at + n] = 1
-    row.positions[here] = np.arange(n, dtype=np.int16)
-    row.segment_ids[here] = segment_id
-    row.prefix_mask[at : at + min(n_inputs + 1, n)] = True
-    row.denoiser_ids[here] = denoiser_id
-    return at + n
+    row.input_tokens[at + 1 : end] = row.target_tokens[at : end - 1]
+    row.loss_weights[at + n_inputs : end] = 1
+    row.positions[at:end] = np.arange(end - at, dtype=np.int16)
+    row.segment_ids[at:end] = segment_id
+    row.prefix_mask[at : min(at + n_inputs + 1, end)] = True
+    row.denoiser_ids[at:end] = denoiser_id
+    return end
