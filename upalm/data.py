@@ -240,6 +240,7 @@ class Loader:
         self.mixture = ul2r.SUPERVISED if self.corpora[0].is_supervised else ul2r.mixture(config.mixture)
         self.segmenters = [ul2r.Segmenter(d, config.budget(), symbols) for d in self.mixture]
         self._sentinels = set(symbols.sentinels)
+        self._keys = [np.array([seed, corpus_id], np.uint64) for corpus_id in range(len(weighted))]
         self._interleaved = _interleaved([w for _, w in weighted])
         self._first_rows = [[0] for _ in weighted]  # of each window planned so far, by corpus
         self._windows: dict[tuple[int, int], tuple[Tokens, Plan]] = {}
@@ -303,7 +304,7 @@ class Loader:
         """The denoised examples of a row, each with its plan."""
         corpus_id, window, place = self._find(row)
         tokens, plan = self.window(corpus_id, window)
-        rng = _noise(self.seed, corpus_id, row)
+        rng = _noise(self._keys[corpus_id], row)
         for segment in plan.segments[slice(*plan.rows[place])]:
             chunk = tokens.ids[segment.start : segment.end]
             segmenter = self.segmenters[segment.denoiser_id]
@@ -341,10 +342,9 @@ class Loader:
         return ahead
 
 
-def _noise(seed: int, corpus_id: int, row: int) -> np.random.Generator:
+def _noise(key: np.ndarray, row: int) -> np.random.Generator:
     """Philox finds any of its streams at once: (seed, corpus) is the key, the row a place in the counter."""
-    key, counter = np.array([seed, corpus_id], np.uint64), np.array([0, 0, row, 0], np.uint64)
-    return np.random.Generator(np.random.Philox(key=key, counter=counter))
+    return np.random.Generator(np.random.Philox(key=key, counter=np.array([0, 0, row, 0], np.uint64)))
 
 
 def _interleaved(weights: Sequence[float]) -> Any:

@@ -427,10 +427,8 @@ class Segmenter:
 
     def framed(self, example: Example) -> Example:
         """Inputs with their mode token (and EOS, where asked for), targets with their EOS."""
-        return Example(
-            np.concatenate([self.mode_ids, example.inputs, self.inputs_eos_ids]),
-            np.concatenate([example.targets, self.eos_ids]),
-        )
+        inputs = (self.mode_ids, example.inputs, self.inputs_eos_ids)
+        return Example(np.concatenate(inputs), np.concatenate((example.targets, self.eos_ids)))
 
     def write(self, row: Batch, at: int, example: Example, segment_id: int, denoiser_id: int) -> int:
         """`write_segment` with this vocabulary's BOS."""
