@@ -176,9 +176,10 @@ def test_another_tokenizer_or_source_is_refused(built, source, tokenizer):
         shards.build(str(source), str(built), tokenizer)
 
 
-def test_mixed_kinds_are_refused(tmp_path, tokenizer):
-    (tmp_path / "a.jsonl").write_text('{"text": "x"}\n' * 20 + '{"inputs": "x", "targets": "y"}\n' * 20)
-    with pytest.raises(ValueError, match="build them apart"):
+@pytest.mark.parametrize("n", [20, 256])
+def test_mixed_kinds_are_refused(tmp_path, tokenizer, n):
+    (tmp_path / "a.jsonl").write_text('{"text": "x"}\n' * n + '{"inputs": "x", "targets": "y"}\n' * n)
+    with pytest.raises(ValueError, match="folders of their own"):
         shards.build(str(tmp_path / "a.jsonl"), str(tmp_path / "built"), tokenizer)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from upalm import train
+from upalm import shards, train
 from upalm.checkpoint import Checkpoints, export, load_model, to_arrays
 from upalm.data import DataConfig, Loader
 from upalm.loss import loss_fn
@@ -138,7 +138,7 @@ CHILD = f"""
 import sys
 from pathlib import Path
 import jax, numpy as np
-from upalm import train
+from upalm import shards, train
 from upalm.data import DataConfig
 from upalm.shards import Tokens
 from upalm.model import Decoder, ModelConfig
@@ -273,6 +273,17 @@ def test_rows_longer_than_the_models(config, tokenizer, tmp_path):
     config = dataclasses.replace(config, start=train.Continue(tmp_path / "m"), data=data)
     with pytest.raises(ValueError, match="rows of 128 are longer than the model's 64"):
         train.prepare(config)
+
+
+def test_trains_from_shards_with_their_tokenizer(config, tokenizer, tmp_path, source_text):
+    (tmp_path / "a.txt").write_text(source_text)
+    shards.build(str(tmp_path / "a.txt"), str(tmp_path / "built"), tokenizer)
+    data = dataclasses.replace(config.data, source=str(tmp_path / "built"))
+    out = train.run(dataclasses.replace(config, data=data, n_steps=2))
+    assert load_model(out)[1].hash == tokenizer.hash
+    small = train.Scratch(dataclasses.replace(MODEL, vocab_size=400))
+    with pytest.raises(ValueError, match="512 subwords, the model 400 embeddings"):
+        train.run(dataclasses.replace(config, out=tmp_path / "b", start=small, data=data))
 
 
 @pytest.mark.parametrize("change", [{"n_steps": 0}, {"accumulation": 3}])

@@ -26,6 +26,7 @@ _BLOCK_TOKENS = 1 << 16
 _SHARD_TOKENS = 1 << 26
 _ENCODED_AT_ONCE = 256  # documents
 SPLITS = ("train", "validation")
+_APART = "build them into folders of their own."
 
 
 class Tokens(NamedTuple):
@@ -102,7 +103,7 @@ def encode(tokenizer: Tokenizer, documents: Sequence[text.Document]) -> Tokens:
         return Tokens.of(targets)
     for document in documents:
         if document.inputs is None:
-            raise ValueError(f"{document.name} is plain text among (inputs, targets) examples: build them apart.")
+            raise ValueError(f"{document.name} is plain text among (inputs, targets) examples: {_APART}")
     inputs = tokenizer.encode_documents([str(x) for x in given])
     return Tokens.of_pairs(list(zip(inputs, targets, strict=True)))
 
@@ -322,8 +323,8 @@ def build(
         if n_read == 0:
             break
         if manifest.shards and supervised != manifest.supervised:
-            raise ValueError(f"{source!r} has both plain text and (inputs, targets) examples: build them apart.")
-        manifest.supervised = supervised
+            raise ValueError(f"{source!r} has both plain text and (inputs, targets) examples: {_APART}")
+        manifest.supervised = bool(supervised)
         for split, blocks in made.items():
             if blocks:
                 number = sum(s.split == split for s in manifest.shards)
@@ -360,11 +361,15 @@ def _shard(
     shard_tokens: int,
     done: tuple[int, int],
     progress: Callable[[int, int], None],
-) -> tuple[dict[str, list[Tokens]], int, bool]:
-    """The blocks of the next shard of each split, the documents read, and whether they are supervised."""
+) -> tuple[dict[str, list[Tokens]], int, bool | None]:
+    """The blocks of the next shard of each split, the documents read, and whether they are supervised.
+
+    Raises:
+        ValueError: plain text among supervised examples.
+    """
     blocks: dict[str, list[Tokens]] = {split: [] for split in SPLITS}
     held: dict[str, list[Tokens]] = {split: [] for split in SPLITS}
-    n_tokens, n_read, supervised = 0, 0, False
+    n_tokens, n_read, supervised = 0, 0, None
 
     def close(split: str) -> None:
         if held[split]:
@@ -378,6 +383,8 @@ def _shard(
             if not chosen:
                 continue
             tokens = encode(tokenizer, chosen)
+            if supervised not in (None, tokens.is_supervised):
+                raise ValueError(f"plain text among (inputs, targets) examples near {chosen[0].name}: {_APART}")
             supervised = tokens.is_supervised
             n_tokens += tokens.n_tokens
             for one in _cut(tokens):

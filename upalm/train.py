@@ -182,6 +182,11 @@ def prepare(config: TrainConfig) -> tuple[Decoder, Tokenizer]:
     else:
         tokenizer = _tokenizer(config, config.start.model.vocab_size)
         model = Decoder(config.start.model, key=jax.random.key(config.seed))
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {tokenizer.vocab_size} subwords, the model {model.config.vocab_size} embeddings: "
+            f"set --start.model.vocab-size {tokenizer.vocab_size}, or build the shards with a smaller --vocab-size."
+        )
     if config.data.seq_len > model.config.seq_len:
         raise ValueError(f"rows of {config.data.seq_len} are longer than the model's {model.config.seq_len}.")
     return model, tokenizer
