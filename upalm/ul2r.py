@@ -67,7 +67,7 @@ def span_noise_mask(
     where a span might be split, are noise less often than the rest).
 
     >>> span_noise_mask(8, 2.0, 0.5, np.random.default_rng(0)).astype(int)
-    array([0, 0, 0, 1, 1, 0, 1, 1])
+    array([0, 0, 0, 1, 1, 1, 0, 1])
     """
     n_noise, n_spans = span_counts(length, mean_span, corruption_rate)
     n_spans = n_spans if max_spans is None else min(n_spans, max_spans)
