@@ -240,7 +240,6 @@ class Loader:
         self.mixture = ul2r.SUPERVISED if self.corpora[0].is_supervised else ul2r.mixture(config.mixture)
         self.segmenters = [ul2r.Segmenter(d, config.budget(), symbols) for d in self.mixture]
         self._sentinels = set(symbols.sentinels)
-        self._keys = [np.array([seed, corpus_id], np.uint64) for corpus_id in range(len(weighted))]
         self._interleaved = _interleaved([w for _, w in weighted])
         self._first_rows = [[0] for _ in weighted]  # of each window planned so far, by corpus
         self._windows: dict[tuple[int, int], tuple[Tokens, Plan]] = {}
@@ -302,9 +301,16 @@ class Loader:
 
     def segments(self, row: int) -> Iterator[tuple[Segment, ul2r.Example]]:
         """The denoised examples of a row, each with its plan."""
+        return self._segments(row, self._noise())
+
+    def _noise(self) -> list["_Noise"]:
+        """Of each corpus. A thread makes its own."""
+        return [_Noise(np.array([self.seed, corpus_id], np.uint64)) for corpus_id in range(len(self.corpora))]
+
+    def _segments(self, row: int, noise: list["_Noise"]) -> Iterator[tuple[Segment, ul2r.Example]]:
         corpus_id, window, place = self._find(row)
         tokens, plan = self.window(corpus_id, window)
-        rng = _noise(self._keys[corpus_id], row)
+        rng = noise[corpus_id](row)
         for segment in plan.segments[slice(*plan.rows[place])]:
             chunk = tokens.ids[segment.start : segment.end]
             segmenter = self.segmenters[segment.denoiser_id]
@@ -318,11 +324,11 @@ class Loader:
         """This process's rows of a step, [B / processes, T]."""
         index, count = self.process
         n = self.config.batch_size // count
-        batch = Batch.empty(n, self.config.seq_len)
+        batch, noise = Batch.empty(n, self.config.seq_len), self._noise()
         for b in range(n):
             row, at = Batch(*(x[b] for x in batch)), 0
             number = step * self.config.batch_size + index * n + b
-            for i, (segment, example) in enumerate(self.segments(number)):
+            for i, (segment, example) in enumerate(self._segments(number, noise)):
                 at = self.segmenters[segment.denoiser_id].write(row, at, example, i + 1, segment.denoiser_id)
         return batch
 
@@ -333,18 +339,27 @@ class Loader:
     def dataset(self, first_step: int, n_steps: int) -> grain.IterDataset:
         """The same as a Grain dataset, one element a batch."""
         steps = grain.MapDataset.range(first_step, n_steps).map(self.batch)
-        ahead = steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4))
-        if self.config.n_workers:
-            if not flags.FLAGS.is_parsed():
-                flags.FLAGS([sys.argv[0]])  # Grain's workers read absl's flags, which only absl's own programs parse
-            options = grain.MultiprocessingOptions(num_workers=self.config.n_workers, per_worker_buffer_size=8)
-            return steps.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)).mp_prefetch(options)
-        return ahead
+        if not self.config.n_workers:
+            return steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4))
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS([sys.argv[0]])  # Grain's workers read absl's flags, which only absl's own programs parse
+        options = grain.MultiprocessingOptions(num_workers=self.config.n_workers, per_worker_buffer_size=8)
+        unthreaded = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+        return steps.map(Batch.packed).to_iter_dataset(unthreaded).mp_prefetch(options).map(Batch.unpacked)
 
 
-def _noise(key: np.ndarray, row: int) -> np.random.Generator:
+class _Noise:
     """Philox finds any of its streams at once: (seed, corpus) is the key, the row a place in the counter."""
-    return np.random.Generator(np.random.Philox(key=key, counter=np.array([0, 0, row, 0], np.uint64)))
+
+    def __init__(self, key: np.ndarray):
+        self._philox = np.random.Philox(key=key)
+        self._generator, self._state = np.random.Generator(self._philox), self._philox.state
+
+    def __call__(self, row: int) -> np.random.Generator:
+        """The generator of a row; valid until the next is asked for."""
+        self._state["state"]["counter"][2] = row
+        self._philox.state = self._state  # an eighth of the time that a new generator takes
+        return self._generator
 
 
 def _interleaved(weights: Sequence[float]) -> Any:

@@ -9,7 +9,9 @@ validation-00000...         the tenth of the documents that is held out, by the 
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import Any, NamedTuple
@@ -187,9 +189,13 @@ class Manifest:
 
     def write(self, folder: epath.Path) -> None:
         """Write `manifest.json`, whole or not at all."""
-        new = folder / "manifest.json.new"
-        new.write_text(json.dumps(asdict(self)) + "\n")
-        new.replace(folder / "manifest.json")
+        path, content = folder / "manifest.json", json.dumps(asdict(self)) + "\n"
+        if _is_remote(folder):
+            path.write_text(content)  # an object appears whole
+        else:
+            new = folder / "manifest.json.new"
+            new.write_text(content)
+            new.replace(path)
 
     def n_tokens(self, split: str) -> int:
         """Tokens of a split."""
@@ -415,15 +421,19 @@ def _merged(parts: list[Tokens]) -> Tokens:
 
 
 def _write(out: epath.Path, name: str, split: str, blocks: list[Tokens], dtype: str) -> Shard:
-    """Write a shard under another name and move it into place, so that what is there is whole."""
-    new = out / f"{name}.new"
-    writer = ArrayRecordWriter(str(new), "group_size:1")
-    for block in blocks:
-        writer.write(_to_bytes(block, dtype))
-    writer.close()
+    """Write a shard elsewhere and move it into place, so that what is there is whole."""
     lengths = np.concatenate([b.lengths for b in blocks]).astype("<i4").tobytes()
     (out / _lengths_name(name)).write_bytes(lengths)
-    new.replace(out / name)
+    with tempfile.TemporaryDirectory() if _is_remote(out) else nullcontext(out) as folder:
+        new = epath.Path(folder) / f"{name}.new"
+        writer = ArrayRecordWriter(str(new), "group_size:1")
+        for block in blocks:
+            writer.write(_to_bytes(block, dtype))
+        writer.close()
+        if _is_remote(out):
+            new.copy(out / name, overwrite=True)
+        else:
+            new.replace(out / name)
     return Shard(
         name=name,
         split=split,
@@ -435,6 +445,11 @@ def _write(out: epath.Path, name: str, split: str, blocks: list[Tokens], dtype: 
         sha256=_sha256(out / name),
         lengths_sha256=hashlib.sha256(lengths).hexdigest(),
     )
+
+
+def _is_remote(path: epath.Path) -> bool:
+    """ArrayRecord reads from an object store, but writes to a disk only."""
+    return "://" in str(path)
 
 
 def _lengths_name(shard_name: str) -> str:

@@ -236,7 +236,7 @@ class PrefixLM(Denoiser):
             raise ValueError(f"{self.name}: corruption_rate is {self.corruption_rate}, expected in (0, 0.5].")
 
     def _first_split(self, length: int) -> int:
-        return max(1, int(np.round((1 - 2 * self.corruption_rate) * (length - 1)))) if length > 1 else 0
+        return max(1, round((1 - 2 * self.corruption_rate) * (length - 1))) if length > 1 else 0
 
     def lengths(self, length: int) -> tuple[int, int]:
         return max(length - 1, 0), length - self._first_split(length)
