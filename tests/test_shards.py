@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from upalm import shards
+from upalm import cli_data, shards
 from upalm.data import DataConfig, Loader, open_source
 from upalm.text import is_validation
 
@@ -207,7 +207,7 @@ def bucket(monkeypatch):
     server = pytest.importorskip("gcp_storage_emulator.server", reason="the object store's stand-in is not installed")
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
-        endpoint = "http://127.0.0.1:%d" % s.getsockname()[1]
+        endpoint = f"http://127.0.0.1:{s.getsockname()[1]}"
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", endpoint)  # for etils
     monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # it would look for credentials first
     monkeypatch.setenv("CLOUD_STORAGE_EMULATOR_ENDPOINT", endpoint)  # for ArrayRecord
@@ -222,7 +222,8 @@ def test_shards_on_an_object_store(bucket, built, source, tokenizer):
     manifest = shards.build(str(source), folder, tokenizer, shard_tokens=4000)
     assert [s.sha256 for s in manifest.shards] == [s.sha256 for s in shards.Manifest.read(built).shards]
     assert shards.build(str(source), folder, tokenizer, shard_tokens=4000) == manifest, "a second build does nothing"
-    shards.Shards(folder, "train", tokenizer.hash).check()
+    cli_data.main(["build", str(source), "--out", folder])
+    cli_data.main(["check", folder])
     assert decoded(folder, "train", tokenizer) == decoded(built, "train", tokenizer)
     config = DataConfig(source=folder, seq_len=64, batch_size=4)
     there, _ = open_source(config, tokenizer)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
+from etils import epath
 from rich.console import Console
 from rich.text import Text
 
@@ -16,9 +17,10 @@ from upalm.tokenizer import Tokenizer
 SHIPPED = Path(__file__).parent / "assets" / "palm_tiny"
 
 
-def _tokenizer(path: Path) -> Tokenizer:
+def _tokenizer(path: epath.PathLike) -> Tokenizer:
     """That of a checkpoint, of shards, or a SentencePiece model."""
-    return Tokenizer.load(path / "tokenizer.model" if path.is_dir() else path)
+    found = epath.Path(path)
+    return Tokenizer.load(found / "tokenizer.model" if found.is_dir() else found)
 
 
 @dataclass(frozen=True)
@@ -27,9 +29,9 @@ class Build:
 
     source: tyro.conf.Positional[str]
     """`stdlib`, a file (.txt, .jsonl, .gz or .zst of them, .parquet, .arrow), or a folder of such files."""
-    out: Path
-    """Folder of the shards."""
-    tokenizer: Path | None = None
+    out: str
+    """Folder of the shards, on a disk or in a bucket (gs://...)."""
+    tokenizer: str | None = None
     """Checkpoint folder, folder of shards, or SentencePiece model."""
     vocab_size: int = 32_000
     """Of the tokenizer that is trained on the text if none is given."""
@@ -39,14 +41,14 @@ class Build:
     def __call__(self) -> None:
         if self.tokenizer is not None:
             tokenizer = _tokenizer(self.tokenizer)
-        elif (self.out / "tokenizer.model").is_file():  # going on
+        elif (epath.Path(self.out) / "tokenizer.model").exists():  # going on
             tokenizer = _tokenizer(self.out)
         else:
             skipped = [] if self.skip_undecodable else None
             tokenizer = Tokenizer.train((d.text for d in text.documents(self.source, skipped=skipped)), self.vocab_size)
         with Count("tokenised", ("documents", "tokens")) as count:
             options = {"skip_undecodable": self.skip_undecodable, "progress": count.update}
-            made = shards.build(self.source, str(self.out), tokenizer, **options)
+            made = shards.build(self.source, self.out, tokenizer, **options)
         counts = ", ".join(f"{made.n_tokens(split):,} {split} tokens" for split in shards.SPLITS)
         print(f"{made.documents:,} documents, {counts}, {len(made.shards)} shards in {self.out}")
         if made.skipped:
@@ -57,12 +59,12 @@ class Build:
 class Check:
     """Read every shard against its checksum."""
 
-    folder: tyro.conf.Positional[Path]
+    folder: tyro.conf.Positional[str]
     """Made by `upalm data build`."""
 
     def __call__(self) -> None:
         for split in shards.SPLITS:
-            found = shards.Shards(str(self.folder), split, _tokenizer(self.folder).hash)
+            found = shards.Shards(self.folder, split, _tokenizer(self.folder).hash)
             found.check()
             print(f"{split}: {len(found.shards)} shards, {found.n_tokens:,} tokens: whole")
 
@@ -72,7 +74,7 @@ class Show:
     """Print rows in colour and the counts of a mixture, and draw the attention mask of rows."""
 
     data: DataConfig = field(default_factory=DataConfig)
-    tokenizer: Path = SHIPPED
+    tokenizer: str = str(SHIPPED)
     """Checkpoint folder, folder of shards, or SentencePiece model."""
     rows: int = 2
     """Rows to print."""
@@ -85,7 +87,7 @@ class Show:
 
     def __call__(self) -> None:
         folders = built_folders(self.data.source)
-        tokenizer = _tokenizer(Path(next(iter(folders))) if folders else self.tokenizer)
+        tokenizer = _tokenizer(next(iter(folders), self.tokenizer))
         loader = Loader(open_source(self.data, tokenizer)[0], self.data, tokenizer.symbols, seed=self.seed)
         console = Console(highlight=False)
         legend = zip(("mode token", "inputs", "sentinels", "targets"), show.COLOURS, strict=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import sentencepiece
+from etils import epath
 
 PAD_ID, BOS_ID, EOS_ID, UNK_ID = 0, 0, 1, 2
 """BOS shares id 0 with padding, as in T5 and PaLM: it is only ever put there by the right shift."""
@@ -161,12 +162,13 @@ class Tokenizer:
         path.write_bytes(self.model)
 
     @classmethod
-    def load(cls, path: Path, *, inputs_eos: bool = False) -> "Tokenizer":
+    def load(cls, path: epath.PathLike, *, inputs_eos: bool = False) -> "Tokenizer":
         """Read a SentencePiece model.
 
         Raises:
             ValueError: no such file, or not a SentencePiece model.
         """
+        path = epath.Path(path)
         if not path.is_file():
             raise ValueError(f"no tokenizer at {path}: expected a SentencePiece model.")
         try:
