@@ -53,7 +53,16 @@ def config(dims):
     )
 
 
+def prepare_worker(argv):
+    """Peers are started as `--worker NAME[:N]`; ours runs as the `upalm` command does."""
+    if any(word.split(":")[0] == "upalm" for flag, word in zip(argv, argv[1:], strict=False) if flag == "--worker"):
+        from upalm.heap import use_huge_pages
+
+        use_huge_pages()
+
+
 if __name__ == "__main__":
+    prepare_worker(sys.argv)
     train_peers.CONTENDERS["upalm"] = upalm
     train_peers.__file__ = __file__  # its workers are started from this file
     train_peers.main()

@@ -1,5 +1,15 @@
-"""`python -m upalm` is `upalm`."""
+"""The `upalm` command, and `python -m upalm`."""
 
-from upalm.cli import main
+from upalm.heap import use_huge_pages
 
-main()
+
+def main() -> None:
+    """`upalm.cli.main`, in a process set up for it."""
+    use_huge_pages()
+    from upalm import cli  # after the process was started again
+
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()
