@@ -10,19 +10,20 @@ import sys
 
 sys.path.insert(0, os.environ["UPALM_BENCH"])
 import generate_peers
-from train_speed import config
+from train_speed import config, prepare_worker
 
 
 def upalm(dims, prompt, new):
     import jax
 
-    from upalm import infer
+    from upalm.decode import Task, Unstacked, decode
     from upalm.model import Decoder
 
-    model = Decoder(config(dims), key=jax.random.key(0))
+    model = Unstacked.of(Decoder(config(dims), key=jax.random.key(0)))
+    tasks = [Task(row, new) for row in prompt]
 
     def generate():
-        found = infer.decode(model, list(prompt), max_new_tokens=new)
+        found = [sample for samples in decode(model, tasks) for sample in samples]
         assert all(len(c.tokens) == new for c in found), "ended early: the comparison would not be fair"
         return int(sum(c.tokens.sum() for c in found))
 
@@ -30,6 +31,7 @@ def upalm(dims, prompt, new):
 
 
 if __name__ == "__main__":
+    prepare_worker(sys.argv)
     generate_peers.CONTENDERS["upalm"] = upalm
     generate_peers.__file__ = __file__
     generate_peers.main()

@@ -14,5 +14,5 @@ folder = sys.argv[1] if len(sys.argv) > 1 else Path(upalm.__file__).parent / "as
 model, tokenizer = load_model(folder)
 text = "def read(path):\n    with open(<extra_id_0>) as f:\n        return <extra_id_1>\n"
 for mode in ("none", "nlu", "nlg"):
-    filled = infill(model, tokenizer, [text], mode=mode, max_span_tokens=16)[0]
+    filled = infill(model, tokenizer, text, mode=mode, max_new_tokens=16)[0]
     print(f"--- mode {mode}: {filled.spans}\n{filled.text}")

@@ -19,9 +19,10 @@ import upalm
 from upalm import metrics, recipe, report, text, train, ul2r
 from upalm.checkpoint import description, load_model
 from upalm.data import DataConfig, Loader
+from upalm.decode import Attention
 from upalm.evals import infilling
 from upalm.evals.statistics import Estimate, mean, ratio
-from upalm.infer import Attention, prompt_ids
+from upalm.infer import prompt_ids
 from upalm.layers import key_range
 from upalm.model import Decoder
 from upalm.optim import Adafactor, Schedule
@@ -165,7 +166,7 @@ def rows_of(
     most_new = MAX_SPAN + 2
 
     def fits(row: infilling.Row) -> bool:
-        n_prompt = max(len(prompt_ids(tokenizer, row.prompt, mode)[0]) for mode in MODES)
+        n_prompt = max(len(prompt_ids(tokenizer, row.parts, mode)) for mode in MODES)
         n_target = sum(len(tokenizer.encode(span)) + 1 for span in row.spans) + 1
         return 1 + n_prompt + max(n_target, most_new) <= seq_len
 
@@ -187,7 +188,11 @@ class Rows:
     left_only_form: str
     shuffled: infilling.Bits
     free: infilling.Decoded
-    forced: infilling.Decoded
+    filled: infilling.Decoded
+    exact: np.ndarray
+
+    def prediction(self, i: int) -> str:
+        return self.filled.spans[i][0].split("\n")[0].strip()
 
     def estimates(self) -> dict[str, Estimate]:
         n_bytes = self.infill.n_bytes
@@ -195,12 +200,12 @@ class Rows:
             "causal_bits_per_byte": ratio(*self.causal),
             "infill_bits_per_byte": ratio(*self.infill),
             "left_only_bits_per_byte": ratio(*self.left_only),
-            "infill_gain": ratio(self.left_only.bits - self.infill.bits, n_bytes),
-            "infill_gain_shuffled": ratio(self.left_only.bits - self.shuffled.bits, n_bytes),
+            "infill_gain": infilling.infill_gain(self.left_only, self.infill),
+            "infill_gain_shuffled": infilling.infill_gain(self.left_only, self.shuffled),
             "suffix_use": ratio(self.shuffled.bits - self.infill.bits, n_bytes),
             "multi_span_bits_per_byte": ratio(*self.multi),
             "format_ok": mean(self.free.format_ok),
-            "line_exact_match": mean(self.forced.exact),
+            "line_exact_match": mean(self.exact),
         }
 
 
@@ -209,7 +214,7 @@ def measure(model: Decoder, tokenizer: Tokenizer, corpus, lines, words, args: Qu
     excerpts = list(
         infilling.excerpts(corpus.validation, args.n_rows, lambda x: len(tokenizer.encode(x)) <= model.config.seq_len)
     )
-    infills = {mode: infilling.span_bits(model, tokenizer, lines, mode) for mode in MODES}
+    infills = {mode: infilling.forced(model, tokenizer, lines, mode).bits for mode in MODES}
     mode = min(infills, key=lambda m: infills[m].bits.sum())
     left_only = {
         f"{m}, {attention}": infilling.left_only_bits(model, tokenizer, lines, m, attention)
@@ -221,12 +226,13 @@ def measure(model: Decoder, tokenizer: Tokenizer, corpus, lines, words, args: Qu
         causal=infilling.text_bits(model, tokenizer, excerpts),
         infill=infills[mode],
         infill_mode=mode,
-        multi=infilling.span_bits(model, tokenizer, words, mode),
+        multi=infilling.forced(model, tokenizer, words, mode).bits,
         left_only=left_only[form],
         left_only_form=form,
-        shuffled=infilling.span_bits(model, tokenizer, infilling.shuffled_suffixes(lines), mode),
-        free=infilling.decode_lines(model, tokenizer, few, mode, max_span_tokens=MAX_SPAN, constrained=False),
-        forced=infilling.decode_lines(model, tokenizer, few, mode, max_span_tokens=MAX_SPAN, constrained=True),
+        shuffled=infilling.forced(model, tokenizer, infilling.shuffled_suffixes(lines), mode).bits,
+        free=infilling.decode_rows(model, tokenizer, few, mode, max_new_tokens=MAX_SPAN, constrained=False),
+        filled=(filled := infilling.decode_rows(model, tokenizer, few, mode, max_new_tokens=MAX_SPAN)),
+        exact=infilling.exact_lines(filled, few),
     )
 
 
@@ -277,7 +283,7 @@ def print_summary(results: dict, rows: dict[str, Rows], lines: list[infilling.Ro
         console.print(f"\n{before}<extra_id_0>{after}", markup=False, style="dim")
         console.print(f"   was    {lines[i].spans[0].strip()}", markup=False)
         for name, r in rows.items():
-            console.print(f"   {name:6} {r.forced.predictions[i].strip()}", markup=False)
+            console.print(f"   {name:6} {r.prediction(i)}", markup=False)
 
 
 def share(results: dict) -> str:
@@ -308,7 +314,7 @@ def verdict(results: dict) -> str:
 
 def examples(rows: dict[str, Rows], lines: list[infilling.Row], n: int = 4) -> list[int]:
     """The first gaps, good or bad: not chosen by what the models wrote."""
-    return list(range(min(n, len(rows["ul2r"].forced.predictions), len(lines))))
+    return list(range(min(n, len(rows["ul2r"].filled.spans), len(lines))))
 
 
 def tail(part: str) -> str:
@@ -331,7 +337,7 @@ def write_report(args: Quickstart, forks, models, tokenizer, tokens, lines, rows
     shown = "".join(
         report.infill_block(
             *(tail(lines[i].parts[0]), lines[i].spans[0], head(lines[i].parts[1])),
-            {name: r.forced.predictions[i].strip() for name, r in rows.items()},
+            {name: r.prediction(i) for name, r in rows.items()},
         )
         for i in examples(rows, lines, 8)
     )

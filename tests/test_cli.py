@@ -1,3 +1,6 @@
+import io
+import json
+import re
 import subprocess
 import sys
 import tomllib
@@ -28,19 +31,91 @@ def checkpoint(tmp_path_factory, tokenizer):
 
 def test_infill_keeps_the_text_around_the_gap(monkeypatch, capsys, checkpoint):
     text = "def add(a, b):<extra_id_0>return c"
-    run(monkeypatch, "infill", "--checkpoint", checkpoint, "--text", text, "--max-span-tokens", "4")
-    out = capsys.readouterr().out
-    assert out.startswith("def add(a, b):")
-    assert out.endswith("return c\n")
+    for more in ((), ("--stream",), ("--unconstrained",)):
+        run(monkeypatch, "infill", "-c", checkpoint, "--text", text, "--max-new-tokens", "4", *more)
+        out = capsys.readouterr().out
+        assert out.startswith("def add(a, b):")
+        assert "return c\n" in out
 
 
 def test_sample_goes_on_from_the_prompt(monkeypatch, capsys, checkpoint):
     arguments = ("sample", "--checkpoint", checkpoint, "--text", "import ", "--mode", "s2s", "--temperature", "1")
-    run(monkeypatch, *arguments, "--max-new-tokens", "5")
+    outs = []
+    for more in ((), (), ("--stream",)):
+        run(monkeypatch, *arguments, "--max-new-tokens", "5", *more)
+        outs.append(capsys.readouterr().out)
+    assert outs[0] == outs[1] == outs[2]
+    assert outs[0].startswith("import ")
+
+
+def test_json_lines_in_and_out(monkeypatch, capsys, checkpoint, tmp_path):
+    """More than one batch, in order; texts, and parts that hold a sentinel's characters."""
+    texts = [{"text": f"x{i}<extra_id_0>y"} for i in range(17)] + [{"parts": ["a <extra_id_0> b", "c"]}]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(t) + "\n" for t in texts))
+    arguments = ("--max-new-tokens", "3", "--num-samples", "2", "--temperature", "1", "--json")
+    run(monkeypatch, "infill", "-c", checkpoint, "--file", str(tmp_path / "in.jsonl"), *arguments)
+    found = [json.loads(line) for line in capsys.readouterr().out.split("\n")[:-1]]
+    assert len(found) == 18
+    for i, record in enumerate(found[:17]):
+        assert len(record["samples"]) == 2
+        for sample in record["samples"]:
+            assert sample["text"] == f"x{i}{sample['spans'][0]}y"
+            assert sample["format_ok"] and len(sample["logprobs"]) == 1
+        assert record["samples"][0]["logprob"] >= record["samples"][1]["logprob"]
+    assert all(s["text"].startswith("a <extra_id_0> b") for s in found[17]["samples"])
+
+    monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(texts[0]) + "\n\n"))
+    run(monkeypatch, "infill", "-c", checkpoint, "--file", "-", *arguments)
+    samples = json.loads(capsys.readouterr().out)["samples"]
+    assert [s["text"] for s in samples] == [s["text"] for s in found[0]["samples"]]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "in.jsonl, line 2: not JSON"),
+        ('{"txt": "a"}', "in.jsonl, line 2: expected"),
+        ('{"parts": [1]}', "in.jsonl, line 2: expected"),
+        ('{"text": "no gap"}', "in.jsonl, line 2: the text has no gap"),
+        ('{"text": "<extra_id_1>"}', "in.jsonl, line 2: gaps are numbered"),
+        (json.dumps({"text": "word " * 500 + "<extra_id_0>"}), "in.jsonl, line 2: text of .* shorten it by"),
+    ],
+)
+def test_a_bad_line_is_named_and_those_before_it_are_done(monkeypatch, capsys, checkpoint, tmp_path, line, message):
+    (tmp_path / "in.jsonl").write_text('{"text": "a<extra_id_0>"}\n' + line + '\n{"text": "b<extra_id_0>"}\n')
+    with pytest.raises(SystemExit) as e:
+        run(monkeypatch, "infill", "-c", checkpoint, "--file", str(tmp_path / "in.jsonl"), "--json")
+    assert re.search(message, str(e.value))
+    assert len(capsys.readouterr().out.split("\n")[:-1]) == 1
+
+
+def test_text_from_a_file_and_standard_input_is_the_same(monkeypatch, capsys, checkpoint, tmp_path):
+    (tmp_path / "a.py").write_text("def f():<extra_id_0>")
+    run(monkeypatch, "infill", "-c", checkpoint, "--file", str(tmp_path / "a.py"), "--max-new-tokens", "3")
     first = capsys.readouterr().out
-    run(monkeypatch, *arguments, "--max-new-tokens", "5")
-    assert first == capsys.readouterr().out
-    assert first.startswith("import ")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("def f():<extra_id_0>"))
+    run(monkeypatch, "infill", "-c", checkpoint, "--text", "-", "--max-new-tokens", "3")
+    assert capsys.readouterr().out == first
+
+
+def test_interactive_goes_on_after_a_mistake(monkeypatch, capsys, checkpoint):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("no gap\na\\n<extra_id_0>b\n"))
+    run(monkeypatch, "infill", "-c", checkpoint, "--interactive", "--max-new-tokens", "2")
+    out, err = capsys.readouterr()
+    assert out.startswith("a\n") and out.endswith("b\n")
+    assert "error: the text has no gap" in err
+
+
+def test_infill_says_once_that_a_model_never_saw_a_gap(monkeypatch, capsys, tmp_path, tokenizer):
+    config = ModelConfig(vocab_size=512, d_model=32, n_layers=1, n_heads=2, d_head=16, d_ff=64, seq_len=128)
+    export(tmp_path / "m", Decoder(config, key=jax.random.key(0)), tokenizer, {"data": {"mixture": "causal"}})
+    description = json.loads((tmp_path / "m" / "config.json").read_text())
+    assert description["gaps_trained"] is None  # as in folders of before
+    del description["gaps_trained"]
+    (tmp_path / "m" / "config.json").write_text(json.dumps(description))
+    (tmp_path / "m" / "manifest.json").unlink()
+    run(monkeypatch, "infill", "-c", str(tmp_path / "m"), "--text", "a<extra_id_0>b", "--max-new-tokens", "2")
+    assert capsys.readouterr().err.count("never trained on gaps") == 1
 
 
 @pytest.mark.parametrize(
@@ -51,6 +126,10 @@ def test_sample_goes_on_from_the_prompt(monkeypatch, capsys, checkpoint):
         (("run", "palm_tiny"), "has no config None: choose one of tiny"),
         (("run", "absent.py"), "no recipe file"),
         (("infill", "--checkpoint", "/nowhere", "--text", "<extra_id_0>"), "does not exist"),
+        (("infill", "--checkpoint", "/nowhere"), "one of --text, --file and --interactive"),
+        (("infill", "-c", "/nowhere", "--text", "<extra_id_0>", "--stream", "--json"), "leave out --json"),
+        (("infill", "-c", "/nowhere", "--text", "<extra_id_0>", "--mesh", "2", "4"), "2 x 4 needs 8 devices"),
+        (("sample", "-c", "/nowhere", "--file", "/nowhere.txt"), "no file /nowhere.txt"),
         (("recipes", "cp"), "cp NAME PLACE"),
     ],
 )

@@ -1,128 +1,40 @@
-import dataclasses
+"""What a user asks in text: the sentinel grammar end to end, the tolerant parser, streams and bad input."""
+
+import warnings
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from upalm import infer, ul2r
-from upalm.batch import Batch
+from upalm.decode import Completion, Task, Unstacked
 from upalm.model import Decoder, ModelConfig
-from upalm.tokenizer import EOS_ID, Tokenizer
+from upalm.sampling import ANYTHING, FREE, Sampler
+from upalm.tokenizer import EOS_ID, SENTINEL_TEXT, Tokenizer
 
 CONFIG = ModelConfig(vocab_size=512, d_model=32, n_layers=2, n_heads=4, d_head=8, d_ff=64, seq_len=256)
+GAPS_3 = "def f(a):\n    <extra_id_0>\n    <extra_id_1>\n    <extra_id_2>\n"
 
 
 @pytest.fixture(scope="module")
 def model():
-    return Decoder(CONFIG, key=jax.random.key(0))
+    return Unstacked.of(Decoder(CONFIG, key=jax.random.key(0)))
 
 
-def full_forward(model, prompt, new, attention):
-    """Logits that predict each of `new`, without any cache."""
-    batch = Batch.empty(1, len(prompt) + len(new))
-    row = Batch(*(x[0] for x in batch))
-    ul2r.write_segment(row, 0, ul2r.Example(np.asarray(prompt, int), np.asarray(new, int)), 1, 0, 0)
-    logits = model(batch if attention == "prefix" else batch.causal())
-    return np.array(logits[0, len(prompt) :])
+def text_of(n_gaps):
+    return "def f(a):\n" + "".join(f"    <extra_id_{i}>\n" for i in range(n_gaps))
 
 
-@pytest.mark.parametrize("attention", ["prefix", "causal"])
-@pytest.mark.parametrize("n_kv_heads", [1, 2])
-def test_cached_decode_is_the_full_forward(attention, n_kv_heads):
-    """Prompts of mixed length in one batch, each against its own uncached argmax."""
-    model = Decoder(dataclasses.replace(CONFIG, n_kv_heads=n_kv_heads), key=jax.random.key(3))
-    rng = np.random.default_rng(0)
-    prompts = [rng.integers(3, 400, n).tolist() for n in (0, 1, 7, 40, 33)]
-    found = infer.decode(model, prompts, max_new_tokens=12, attention=attention)
-    for prompt, completion in zip(prompts, found, strict=True):
-        logits = full_forward(model, prompt, completion.tokens, attention)
-        logits[:, [0, 2]] = -np.inf  # BOS and UNK are never chosen
-        assert np.array_equal(logits.argmax(-1), completion.tokens)
-        exact = infer.score(model, [(prompt, completion.tokens)], attention=attention)[0]
-        np.testing.assert_allclose(completion.log_probs, exact, atol=1e-4)
-
-
-def test_score_is_the_full_forward_whatever_the_batch(model):
-    rng = np.random.default_rng(1)
-    pairs = [(rng.integers(3, 400, a), rng.integers(3, 400, b)) for a, b in ((0, 5), (9, 1), (60, 20), (3, 70))]
-    for batch_size in (1, 3, 8):
-        for (prompt, target), got in zip(pairs, infer.score(model, pairs, batch_size=batch_size), strict=True):
-            log_probs = jax.nn.log_softmax(jnp.asarray(full_forward(model, prompt, target, "prefix")))
-            np.testing.assert_allclose(got, log_probs[np.arange(len(target)), target], atol=1e-4)
-
-
-@settings(max_examples=12, deadline=None)
-@given(
-    gaps=st.lists(st.integers(1, 5), min_size=3, max_size=3),
-    seed=st.integers(0, 1000),
-    temperature=st.sampled_from([0.0, 1.0, 3.0]),
-    max_span=st.sampled_from([1, 4]),
-)
-def test_constrained_infilling_is_always_well_formed(model, tokenizer, gaps, seed, temperature, max_span):
-    texts = ["def f(a):\n" + "".join(f"    <extra_id_{i}>\n" for i in range(n)) for n in gaps]
-    sampler = infer.Sampler(temperature)
-    filled = infer.infill(model, tokenizer, texts, max_span_tokens=max_span, sampler=sampler, seed=seed)
-    for text, n, f in zip(texts, gaps, filled, strict=True):
-        assert f.format_ok
-        assert len(f.spans) == n
-        for i, span in enumerate(f.spans):
-            text = text.replace(f"<extra_id_{i}>", span)
-        assert f.text == text
-
-
-def test_without_the_grammar_a_model_that_knows_no_format_does_not_keep_it(model, tokenizer):
-    ignorant = jax.tree.map(lambda x: x * 0, model)  # every token is equally likely: greedy ends at once
-    text = "a <extra_id_0> b"
-    free = infer.infill(ignorant, tokenizer, [text], constrained=False, max_span_tokens=8)[0]
-    assert (free.format_ok, free.spans) == (False, [""])
-    assert infer.infill(ignorant, tokenizer, [text], max_span_tokens=8)[0].format_ok
-
-
-def test_batching_does_not_change_greedy_output(model, tokenizer):
-    texts = ["if x:\n    <extra_id_0>\n", "a much longer text about <extra_id_0> and <extra_id_1> and the rest" * 1]
-    together = infer.infill(model, tokenizer, texts, max_span_tokens=6)
-    alone = [infer.infill(model, tokenizer, [t], max_span_tokens=6)[0] for t in texts]
-    assert [f.spans for f in together] == [f.spans for f in alone]
-
-
-def test_sampling_is_reproducible_and_differs_by_seed(model):
-    def draw(seed):
-        return infer.decode(model, [[5, 6]] * 3, max_new_tokens=8, sampler=infer.Sampler(1.0), seed=seed)
-
-    assert [c.tokens.tolist() for c in draw(1)] == [c.tokens.tolist() for c in draw(1)]
-    assert [c.tokens.tolist() for c in draw(1)] != [c.tokens.tolist() for c in draw(2)]
-    assert len({tuple(c.tokens.tolist()) for c in draw(1)}) == 3  # rows draw apart
-
-
-def test_top_k_and_top_p_keep_the_most_likely():
-    logits = jnp.log(jnp.array([[0.5, 0.3, 0.15, 0.05]]))
-    keys = jax.random.split(jax.random.key(0), 500)
-
-    def seen(sampler):
-        return {int(sampler(logits, k[None])[0]) for k in keys}
-
-    assert seen(infer.Sampler(1.0)) == {0, 1, 2, 3}
-    assert seen(infer.Sampler(1.0, top_k=2)) == {0, 1}
-    assert seen(infer.Sampler(1.0, top_p=0.7)) == {0, 1}
-    assert seen(infer.Sampler(1.0, top_p=0.81)) == {0, 1, 2}
-    assert seen(infer.Sampler()) == {0}
+# --- Prompts are those of training ---
 
 
 def test_prompts_have_mode_token_then_text_with_sentinels(tokenizer):
-    ids, n_gaps = infer.prompt_ids(tokenizer, "a <extra_id_0> b", "nlu")
     s0 = tokenizer.symbols.sentinels[0]
-    assert ids == [*tokenizer.encode("[NLU]"), *tokenizer.encode("a "), s0, *tokenizer.encode(" b")]
-    assert n_gaps == 1
-
-
-def parse(tokenizer, text, pieces, reason="eos"):
-    ids = []
-    for piece in pieces:
-        ids += [piece] if isinstance(piece, int) else tokenizer.encode(piece)
-    return infer._parse(tokenizer, text, 2, infer.Completion(np.array(ids), np.zeros(len(ids)), reason))
+    expected = [*tokenizer.encode("[NLU]"), *tokenizer.encode("a "), s0, *tokenizer.encode(" b")]
+    assert infer.prompt_ids(tokenizer, "a <extra_id_0> b", "nlu") == expected
+    assert infer.prompt_ids(tokenizer, ["a ", " b"], "nlu") == expected
 
 
 @pytest.mark.parametrize("denoiser", [*ul2r.UL2R[:2], *ul2r.UL2R_EOS[:2]], ids=repr)
@@ -132,7 +44,86 @@ def test_prompts_are_the_inputs_of_training(tokenizer, denoiser):
     a, b = (np.array(tokenizer.encode(x)) for x in ("def f(x", "return x"))
     mask = np.r_[np.zeros(len(a), bool), True, True, np.zeros(len(b), bool)]
     example = segmenter.framed(ul2r.corrupt(np.r_[a, 7, 7, b], mask, tokenizer.symbols.sentinels))
-    assert infer.prompt_ids(tokenizer, "def f(x<extra_id_0>return x", denoiser.mode)[0] == example.inputs.tolist()
+    assert infer.prompt_ids(tokenizer, "def f(x<extra_id_0>return x", denoiser.mode) == example.inputs.tolist()
+
+
+def test_a_sentinels_characters_in_a_part_are_text(model, tokenizer):
+    parts = ["the word <extra_id_0> is ", " here"]
+    ids = infer.prompt_ids(tokenizer, parts)
+    assert [i for i in ids if i >= tokenizer.first_sentinel] == [tokenizer.symbols.sentinels[0]]
+    [filled] = infer.infill(model, tokenizer, parts, max_new_tokens=3)
+    assert filled.text == parts[0] + filled.spans[0] + parts[1]
+
+
+# --- The grammar, end to end ---
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    gaps=st.lists(st.integers(1, 5), min_size=3, max_size=3),
+    limit=st.integers(0, 5),
+    seed=st.integers(0, 1000),
+    sampler=st.sampled_from([Sampler(), Sampler(1.0), Sampler(3.0, min_p=0.01), Sampler(1.0, top_k=4)]),
+    mode=st.sampled_from(["none", "nlu", "nlg", "s2s"]),
+    stop=st.sampled_from([(), ("e",), ("\n", "ab")]),
+)
+def test_every_gap_gets_one_span_and_the_rest_is_kept(model, tokenizer, gaps, limit, seed, sampler, mode, stop):
+    texts = [text_of(n) for n in gaps]
+    options = {"mode": mode, "max_new_tokens": limit, "sampler": sampler, "seed": seed, "stop": stop}
+    for text, n, [f] in zip(texts, gaps, infer.infill_batch(model, tokenizer, texts, **options), strict=True):
+        assert f.format_ok
+        assert [len(x) for x in (f.spans, f.logprobs, f.finish_reasons)] == [n] * 3
+        for i, span in enumerate(f.spans):
+            assert not SENTINEL_TEXT.search(span)
+            assert not any(word in span for word in stop)
+            text = text.replace(f"<extra_id_{i}>", span)
+        assert f.text == text
+        assert set(f.finish_reasons) <= {"closed", "length", *(["stop"] if stop else [])}
+
+
+def test_limits_are_of_each_gap(model, tokenizer):
+    [f] = infer.infill(model, tokenizer, GAPS_3, max_new_tokens=[0, 2, 7])
+    assert f.spans[0] == "" and f.finish_reasons[0] == "length"
+    assert len(f.spans[1].encode()) <= 2 * max(map(len, tokenizer.token_bytes))
+    with pytest.raises(ValueError, match="3 gaps, max_new_tokens is \\(1, 2\\)"):
+        infer.infill(model, tokenizer, GAPS_3, max_new_tokens=[1, 2])
+    with pytest.raises(ValueError, match="expected one limit"):
+        infer.infill(model, tokenizer, GAPS_3, max_new_tokens=-1)
+
+
+def test_log_probabilities_are_those_of_score(model, tokenizer):
+    plain = Decoder(CONFIG, key=jax.random.key(0))
+    options = {"max_new_tokens": 5, "sampler": Sampler(1.0), "num_samples": 3, "mode": "nlg"}
+    samples = infer.infill(model, tokenizer, GAPS_3, **options)
+    assert [s.logprob for s in samples] == sorted((s.logprob for s in samples), reverse=True)
+    asked = infer._asked(tokenizer, GAPS_3, "nlg", 5, True, "")
+    grammar = infer._grammar(model, tokenizer, ())
+    [completions] = infer.decode(model, [asked.task], **grammar, sampler=Sampler(1.0), num_samples=3)
+    for completion in completions:
+        sample = next(s for s in samples if s.logprob == pytest.approx(completion.log_probs.sum(), abs=1e-4))
+        [scored] = infer.score(plain, [(asked.task.prompt, completion.tokens)])
+        assert sample.logprob == pytest.approx(scored.log_probs.sum(), abs=1e-3)
+        is_text = (completion.tokens < tokenizer.first_sentinel) & (completion.tokens != EOS_ID)
+        assert sum(sample.logprobs) == pytest.approx(scored.log_probs[is_text].sum(), abs=1e-3)
+
+
+def test_without_the_grammar_a_model_that_knows_no_format_does_not_keep_it(model, tokenizer):
+    ignorant = jax.tree.map(lambda x: x * 0, model)  # every token is equally likely: greedy takes the first usable
+    text = "a <extra_id_0> b"
+    [free] = infer.infill(ignorant, tokenizer, text, constrained=False, max_new_tokens=8)
+    assert (free.format_ok, free.spans, free.finish_reasons) == (False, [""], ["missing"])
+    [forced] = infer.infill(ignorant, tokenizer, text, max_new_tokens=8)
+    assert forced.format_ok and forced.finish_reasons == ["closed"]
+
+
+# --- The parser ---
+
+
+def parse(tokenizer, text, pieces, n_gaps=ANYTHING):
+    ids = np.array([i for x in pieces for i in ([x] if isinstance(x, int) else tokenizer.encode(x))], int)
+    parts = infer.split_gaps(text)
+    asked = infer._Asked(parts, Task([], 99, n_gaps, (9,) * max(1, len(parts) - 1)))
+    return infer._parsed(tokenizer, asked, Completion(ids, np.zeros(len(ids)), True), ())
 
 
 def test_tolerant_parser(tokenizer):
@@ -140,40 +131,134 @@ def test_tolerant_parser(tokenizer):
     text = "x<extra_id_0>y<extra_id_1>z"
     good = parse(tokenizer, text, [s0, "one", s1, "two", EOS_ID])
     assert (good.spans, good.text, good.format_ok) == (["one", "two"], "xoneytwoz", True)
-    for pieces, spans in [
-        ([s0, "one", EOS_ID], ["one", ""]),  # a gap is missing
-        ([s0, "one", s1, "two", s0, "again", EOS_ID], ["one", "two"]),  # the first counts
-        ([s1, "two", s0, "one", EOS_ID], ["one", "two"]),  # out of order
-        (["junk", s0, "one", s1, "two", EOS_ID], ["one", "two"]),
+    assert good.finish_reasons == ["closed", "closed"]
+    for pieces, spans, reasons in [
+        ([s0, "one", EOS_ID], ["one", ""], ["closed", "missing"]),
+        ([s0, "one", s1, "two", s0, "again", EOS_ID], ["one", "two"], ["closed", "closed"]),  # the first counts
+        ([s1, "two", s0, "one", EOS_ID], ["one", "two"], ["closed", "closed"]),  # out of order
+        (["one", s1, "two", EOS_ID], ["one", "two"], ["closed", "closed"]),  # a missing leader is forgiven
+        (["junk", s0, "one", s1, "two", EOS_ID], ["one", "two"], ["closed", "closed"]),
+        ([s0, "one", s1, "two"], ["one", "two"], ["closed", "length"]),
+        (["one"], ["one", ""], ["length", "missing"]),
+        ([EOS_ID], ["", ""], ["missing", "missing"]),
+        ([], ["", ""], ["missing", "missing"]),
     ]:
         parsed = parse(tokenizer, text, pieces)
-        assert (parsed.spans, parsed.format_ok) == (spans, False)
+        assert (parsed.spans, parsed.finish_reasons, parsed.format_ok) == (spans, reasons, False), pieces
     ran_on = parse(tokenizer, text, [s0, "one", s1, "two", s2, "three", EOS_ID])
     assert (ran_on.spans, ran_on.format_ok) == (["one", "two"], True)  # closed, and cut there
-    assert not parse(tokenizer, text, [s0, "one", s1, "two"], "length").format_ok
+
+
+def test_text_without_gaps_is_its_own_span(tokenizer):
+    assert parse(tokenizer, "x", ["one", EOS_ID], FREE).spans == ["one"]
+    assert parse(tokenizer, "x", [EOS_ID], FREE).spans == [""]
+
+
+# --- Many at once, and continuations ---
+
+
+def test_batching_does_not_change_greedy_output(model, tokenizer):
+    texts = ["if x:\n    <extra_id_0>\n", "a much longer text about <extra_id_0> and <extra_id_1> and the rest", GAPS_3]
+    for batch_size in (1, 2, 16):
+        together = infer.infill_batch(model, tokenizer, texts, max_new_tokens=6, batch_size=batch_size)
+        assert [s[0].spans for s in together] == [
+            infer.infill(model, tokenizer, t, max_new_tokens=6)[0].spans for t in texts
+        ]
+
+
+@pytest.mark.parametrize("mode", ["none", "s2s", "nlg"])
+@pytest.mark.parametrize("sentinel", ["", "<extra_id_0>"])
+def test_continuations_in_all_forms_of_the_paper(model, tokenizer, mode, sentinel):
+    text = "import os" + sentinel
+    [found] = infer.generate(model, tokenizer, text, mode=mode, max_new_tokens=6)
+    prompt = infer.prompt_ids(tokenizer, text, mode)
+    assert (prompt[-1] == tokenizer.symbols.sentinels[0]) == bool(sentinel)
+    assert "<extra_id" not in found.text
+    if sentinel:  # the same as a gap at the end
+        [filled] = infer.infill(model, tokenizer, text, mode=mode, max_new_tokens=6)
+        assert (found.text, found.logprob) == (filled.spans[0], pytest.approx(filled.logprob))
+
+
+def test_a_continuation_sees_its_prompt_as_asked(model, tokenizer):
+    a, b = (
+        infer.generate(model, tokenizer, "import os, sys", max_new_tokens=6, attention=attention)[0]
+        for attention in ("prefix", "causal")
+    )
+    assert a.logprob != pytest.approx(b.logprob, abs=1e-3)
+
+
+# --- Streams ---
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    text=st.sampled_from([GAPS_3, "a <extra_id_0>", "no gap at all"]),
+    seed=st.integers(0, 500),
+    stop=st.sampled_from([(), ("e", "th"), ("\n",)]),
+    temperature=st.sampled_from([0.0, 1.0, 4.0]),
+    every=st.integers(1, 9),
+)
+def test_pieces_of_a_stream_make_the_spans(model, tokenizer, text, seed, stop, temperature, every):
+    options = {"mode": "nlg", "max_new_tokens": 7, "sampler": Sampler(temperature), "seed": seed, "stop": stop}
+    pieces = list(infer.stream(model, tokenizer, text, **options, every=every))
+    if text == "no gap at all":
+        spans = [infer.generate(model, tokenizer, text, **options)[0].text]
+    else:
+        spans = infer.infill(model, tokenizer, text, **options)[0].spans
+    assert ["".join(p.text for p in pieces if p.gap == i) for i in range(len(spans))] == spans
+    assert [p.gap for p in pieces] == sorted(p.gap for p in pieces)
+    assert all(p.text for p in pieces)
+
+
+# --- Bad input ---
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("no gap", "has no gap"),
-        ("<extra_id_1> <extra_id_0>", "each once, in order"),
+        ("", "is empty"),
+        ((), "is empty"),
+        ("<extra_id_1> <extra_id_0>", r"\[1, 0\].*each once, in order"),
         ("<extra_id_0> <extra_id_0>", "each once, in order"),
+        ("<extra_id_3>", "each once, in order"),
         ("".join(f"<extra_id_{i}>" for i in range(101)), "101 gaps"),
-        ("word " * 300 + "<extra_id_0>", "shorten it by"),
+        ([""] * 102, "101 gaps"),
+        ("word " * 300 + "<extra_id_0>", r"takes \d+ tokens, the model's rows have 256: shorten it by \d+"),
     ],
 )
 def test_bad_prompts(model, tokenizer, text, message):
     with pytest.raises(ValueError, match=message):
-        infer.infill(model, tokenizer, [text])
+        infer.infill(model, tokenizer, text)
+
+
+def test_a_bad_text_is_named_before_anything_is_decoded(model, tokenizer, monkeypatch):
+    monkeypatch.setattr(infer, "decode", lambda *_, **__: pytest.fail("decoded"))
+    for wrong, message in (("none", "text 1 has no gap"), ("word " * 300 + "<extra_id_0>", "text 1 of .* shorten")):
+        with pytest.raises(ValueError, match=message):
+            infer.infill_batch(model, tokenizer, ["<extra_id_0>", wrong])
 
 
 def test_other_bad_input(model, tokenizer):
     with pytest.raises(ValueError, match="mode is 'x'"):
         infer.prompt_ids(tokenizer, "a", "x")
-    with pytest.raises(ValueError, match="empty target"):
-        infer.score(model, [([1], [])])
-    with pytest.raises(ValueError, match="no prompts"):
-        infer.decode(model, [], max_new_tokens=3)
-    with pytest.raises(ValueError, match="temperature"):
-        infer.Sampler(-1.0)
+    with pytest.raises(ValueError, match="example 0 has an empty target"):
+        infer.score(Decoder(CONFIG, key=jax.random.key(0)), [([1], [])])
+    with pytest.raises(ValueError, match="text after a gap"):
+        infer.generate(model, tokenizer, "a <extra_id_0> b")
+    with pytest.raises(ValueError, match="stop string is empty"):
+        infer.generate(model, tokenizer, "a", stop=[""])
+    small = jax.tree.map(lambda x: x, Unstacked(model.embed[:400], model.blocks, CONFIG))
+    small = Unstacked(small.embed, small.blocks, ModelConfig(**{**CONFIG.__dict__, "vocab_size": 400}))
+    with pytest.raises(ValueError, match="512 subwords, the model 400 embeddings"):
+        infer.infill(small, tokenizer, "<extra_id_0>")
+
+
+@pytest.mark.parametrize(("gaps_trained", "n_warnings"), [(None, 0), (True, 0), (False, 1)])
+def test_a_model_that_never_saw_a_gap_works_with_one_warning(model, tokenizer, gaps_trained, n_warnings):
+    tokenizer = Tokenizer(tokenizer.model, gaps_trained=gaps_trained)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        assert infer.infill(model, tokenizer, "a<extra_id_0>b", max_new_tokens=2)[0].format_ok
+    messages = [str(w.message) for w in found if "never trained on gaps" in str(w.message)]
+    assert len(messages) == n_warnings

@@ -10,9 +10,7 @@ import jax
 import pytest
 
 from upalm.checkpoint import export
-from upalm.evals import infilling, statistics
 from upalm.model import Decoder, ModelConfig
-from upalm.text import Document
 
 METRICS = {
     *("causal_bits_per_byte", "infill_bits_per_byte", "left_only_bits_per_byte", "infill_gain"),
@@ -71,53 +69,3 @@ def test_bad_input_stops_before_training(inputs, tmp_path, more, message):
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "c").exists()
-
-
-# --- The metrics, with models that need no training ---
-
-
-def documents(source_text):
-    return [Document(f"d{i}", source_text[i * 5000 : (i + 1) * 5000]) for i in range(10)]
-
-
-def test_rows_are_cut_from_the_text(source_text):
-    lines = infilling.line_rows(documents(source_text), 30, lambda row: True)
-    words = infilling.word_rows(documents(source_text), 30, lambda row: True)
-    assert len(lines) == len(words) == 30
-    for row in (*lines, *words):
-        whole = row.parts[0] + "".join(s + p for s, p in zip(row.spans, row.parts[1:], strict=True))
-        assert whole in source_text
-    assert all("\n" not in row.spans[0] and row.parts[0].endswith("\n") for row in lines)
-    assert all(len(row.spans) == 3 for row in words)
-    assert lines[:10] == infilling.line_rows(documents(source_text), 10, lambda row: True)
-
-
-def test_shuffled_suffixes_change_the_right_side_only(source_text):
-    rows = infilling.line_rows(documents(source_text), 20, lambda row: True)
-    for row, other in zip(rows, infilling.shuffled_suffixes(rows), strict=True):
-        assert (other.parts[0], other.spans) == (row.parts[0], row.spans)
-        assert other.parts[1] != row.parts[1]
-
-
-def test_bits_are_those_of_the_spans_alone(tokenizer, source_text):
-    """A model that gives every token the same probability costs log2(V) bits a span token, whatever the format."""
-    config = ModelConfig(vocab_size=512, d_model=32, n_layers=1, n_heads=2, d_head=16, d_ff=64, seq_len=1024)
-    model = Decoder(config, key=jax.random.key(0))
-    uniform = jax.tree.map(lambda x: x * 0, model)
-    rows = infilling.line_rows(documents(source_text), 5, lambda row: True)
-    n_tokens = sum(len(tokenizer.encode(row.spans[0])) for row in rows)
-    for bits in (
-        infilling.span_bits(uniform, tokenizer, rows, "nlu"),
-        infilling.left_only_bits(uniform, tokenizer, rows, "none", "causal"),
-    ):
-        assert bits.bits.sum() == pytest.approx(9 * n_tokens, rel=1e-5)
-        assert bits.n_bytes.sum() == sum(len(row.spans[0].encode()) for row in rows)
-
-
-def test_bootstrap_interval_covers():
-    """95% of intervals hold the true mean, within three standard errors."""
-    import numpy as np
-
-    rng = np.random.default_rng(0)
-    inside = [e.low <= 1.0 <= e.high for e in (statistics.mean(rng.normal(1, 1, 80)) for _ in range(300))]
-    assert 0.91 < np.mean(inside) < 0.99

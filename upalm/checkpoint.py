@@ -21,8 +21,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 import safetensors
 import safetensors.numpy
+from jax.sharding import Mesh
 
 from upalm.model import Decoder, ModelConfig
+from upalm.sharding import param_shardings
 from upalm.tokenizer import Tokenizer
 
 _FORMAT = 1
@@ -36,7 +38,7 @@ def to_arrays(tree: Any) -> dict[str, Any]:
 
 
 def from_arrays(template: Any, arrays: dict[str, Any], where: object) -> Any:
-    """`template` with its leaves taken from `arrays`.
+    """`template` with its leaves taken from `arrays`, laid out as there.
 
     Raises:
         ValueError: missing or surplus names, or another shape.
@@ -49,7 +51,7 @@ def from_arrays(template: Any, arrays: dict[str, Any], where: object) -> Any:
     for name, leaf in wanted.items():
         if arrays[name].shape != leaf.shape:
             raise ValueError(f"{where}: {name} has shape {arrays[name].shape}, the model {leaf.shape}.")
-    leaves = [jnp.asarray(arrays[name], leaf.dtype) for name, leaf in wanted.items()]
+    leaves = [jax.device_put(arrays[name].astype(leaf.dtype), leaf.sharding) for name, leaf in wanted.items()]
     return jax.tree.unflatten(jax.tree.structure(template), leaves)
 
 
@@ -62,6 +64,7 @@ def describe(folder: Path, config: ModelConfig, tokenizer: Tokenizer, run: dict[
         "model": asdict(config),
         "tokenizer_hash": tokenizer.hash,
         "inputs_eos": tokenizer.inputs_eos,
+        "gaps_trained": tokenizer.gaps_trained,
         "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
         "run": run,
     }
@@ -141,8 +144,8 @@ def empty_model(config: ModelConfig) -> Decoder:
     return eqx.filter_eval_shape(lambda: Decoder(config, key=jax.random.key(0)))
 
 
-def load_model(folder: str | Path) -> tuple[Decoder, Tokenizer]:
-    """Open any checkpoint folder.
+def load_model(folder: str | Path, mesh: Mesh | None = None) -> tuple[Decoder, Tokenizer]:
+    """Open any checkpoint folder, whatever mesh it was written on; with a `mesh`, straight into its shards.
 
     Raises:
         ValueError: missing, truncated or mismatching parts, each named.
@@ -150,7 +153,7 @@ def load_model(folder: str | Path) -> tuple[Decoder, Tokenizer]:
     folder = Path(folder)
     found = description(folder)
     _check_manifest(folder)
-    tokenizer = Tokenizer.load(folder / "tokenizer.model", inputs_eos=found.get("inputs_eos", False))
+    tokenizer = Tokenizer.load(folder / "tokenizer.model", **_trained(found))
     if tokenizer.hash != found["tokenizer_hash"]:
         raise ValueError(
             f"{folder}/tokenizer.model has hash {tokenizer.hash}, the checkpoint was made with "
@@ -159,18 +162,31 @@ def load_model(folder: str | Path) -> tuple[Decoder, Tokenizer]:
     config = ModelConfig(**found["model"])
     if config.vocab_size < tokenizer.vocab_size:
         raise ValueError(f"{folder}: {tokenizer.vocab_size} subwords but {config.vocab_size} embeddings.")
+    template = empty_model(config)
+    if mesh is not None:
+        template = jax.tree.map(
+            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+            *(template, param_shardings(template, mesh)),
+        )
     weights = folder / "model.safetensors"
     if weights.is_file():
         try:
             arrays = safetensors.numpy.load_file(weights)
         except safetensors.SafetensorError as e:
             raise ValueError(f"{weights} is damaged or truncated: {e}.") from e
-        return from_arrays(empty_model(config), arrays, weights), tokenizer
+        return from_arrays(template, arrays, weights), tokenizer
     checkpoints = Checkpoints(folder)
     try:
-        return checkpoints.restore("model", empty_model(config)), tokenizer
+        return checkpoints.restore("model", template), tokenizer
     finally:
         checkpoints.close()
+
+
+def _trained(found: dict[str, Any]) -> dict[str, Any]:
+    """What `Tokenizer` wants to know of the training; older folders say less."""
+    is_causal = found["run"].get("data", {}).get("mixture") == "causal"
+    gaps_trained = found.get("gaps_trained", False if is_causal else None)
+    return {"inputs_eos": found.get("inputs_eos", False), "gaps_trained": gaps_trained}
 
 
 def export(folder: Path, model: Decoder, tokenizer: Tokenizer, run: dict[str, Any]) -> None:

@@ -77,75 +77,6 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Infill:
-    """Fill the gaps <extra_id_0>, <extra_id_1>, ... of a text."""
-
-    checkpoint: Path
-    """Folder of a run, or of exported weights."""
-    text: str
-    """Text with gaps; `-` reads standard input."""
-    mode: str = "nlg"
-    """Mode token: none, s2s, nlu or nlg."""
-    max_span_tokens: int = 48
-    """Most tokens in a gap."""
-    temperature: float = 0.0
-    """0 is greedy."""
-    top_p: float = 1.0
-    """Keep the most likely tokens up to this probability."""
-    seed: int = 0
-    """Of the sampling."""
-
-    def __call__(self) -> None:
-        from rich.console import Console
-        from rich.text import Text
-
-        from upalm import infer
-        from upalm.checkpoint import load_model
-        from upalm.tokenizer import SENTINEL_TEXT
-
-        model, tokenizer = load_model(self.checkpoint)
-        text = sys.stdin.read() if self.text == "-" else self.text
-        options = {"mode": self.mode, "max_span_tokens": self.max_span_tokens, "seed": self.seed}
-        sampler = infer.Sampler(self.temperature, top_p=self.top_p)
-        filled = infer.infill(model, tokenizer, [text], sampler=sampler, **options)[0]
-        shown, kept = Text(), SENTINEL_TEXT.split(text)[0::2]
-        for part, span in zip(kept, [*filled.spans, ""], strict=True):
-            shown.append(part)
-            shown.append(span, style="bold green")
-        Console(soft_wrap=True, highlight=False).print(shown)
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Continue a prompt."""
-
-    checkpoint: Path
-    """Folder of a run, or of exported weights."""
-    text: str
-    """The prompt; `-` reads standard input. It may end with <extra_id_0>."""
-    mode: str = "none"
-    """Mode token: none, s2s, nlu or nlg."""
-    max_new_tokens: int = 64
-    """Most tokens to add."""
-    temperature: float = 0.0
-    """0 is greedy."""
-    top_p: float = 1.0
-    """Keep the most likely tokens up to this probability."""
-    seed: int = 0
-    """Of the sampling."""
-
-    def __call__(self) -> None:
-        from upalm import infer
-        from upalm.checkpoint import load_model
-
-        model, tokenizer = load_model(self.checkpoint)
-        text = sys.stdin.read() if self.text == "-" else self.text
-        options = {"mode": self.mode, "max_new_tokens": self.max_new_tokens, "seed": self.seed}
-        sampler = infer.Sampler(self.temperature, top_p=self.top_p)
-        print(text + infer.generate(model, tokenizer, [text], sampler=sampler, **options)[0])
-
-
-@dataclass(frozen=True)
 class Data:
     """Tokenise text, and look at what the loader makes of it: `upalm data build | show | check --help`."""
 
@@ -156,6 +87,25 @@ class Data:
         from upalm import cli_data  # imports Grain
 
         cli_data.main(list(self.words))
+
+
+@dataclass(frozen=True)
+class _Infer:
+    words: tyro.conf.Positional[tuple[str, ...]] = ()
+    """See `--help` of the subcommand."""
+
+    def __call__(self) -> None:
+        from upalm import cli_infer  # imports JAX
+
+        cli_infer.main([type(self).__name__.lower(), *self.words])
+
+
+class Infill(_Infer):
+    """Fill the gaps <extra_id_0>, <extra_id_1>, ... of a text: `upalm infill --help`."""
+
+
+class Sample(_Infer):
+    """Continue a prompt: `upalm sample --help`."""
 
 
 @dataclass(frozen=True)
@@ -176,14 +126,17 @@ Command = (
 )
 
 
+_PASSED_ON = {"infill": Infill, "sample": Sample, "data": Data}  # what follows belongs to another parser
+
+
 def main() -> None:
     """Errors that a user can cause are one line; Ctrl-C says how to go on."""
     arguments = sys.argv[1:]
     try:
         if arguments[:1] == ["run"] and arguments[1:2] and not arguments[1].startswith("-"):
             recipe.run(arguments[1], arguments[2:])  # what follows belongs to the recipe
-        elif arguments[:1] == ["data"]:
-            Data(tuple(arguments[1:]))()
+        elif arguments and arguments[0] in _PASSED_ON:
+            _PASSED_ON[arguments[0]](tuple(arguments[1:]))()
         else:
             tyro.cli(Command, prog="upalm", args=arguments)()
     except KeyboardInterrupt as e:

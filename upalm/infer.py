@@ -1,37 +1,50 @@
-"""`score`, `generate`, `infill`: a bidirectional prefill over the prompt, then cached causal steps.
+"""What a user asks of a trained model, in text: `score`, `generate`, `infill`, and `stream` for either.
 
-Prompts of a batch end at the same position (padding is on the left), so that every step writes one slot of
-the cache and every query still sees one interval of keys.
-
-Dims: B batch rows, P prompt positions, T positions, V vocabulary.
+A gap is `<extra_id_0>`, `<extra_id_1>`, ... in a text, or the place between two parts of a list of parts. The
+answer is `<extra_id_0> span <extra_id_1> span ... EOS` (U-PaLM section 4; UL2's format).
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Literal, NamedTuple
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from upalm import ul2r
 from upalm.batch import Batch
-from upalm.layers import KeyRange, KeyValue, rotary
+from upalm.decode import (
+    Attention,
+    Completion,
+    Ids,
+    Task,
+    Unstacked,
+    check_length,
+    check_tasks,
+    decode,
+    decode_stream,
+    round_up,
+)
 from upalm.loss import token_log_probs
-from upalm.model import Decoder, normalise
-from upalm.tokenizer import BOS_ID, EOS_ID, MODES, N_SENTINELS, SENTINEL_TEXT, UNK_ID, Tokenizer
+from upalm.model import Decoder
+from upalm.sampling import ANYTHING, FREE, Sampler, stop_table
+from upalm.tokenizer import BOS_ID, EOS_ID, MODES, N_SENTINELS, SENTINEL_TEXT, Tokenizer
 
-Attention = Literal["prefix", "causal"]
 Mode = str  # none, s2s, nlu or nlg
-
-Ids = Sequence[int] | np.ndarray
-
-_BUCKET = 32  # lengths are rounded up to this, so that few shapes are compiled
-
+FinishReason = Literal["closed", "stop", "length", "missing"]
 
 # --- Scoring --------------------------------------------------------------------------------------
+
+
+class Scored(NamedTuple):
+    """Of every target token of an example."""
+
+    log_probs: np.ndarray
+    """In nats."""
+    is_best: np.ndarray
+    """No other token was likelier."""
 
 
 def score(
@@ -40,8 +53,8 @@ def score(
     *,
     attention: Attention = "prefix",
     batch_size: int = 16,
-) -> list[np.ndarray]:
-    """Log-probability of every target token of (prompt ids, target ids) pairs, in nats.
+) -> list[Scored]:
+    """Score (prompt ids, target ids) pairs, teacher-forced.
 
     Raises:
         ValueError: an empty target, or a pair longer than the model's rows.
@@ -49,230 +62,79 @@ def score(
     for i, (prompt, target) in enumerate(examples):
         if len(target) == 0:
             raise ValueError(f"example {i} has an empty target: there is nothing to score.")
-        _check_length(model, len(prompt) + len(target), f"example {i}")
+        check_length(model.config, len(prompt) + len(target), f"example {i}")
     order = sorted(range(len(examples)), key=lambda i: len(examples[i][0]) + len(examples[i][1]))
-    found: list[np.ndarray] = [np.empty(0)] * len(examples)
+    found: list[Scored] = [Scored(np.empty(0), np.empty(0))] * len(examples)
     for at in range(0, len(order), batch_size):
         chosen = order[at : at + batch_size]
         longest = max(len(examples[i][0]) + len(examples[i][1]) for i in chosen)
-        batch = Batch.empty(batch_size, _round_up(longest))
+        batch = Batch.empty(batch_size, round_up(longest))
         for b, i in enumerate(chosen):
             prompt, target = (np.asarray(x, np.int32) for x in examples[i])
             row = Batch(*(x[b] for x in batch))
             ul2r.write_segment(row, 0, ul2r.Example(prompt, target), 1, 0, BOS_ID)
-        log_probs = np.asarray(_log_probs(model, batch if attention == "prefix" else batch.causal()))
-        for b, i in enumerate(chosen):
-            found[i] = log_probs[b][batch.loss_weights[b] > 0]
+        scores = map(np.asarray, _score(model, batch if attention == "prefix" else batch.causal()))
+        for b, (i, *row) in enumerate(zip(chosen, *scores, strict=False)):
+            found[i] = Scored(*(x[batch.loss_weights[b] > 0] for x in row))
     return found
 
 
 @jax.jit
-def _log_probs(model: Decoder, batch: Batch) -> Float[Array, "B T"]:
-    return token_log_probs(model(batch), batch.target_tokens)[0]
+def _score(model: Decoder, batch: Batch) -> tuple[Float[Array, "B T"], Bool[Array, "B T"]]:
+    logits = model(batch)
+    target_logits = jnp.take_along_axis(logits, jnp.asarray(batch.target_tokens)[..., None], -1)[..., 0]
+    return token_log_probs(logits, batch.target_tokens)[0], target_logits >= jnp.max(logits, -1)
 
 
-def _round_up(n: int) -> int:
-    return -(-n // _BUCKET) * _BUCKET
+# --- Prompts --------------------------------------------------------------------------------------
 
 
-def _check_length(model: Decoder, n: int, what: str) -> None:
-    if n > model.config.seq_len:
-        raise ValueError(
-            f"{what} takes {n} tokens, the model's rows have {model.config.seq_len}: "
-            f"shorten it by {n - model.config.seq_len}, or ask for fewer new tokens."
-        )
+def split_gaps(text_or_parts: str | Sequence[str]) -> tuple[str, ...]:
+    """The kept parts around the gaps: one more than there are gaps.
 
+    >>> split_gaps("def f(<extra_id_0>):<extra_id_1>")
+    ('def f(', '):', '')
 
-# --- Decoding -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Sampler:
-    """How the next token is chosen."""
-
-    temperature: float = 0.0
-    """0 is greedy."""
-    top_k: int = 0
-    """Keep the k most likely; 0 keeps all."""
-    top_p: float = 1.0
-    """Keep the most likely up to this probability."""
-
-    def __post_init__(self):
-        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise ValueError(f"{self}: expected temperature >= 0, top_k >= 0, top_p in (0, 1].")
-
-    def __call__(self, logits_BV: Float[Array, "B V"], keys: Array) -> Int[Array, " B"]:
-        """Choose a token a row, each with its own key."""
-        if self.temperature == 0:
-            return jnp.argmax(logits_BV, -1).astype(jnp.int32)
-        logits_BV = logits_BV / self.temperature
-        if self.top_k:
-            kth = jax.lax.top_k(logits_BV, min(self.top_k, logits_BV.shape[-1]))[0][:, -1:]
-            logits_BV = jnp.where(logits_BV < kth, -jnp.inf, logits_BV)
-        if self.top_p < 1:
-            ordered = jnp.sort(logits_BV, -1, descending=True)
-            mass_before = jnp.cumsum(jax.nn.softmax(ordered, -1), -1) - jax.nn.softmax(ordered, -1)
-            least = jnp.min(jnp.where(mass_before < self.top_p, ordered, jnp.inf), -1, keepdims=True)
-            logits_BV = jnp.where(logits_BV < least, -jnp.inf, logits_BV)
-        return jax.vmap(jax.random.categorical)(keys, logits_BV).astype(jnp.int32)
-
-
-class Grammar(NamedTuple):
-    """`<extra_id_0> span <extra_id_1> span ... EOS`, enforced for rows with gaps; free text without."""
-
-    n_gaps: Int[Array, " B"]
-    max_span: Int[Array, ""]
-    markers: Int[Array, " M"]
-    """Sentinels in order."""
-
-    def allowed(self, opened: Int[Array, " B"], span_length: Int[Array, " B"], n_vocab: int) -> Bool[Array, "B V"]:
-        """Tokens that may come next when `opened` sentinels have come and the span has `span_length` tokens."""
-        ids = jnp.arange(n_vocab)[None]
-        is_marker = jnp.zeros(n_vocab, bool).at[self.markers].set(True)[None]
-        following = jnp.where(opened < self.n_gaps, self.markers[jnp.minimum(opened, len(self.markers) - 1)], EOS_ID)
-        may_close = ids == following[:, None]
-        may_write = ((opened > 0) & (span_length < self.max_span))[:, None] & ~is_marker & (ids != EOS_ID)
-        is_free = (self.n_gaps == 0)[:, None]
-        return (is_free | may_close | may_write) & (ids != BOS_ID) & (ids != UNK_ID)
-
-
-class Completion(NamedTuple):
-    """Tokens that were generated, and the log-probability of each under the unconstrained model."""
-
-    tokens: np.ndarray
-    log_probs: np.ndarray
-    finish_reason: Literal["eos", "length"]
-
-
-class _State(NamedTuple):
-    step: Array
-    token: Array  # [B], the one to feed next
-    tokens: Array  # [B, max_new]
-    log_probs: Array  # [B, max_new]
-    opened: Array  # [B], sentinels so far
-    span_length: Array  # [B], tokens since the last one
-    done: Array  # [B]
-    caches: list[KeyValue]
-
-
-def decode(
-    model: Decoder,
-    prompts: Sequence[Ids],
-    *,
-    max_new_tokens: int,
-    sampler: Sampler = Sampler(),
-    seed: int = 0,
-    attention: Attention = "prefix",
-    n_gaps: Sequence[int] | None = None,
-    max_span: int | None = None,
-    markers: Sequence[int] = (),
-) -> list[Completion]:
-    """Continue each prompt up to EOS or `max_new_tokens`. Row i draws from (seed, i) alone.
-
-    Args:
-        n_gaps: per row, the number of gaps that the sentinel grammar must fill; 0 is free text.
-        max_span: most tokens in a gap.
-        markers: the sentinels, in order.
+    Parts are taken as they are: `<extra_id_0>` in one of them is text, not a gap.
 
     Raises:
-        ValueError: no prompt, or a prompt with its new tokens longer than the model's rows.
+        ValueError: nothing at all, over 100 gaps, or gaps that are not numbered 0, 1, 2, ... in order.
     """
-    if not prompts:
-        raise ValueError("no prompts.")
-    for i, prompt in enumerate(prompts):
-        _check_length(model, 1 + len(prompt) + max_new_tokens, f"prompt {i} with {max_new_tokens} new tokens")
-    n = 1 + _round_up(max(map(len, prompts)))  # BOS comes on top
-    tokens, starts = np.zeros((len(prompts), n), np.int32), np.zeros(len(prompts), np.int32)
-    for i, prompt in enumerate(prompts):
-        starts[i] = n - 1 - len(prompt)
-        tokens[i, starts[i]] = BOS_ID
-        tokens[i, starts[i] + 1 :] = prompt
-    gaps = np.zeros(len(prompts), np.int32) if n_gaps is None else np.asarray(n_gaps, np.int32)
-    limit = np.int32(max_new_tokens if max_span is None else max_span)
-    marker_ids = np.asarray(markers if len(markers) else (EOS_ID,), np.int32)
-    key = jax.random.key(seed)
-    state = _decode(
-        *(model, tokens, starts, Grammar(*map(jnp.asarray, (gaps, limit, marker_ids))), key),
-        max_new=max_new_tokens,
-        sampler=sampler,
-        attention=attention,
-    )
-    completions = []
-    for ids, log_probs in zip(np.asarray(state.tokens), np.asarray(state.log_probs), strict=True):
-        ends = np.flatnonzero(ids == EOS_ID)
-        n_kept = int(ends[0]) + 1 if len(ends) else max_new_tokens
-        completions.append(Completion(ids[:n_kept], log_probs[:n_kept], "eos" if len(ends) else "length"))
-    return completions
+    if isinstance(text_or_parts, str):
+        pieces = SENTINEL_TEXT.split(text_or_parts)
+        parts, numbers = tuple(pieces[0::2]), [int(x) for x in pieces[1::2]]
+        if numbers != list(range(len(numbers))):
+            raise ValueError(
+                f"gaps are numbered {numbers}: expected <extra_id_0>, <extra_id_1>, ... each once, in order. "
+                "(Text that has such words of its own is given as parts.)"
+            )
+    else:
+        parts = tuple(text_or_parts)
+    if len(parts) - 1 > N_SENTINELS:
+        raise ValueError(f"{len(parts) - 1} gaps: there are {N_SENTINELS} sentinels. Fill the text in pieces.")
+    if parts in ((), ("",)):
+        raise ValueError("the text is empty: there is nothing to go on from.")
+    return parts
 
 
-@partial(jax.jit, static_argnames=("max_new", "sampler", "attention"))
-def _decode(
-    model: Decoder,
-    tokens_BP: Int[Array, "B P"],
-    starts_B: Int[Array, " B"],
-    grammar: Grammar,
-    key: Array,
-    *,
-    max_new: int,
-    sampler: Sampler,
-    attention: Attention,
-) -> _State:
-    n_rows, n_prompt = tokens_BP.shape
-    blocks = model.unstacked()
-    row_keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(n_rows))
+def prompt_ids(tokenizer: Tokenizer, text_or_parts: str | Sequence[str], mode: Mode = "none") -> list[int]:
+    """Ids of a prompt: mode token, then the parts, each encoded by itself, with sentinels between; then EOS if
+    there are gaps and the model was trained so.
 
-    def head(x_BD: Float[Array, "B D"]) -> Float[Array, "B V"]:
-        return model.logits(normalise(x_BD, None, model.config.norm))
-
-    def choose(state: _State, logits_BV: Float[Array, "B V"]) -> _State:
-        allowed = grammar.allowed(state.opened, state.span_length, logits_BV.shape[-1])
-        keys = jax.vmap(jax.random.fold_in, (0, None))(row_keys, state.step)
-        token = jnp.where(state.done, EOS_ID, sampler(jnp.where(allowed, logits_BV, -jnp.inf), keys))
-        log_prob = jnp.take_along_axis(jax.nn.log_softmax(logits_BV), token[:, None], -1)[:, 0]
-        is_marker = jnp.any(token[:, None] == grammar.markers[None], -1)
-        return state._replace(
-            step=state.step + 1,
-            token=token,
-            tokens=state.tokens.at[:, state.step].set(token),
-            log_probs=state.log_probs.at[:, state.step].set(jnp.where(state.done, 0.0, log_prob)),
-            opened=state.opened + is_marker,
-            span_length=jnp.where(is_marker, 0, state.span_length + 1),
-            done=state.done | (token == EOS_ID),
-        )
-
-    # the whole prompt at once, each query seeing [start, end)
-    index_BP = jnp.broadcast_to(jnp.arange(n_prompt), tokens_BP.shape)
-    is_prompt = index_BP >= starts_B[:, None]
-    ends = jnp.where(is_prompt, n_prompt, index_BP + 1) if attention == "prefix" else index_BP + 1
-    mask = KeyRange(jnp.where(is_prompt, starts_B[:, None], 0), ends).mask(n_prompt)
-    tables = rotary(jnp.maximum(index_BP - starts_B[:, None], 0), model.config.d_head)
-    x_BPD, caches = model.embed_tokens(tokens_BP), []
-    for block in blocks:
-        x_BPD, kv = block(x_BPD, tables, mask)
-        caches.append(kv.grown(max_new))
-
-    zeros = jnp.zeros(n_rows, jnp.int32)
-    shape = (n_rows, max_new)
-    state = _State(
-        *(jnp.int32(0), zeros, jnp.full(shape, EOS_ID, jnp.int32), jnp.zeros(shape)),
-        *(zeros, zeros, jnp.zeros(n_rows, bool), caches),
-    )
-    state = choose(state, head(x_BPD[:, -1]))
-
-    def step(state: _State) -> _State:
-        slot = n_prompt + state.step - 1
-        tables = rotary((slot - starts_B)[:, None], model.config.d_head)
-        mask = KeyRange(starts_B[:, None], jnp.broadcast_to(slot + 1, (n_rows, 1))).mask(n_prompt + max_new)
-        x_B1D, caches = model.embed_tokens(state.token[:, None]), []
-        for block, cache in zip(blocks, state.caches, strict=True):
-            x_B1D, kv = block(x_B1D, tables, mask, cache, slot)
-            caches.append(kv)
-        return choose(state._replace(caches=caches), head(x_B1D[:, 0]))
-
-    return jax.lax.while_loop(lambda s: (s.step < max_new) & ~jnp.all(s.done), step, state)
+    Raises:
+        ValueError: an unknown mode, or what `split_gaps` refuses.
+    """
+    if mode != "none" and mode not in MODES:
+        raise ValueError(f"mode is {mode!r}, expected one of {['none', *MODES]}.")
+    parts = split_gaps(text_or_parts)
+    ids = [*tokenizer.symbols.modes[mode]] if mode != "none" else []
+    for sentinel, part in zip((None, *tokenizer.symbols.sentinels), parts, strict=False):
+        ids += [] if sentinel is None else [sentinel]
+        ids += tokenizer.encode(part)
+    return ids + [EOS_ID] * (tokenizer.inputs_eos and len(parts) > 1)
 
 
-# --- Text -----------------------------------------------------------------------------------------
+# --- Infilling ------------------------------------------------------------------------------------
 
 
 class Infill(NamedTuple):
@@ -280,105 +142,297 @@ class Infill(NamedTuple):
 
     spans: list[str]
     text: str
-    log_probs: list[float]
-    """Sum over the tokens of each span, in nats."""
+    logprobs: list[float]
+    """Sum over the tokens of each span, in nats, under the model without grammar or sampler."""
+    finish_reasons: list[FinishReason]
+    """Why each span ended: the model closed it, a stop string came, or it was as long as allowed; or the gap never
+    came (without the grammar only)."""
     format_ok: bool
     """Every gap had exactly one span, in order, and the last was closed: by EOS, or a sentinel of no gap."""
+    logprob: float
+    """Of the whole answer, sentinels and EOS included: what samples are ranked by."""
 
 
-def prompt_ids(tokenizer: Tokenizer, text: str, mode: Mode = "none") -> tuple[list[int], int]:
-    """Ids of a prompt, and its number of gaps. The mode token comes first; `<extra_id_i>` become sentinels;
-    EOS comes last if there are gaps and the model was trained so.
+def infill(
+    model: Decoder | Unstacked,
+    tokenizer: Tokenizer,
+    text_or_parts: str | Sequence[str],
+    *,
+    mode: Mode = "nlg",
+    max_new_tokens: int | Sequence[int] = 48,
+    sampler: Sampler = Sampler(),
+    num_samples: int = 1,
+    seed: int = 0,
+    stop: Sequence[str] = (),
+    constrained: bool = True,
+) -> list[Infill]:
+    """Fill the gaps of a text; the likeliest sample comes first.
 
-    Every piece between gaps is encoded by itself.
+    Args:
+        model: that has learnt to (`checkpoint.load_model`); for many calls, `Unstacked.of(model)`.
+        tokenizer: of the model.
+        text_or_parts: text with `<extra_id_0>`, `<extra_id_1>`, ...; or the parts between which the gaps are.
+        mode: of the prompt: `nlu` (short spans), `nlg` (long ones), `s2s` or `none`.
+        max_new_tokens: most tokens in each gap, or in one after the other.
+        sampler: how tokens are drawn.
+        num_samples: answers to draw.
+        seed: of the draws. A sample depends on it, on the prompt and on its number alone, whatever the batch.
+        stop: strings that end a span; they are not part of it.
+        constrained: decode under the grammar, which gives every gap exactly one span, lets no other sentinel in
+            and always ends. Without it, `format_ok` says what the model has learnt, and the parser is tolerant:
+            the first span of each gap counts, missing ones are empty, and what comes after the last is cut.
 
     Raises:
-        ValueError: an unknown mode, over 100 gaps, or gaps that are not numbered 0, 1, 2, ... in order.
+        ValueError: no gap, what `split_gaps` refuses, a limit below 0, a text that leaves no room for the answer,
+            or a tokenizer that is not the model's.
     """
-    if mode != "none" and mode not in MODES:
-        raise ValueError(f"mode is {mode!r}, expected one of {['none', *MODES]}.")
-    pieces = SENTINEL_TEXT.split(text)
-    numbers = [int(x) for x in pieces[1::2]]
-    if numbers != list(range(len(numbers))):
-        raise ValueError(f"gaps are numbered {numbers}: expected <extra_id_0>, <extra_id_1>, ... each once, in order.")
-    if len(numbers) > N_SENTINELS:
-        raise ValueError(f"{len(numbers)} gaps: there are {N_SENTINELS} sentinels.")
-    ids = list(tokenizer.symbols.modes[mode]) if mode != "none" else []
-    for i, piece in enumerate(pieces[0::2]):
-        ids += tokenizer.encode(piece)
-        ids += [tokenizer.symbols.sentinels[i]] if i < len(numbers) else []
-    return ids + [EOS_ID] * (tokenizer.inputs_eos and len(numbers) > 0), len(numbers)
+    warn_of_gaps(tokenizer)
+    return infill_batch(
+        *(model, tokenizer, [text_or_parts]),
+        mode=mode,
+        max_new_tokens=[max_new_tokens],
+        sampler=sampler,
+        num_samples=num_samples,
+        seed=seed,
+        stop=stop,
+        constrained=constrained,
+    )[0]
+
+
+def infill_batch(
+    model: Decoder | Unstacked,
+    tokenizer: Tokenizer,
+    texts: Sequence[str | Sequence[str]],
+    *,
+    mode: Mode = "nlg",
+    max_new_tokens: int | Sequence[int | Sequence[int]] = 48,
+    sampler: Sampler = Sampler(),
+    num_samples: int = 1,
+    seed: int = 0,
+    stop: Sequence[str] = (),
+    constrained: bool = True,
+    batch_size: int = 16,
+) -> list[list[Infill]]:
+    """`infill` of many texts, [text][sample]; `max_new_tokens` may differ by text."""
+    limits = [max_new_tokens] * len(texts) if isinstance(max_new_tokens, int) else max_new_tokens
+    asked = [
+        _asked(tokenizer, text, mode, limit, constrained, _name(i, texts))
+        for i, (text, limit) in enumerate(zip(texts, limits, strict=True))
+    ]
+    for i, a in enumerate(asked):
+        if len(a.parts) == 1:
+            raise ValueError(f"{_name(i, texts)} has no gap: mark what is to be filled with <extra_id_0>.")
+    options = {"sampler": sampler, "num_samples": num_samples, "seed": seed}
+    return _answers(model, tokenizer, asked, stop, batch_size, **options)
+
+
+def warn_of_gaps(tokenizer: Tokenizer) -> None:
+    """Say so if the model never saw a gap."""
+    if tokenizer.gaps_trained is False:
+        warnings.warn(
+            "this model was never trained on gaps (its mixture has no sentinels), so its fills do not heed the text "
+            "after the gap; continue it with UL2R first.",
+            stacklevel=3,
+        )
+
+
+# --- Continuation ---------------------------------------------------------------------------------
+
+
+class Continuation(NamedTuple):
+    """What follows a prompt."""
+
+    text: str
+    """Without the prompt."""
+    logprob: float
+    """In nats, of all that was generated."""
+    finish_reason: FinishReason
 
 
 def generate(
-    model: Decoder,
+    model: Decoder | Unstacked,
     tokenizer: Tokenizer,
-    texts: Sequence[str],
+    text: str | Sequence[str],
+    **options: Any,
+) -> list[Continuation]:
+    """Continue a prompt; the likeliest sample comes first. The options are those of `generate_batch`."""
+    return generate_batch(model, tokenizer, [text], **options)[0]
+
+
+def generate_batch(
+    model: Decoder | Unstacked,
+    tokenizer: Tokenizer,
+    texts: Sequence[str | Sequence[str]],
     *,
     mode: Mode = "none",
     max_new_tokens: int = 64,
     sampler: Sampler = Sampler(),
+    num_samples: int = 1,
     seed: int = 0,
+    stop: Sequence[str] = (),
     attention: Attention = "prefix",
-) -> list[str]:
-    """Continuations of prompts. All of the paper's forms: with or without mode token, with or without a
-    final `<extra_id_0>` (U-PaLM section 4.2).
-    """
-    prompts = [prompt_ids(tokenizer, text, mode)[0] for text in texts]
-    options = {"max_new_tokens": max_new_tokens, "sampler": sampler, "seed": seed, "attention": attention}
-    return [tokenizer.decode(c.tokens) for c in decode(model, prompts, **options)]
+    batch_size: int = 16,
+) -> list[list[Continuation]]:
+    """Continuations of prompts, [prompt][sample], in all of the paper's forms: with or without mode token, with or
+    without a final `<extra_id_0>` (U-PaLM section 4.2), which asks for a span in place of a continuation.
 
-
-def infill(
-    model: Decoder,
-    tokenizer: Tokenizer,
-    texts: Sequence[str],
-    *,
-    mode: Mode = "nlg",
-    max_span_tokens: int = 48,
-    sampler: Sampler = Sampler(),
-    seed: int = 0,
-    constrained: bool = True,
-) -> list[Infill]:
-    """Fill the gaps `<extra_id_0>`, `<extra_id_1>`, ... of each text.
-
-    `constrained` decoding gives every gap exactly one span and always ends; without it `format_ok` says what
-    the model has learnt, and the parser is tolerant: first span of each gap, missing ones empty, run-ons cut.
+    `attention` says whether the prompt sees all of itself (`prefix`) or each of its tokens what came before (`causal`,
+    as a base model was trained); the other options are those of `infill`.
 
     Raises:
-        ValueError: a text without gaps, or what `prompt_ids` and `decode` refuse.
+        ValueError: a gap that is not at the end, an empty text, no room for the new tokens, or another's tokenizer.
     """
-    prompts, gaps = zip(*(prompt_ids(tokenizer, text, mode) for text in texts), strict=True)
-    for i, n in enumerate(gaps):
-        if n == 0:
-            raise ValueError(f"text {i} has no gap: mark what is to be filled with <extra_id_0>.")
-    max_new = max(gaps) * (max_span_tokens + 1) + 1
-    completions = decode(
-        *(model, prompts),
-        max_new_tokens=max_new,
-        sampler=sampler,
-        seed=seed,
-        n_gaps=gaps if constrained else None,
-        max_span=max_span_tokens,
-        markers=tokenizer.symbols.sentinels,
-    )
-    return [_parse(tokenizer, *x) for x in zip(texts, gaps, completions, strict=True)]
+    asked = [_asked(tokenizer, text, mode, max_new_tokens, True, _name(i, texts)) for i, text in enumerate(texts)]
+    for i, a in enumerate(asked):
+        if len(a.parts) > 2 or a.parts[1:] not in ((), ("",)):
+            raise ValueError(f"{_name(i, texts)} has text after a gap: that is for `infill`.")
+    options = {"sampler": sampler, "num_samples": num_samples, "seed": seed, "attention": attention}
+    found = _answers(model, tokenizer, asked, stop, batch_size, **options)
+    return [[Continuation(x.spans[0], x.logprob, x.finish_reasons[0]) for x in samples] for samples in found]
 
 
-def _parse(tokenizer: Tokenizer, text: str, n_gaps: int, completion: Completion) -> Infill:
-    """First span of each gap; the output ends at EOS or at a sentinel of no gap, whichever comes first."""
+# --- Streaming ------------------------------------------------------------------------------------
+
+
+class Piece(NamedTuple):
+    """Some more of a span."""
+
+    gap: int
+    text: str
+
+
+def stream(
+    model: Decoder | Unstacked,
+    tokenizer: Tokenizer,
+    text_or_parts: str | Sequence[str],
+    *,
+    mode: Mode = "nlg",
+    max_new_tokens: int | Sequence[int] = 48,
+    sampler: Sampler = Sampler(),
+    seed: int = 0,
+    stop: Sequence[str] = (),
+    attention: Attention = "prefix",
+    every: int = 4,
+) -> Iterator[Piece]:
+    """The spans of `infill`, or the continuation of a text without gaps, piece by piece as they come.
+
+    The pieces of a gap, joined, are its span. What may still change is held back: the bytes of an unfinished
+    character, and what may be the beginning of a stop string.
+    """
+    asked = _asked(tokenizer, text_or_parts, mode, max_new_tokens, True, "the text")
+    options = {"sampler": sampler, "seed": seed, "attention": attention} | _grammar(model, tokenizer, stop)
+    shown = [""] * max(1, len(asked.parts) - 1)
+    for [[completion]] in decode_stream(model, [asked.task], every=every, **options):
+        spans = _parsed(tokenizer, asked, completion, stop).spans
+        last = max(1, int((completion.tokens >= tokenizer.first_sentinel).sum())) - 1
+        for gap, span in enumerate(spans[: last + 1]):
+            final = gap < last or completion.finished
+            new = (span if final else _certain(span, stop))[len(shown[gap]) :]
+            if new:
+                yield Piece(gap, new)
+                shown[gap] += new
+
+
+def _certain(text: str, stop: Sequence[str]) -> str:
+    """Without what later tokens may turn into another character, or into a stop string."""
+    text = text.rstrip("\N{REPLACEMENT CHARACTER}")
+    held = max((n for word in stop for n in range(1, len(word)) if text.endswith(word[:n])), default=0)
+    return text[: len(text) - held]
+
+
+# --- Between text and tokens ----------------------------------------------------------------------
+
+
+def _name(i: int, texts: Sequence[Any]) -> str:
+    return f"text {i}" if len(texts) > 1 else "the text"
+
+
+class _Asked(NamedTuple):
+    parts: tuple[str, ...]
+    task: Task
+
+
+def _asked(
+    tokenizer: Tokenizer,
+    text_or_parts: str | Sequence[str],
+    mode: Mode,
+    limits: int | Sequence[int],
+    constrained: bool,
+    what: str,
+) -> _Asked:
+    parts = split_gaps(text_or_parts)
+    n_gaps, prompt = len(parts) - 1, prompt_ids(tokenizer, parts, mode)
+    limits = (limits,) * max(n_gaps, 1) if isinstance(limits, int) else tuple(limits)
+    if len(limits) != max(n_gaps, 1) or min(limits) < 0:
+        raise ValueError(f"{what} has {n_gaps} gaps, max_new_tokens is {limits}: expected one limit, or one a gap.")
+    if n_gaps == 0:
+        return _Asked(parts, Task(prompt, limits[0], FREE, limits))
+    n_new = sum(limits) + n_gaps + 1  # sentinels and EOS
+    return _Asked(parts, Task(prompt, n_new, n_gaps if constrained else ANYTHING, limits))
+
+
+def _grammar(model: Decoder | Unstacked, tokenizer: Tokenizer, stop: Sequence[str]) -> dict[str, Any]:
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {tokenizer.vocab_size} subwords, the model {model.config.vocab_size} embeddings: "
+            "they do not belong together. Take both from one checkpoint (`load_model`)."
+        )
+    return {"markers": tokenizer.symbols.sentinels, "stop": stop_table(stop, tokenizer.token_bytes)}
+
+
+def _answers(
+    model: Decoder | Unstacked,
+    tokenizer: Tokenizer,
+    asked: Sequence[_Asked],
+    stop: Sequence[str],
+    batch_size: int,
+    **options: Any,
+) -> list[list[Infill]]:
+    """In batches of like length; the samples of each by falling likelihood."""
+    options |= _grammar(model, tokenizer, stop)
+    tasks = [a.task for a in asked]
+    check_tasks(model.config, tasks, "text")  # before anything is decoded
+    model = Unstacked.of(model)
+    found: list[list[Infill]] = [[]] * len(asked)
+    order = sorted(range(len(asked)), key=lambda i: len(tasks[i].prompt))
+    for at in range(0, len(order), batch_size):
+        chosen = order[at : at + batch_size]
+        samples = decode(model, [tasks[i] for i in chosen], n_rows=min(batch_size, len(order)), **options)
+        for i, completions in zip(chosen, samples, strict=True):
+            answers = [_parsed(tokenizer, asked[i], completion, stop) for completion in completions]
+            found[i] = sorted(answers, key=lambda answer: -answer.logprob)
+    return found
+
+
+def _parsed(tokenizer: Tokenizer, asked: _Asked, completion: Completion, stop: Sequence[str]) -> Infill:
+    """First span of each gap; the answer ends at EOS or at a sentinel of no gap, whichever comes first.
+
+    If there is no `<extra_id_0>` then what comes before the first sentinel is the first span, as after one.
+    """
+    tokens, log_probs, n_gaps = completion.tokens, completion.log_probs, len(asked.parts) - 1
     sentinels = tokenizer.symbols.sentinels[:n_gaps]
-    tokens = completion.tokens
     is_marker = tokens >= tokenizer.first_sentinel
     ends = np.flatnonzero((tokens == EOS_ID) | (is_marker & ~np.isin(tokens, sentinels)))
     end = int(ends[0]) if len(ends) else len(tokens)
-    starts = np.flatnonzero(is_marker[:end])
-    spans, log_probs = [""] * n_gaps, [0.0] * n_gaps
-    for start, stop in reversed(list(zip(starts, [*starts, end][1:], strict=True))):  # so that the first wins
-        slot, inside = sentinels.index(int(tokens[start])), slice(start + 1, stop)
-        spans[slot] = tokenizer.decode(tokens[inside])
-        log_probs[slot] = float(completion.log_probs[inside].sum())
-    in_order = tuple(tokens[starts]) == sentinels and tokens[0] == sentinels[0]
-    kept = SENTINEL_TEXT.split(text)[0::2]
-    filled = kept[0] + "".join(span + piece for span, piece in zip(spans, kept[1:], strict=True))
-    return Infill(spans, filled, log_probs, bool(in_order and len(ends)))
+    starts: list[int] = np.flatnonzero(is_marker[:end]).tolist()
+    slots = [sentinels.index(tokens[start]) for start in starts]
+    if 0 not in slots and (not n_gaps or [*starts, end][0] > 0):
+        starts, slots = [-1, *starts], [0, *slots]
+
+    spans, totals = [""] * len(asked.task.limits), [0.0] * len(asked.task.limits)
+    reasons: list[FinishReason] = ["missing"] * len(spans)
+    for slot, start, until in reversed(list(zip(slots, starts, [*starts[1:], end], strict=False))):
+        n = until - start - 1
+        is_cut = until == len(tokens) or (asked.task.n_gaps != ANYTHING and n == asked.task.limits[slot])
+        spans[slot], reasons[slot] = _until_stop(tokenizer.decode(tokens[start + 1 : until]), stop, is_cut)
+        totals[slot] = float(log_probs[start + 1 : until].sum())
+    in_order = not n_gaps or (slots == list(range(n_gaps)) and starts[0] == 0)
+    text = asked.parts[0] + "".join(a + b for a, b in zip(spans, (*asked.parts[1:], ""), strict=False))
+    return Infill(spans, text, totals, reasons, in_order and len(ends) > 0, float(log_probs.sum()))
+
+
+def _until_stop(text: str, stop: Sequence[str], is_cut: bool) -> tuple[str, FinishReason]:
+    cuts = [text.index(word) for word in stop if word in text]
+    if cuts:
+        return text[: min(cuts)], "stop"
+    return text, "length" if is_cut else "closed"

@@ -4,6 +4,7 @@ Dims: B batch rows, T query positions, S key positions, D d_model, N heads, K ke
 F d_ff, L layers.
 """
 
+import math
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import equinox as eqx
@@ -90,50 +91,50 @@ def key_range(segment_ids: Int[Array, "B T"], prefix_mask: Bool[Array, "B T"]) -
 @jax.custom_vjp
 def attend(
     q_BTNH: Float[Array, "B T N H"],
-    k_BSKH: Float[Array, "B S K H"],
-    v_BSKH: Float[Array, "B S K H"],
+    k_BKSH: Float[Array, "B K S H"],
+    v_BKSH: Float[Array, "B K S H"],
     mask_BTS: Bool[Array, "B T S"],
 ) -> Float[Array, "B T N H"]:
     """Attention of N query heads over K shared key-value heads; K = 1 is PaLM's multi-query attention.
 
     The backward pass forms the weights again from the scores and their log-sum-exp: nothing of size T x S is kept.
     """
-    return _attend(q_BTNH, k_BSKH, v_BSKH, mask_BTS)[0]
+    return _attend(q_BTNH, k_BKSH, v_BKSH, mask_BTS)[0]
 
 
-def _attend(q_BTNH, k_BSKH, v_BSKH, mask_BTS):
-    scores_BKRS = _scores(q_BTNH, k_BSKH, mask_BTS)
+def _attend(q_BTNH, k_BKSH, v_BKSH, mask_BTS):
+    scores_BKRS = _scores(q_BTNH, k_BKSH, mask_BTS)
     highest = jnp.max(scores_BKRS, -1, keepdims=True)
     weights = jnp.exp(scores_BKRS - highest)
     total = jnp.sum(weights, -1, keepdims=True)
-    out_BKRH = jnp.einsum("BKRS,BSKH->BKRH", weights.astype(v_BSKH.dtype), v_BSKH) / total
-    out_BKRH = checkpoint_name(out_BKRH.astype(v_BSKH.dtype), "attended")
+    out_BKRH = jnp.einsum("BKRS,BKSH->BKRH", weights.astype(v_BKSH.dtype), v_BKSH) / total
+    out_BKRH = checkpoint_name(out_BKRH.astype(v_BKSH.dtype), "attended")
     log_total = checkpoint_name(highest + jnp.log(total), "attended")
-    return _by_position(out_BKRH, q_BTNH), (q_BTNH, k_BSKH, v_BSKH, mask_BTS, out_BKRH, log_total)
+    return _by_position(out_BKRH, q_BTNH), (q_BTNH, k_BKSH, v_BKSH, mask_BTS, out_BKRH, log_total)
 
 
 def _attend_backward(saved, d_out_BTNH):
-    q_BTNH, k_BSKH, v_BSKH, mask_BTS, out_BKRH, log_total = saved
-    n_kv, scale = k_BSKH.shape[2], q_BTNH.shape[-1] ** -0.5
-    weights = jnp.exp(_scores(q_BTNH, k_BSKH, mask_BTS) - log_total)
+    q_BTNH, k_BKSH, v_BKSH, mask_BTS, out_BKRH, log_total = saved
+    n_kv, scale = k_BKSH.shape[1], q_BTNH.shape[-1] ** -0.5
+    weights = jnp.exp(_scores(q_BTNH, k_BKSH, mask_BTS) - log_total)
     d_out_BKRH = _by_kv_head(d_out_BTNH, n_kv)
-    d_v = jnp.einsum("BKRS,BKRH->BSKH", weights.astype(v_BSKH.dtype), d_out_BKRH)
-    d_weights = jnp.einsum("BKRH,BSKH->BKRS", d_out_BKRH, v_BSKH, preferred_element_type=jnp.float32)
+    d_v = jnp.einsum("BKRS,BKRH->BKSH", weights.astype(v_BKSH.dtype), d_out_BKRH)
+    d_weights = jnp.einsum("BKRH,BKSH->BKRS", d_out_BKRH, v_BKSH, preferred_element_type=jnp.float32)
     mean = jnp.sum((d_out_BKRH * out_BKRH).astype(jnp.float32), -1, keepdims=True)
     d_scores = (weights * (d_weights - mean)).astype(q_BTNH.dtype)
-    d_q = _by_position(jnp.einsum("BKRS,BSKH->BKRH", d_scores, k_BSKH), q_BTNH) * scale
-    d_k = jnp.einsum("BKRS,BKRH->BSKH", d_scores, _by_kv_head(q_BTNH, n_kv)) * scale
+    d_q = _by_position(jnp.einsum("BKRS,BKSH->BKRH", d_scores, k_BKSH), q_BTNH) * scale
+    d_k = jnp.einsum("BKRS,BKRH->BKSH", d_scores, _by_kv_head(q_BTNH, n_kv)) * scale
     return d_q, d_k, d_v, None
 
 
 attend.defvjp(_attend, _attend_backward)
 
 
-def _scores(q_BTNH, k_BSKH, mask_BTS):
+def _scores(q_BTNH, k_BKSH, mask_BTS):
     """Masked, fp32, [B, K, R, S]; R = T * N / K are all the query rows that share a key head."""
-    (b, t, n, h), n_kv = q_BTNH.shape, k_BSKH.shape[2]
+    (b, t, n, h), n_kv = q_BTNH.shape, k_BKSH.shape[1]
     q_BKRH = _by_kv_head(q_BTNH * h**-0.5, n_kv)
-    scores = jnp.einsum("BKRH,BSKH->BKRS", q_BKRH, k_BSKH, preferred_element_type=jnp.float32)
+    scores = jnp.einsum("BKRH,BKSH->BKRS", q_BKRH, k_BKSH, preferred_element_type=jnp.float32)
     scores = scores.reshape(b, n_kv, t, n // n_kv, -1)
     scores = jnp.where(mask_BTS[:, None, :, None], scores, jnp.finfo(jnp.float32).min)
     return scores.reshape(b, n_kv, t * n // n_kv, -1)
@@ -150,29 +151,58 @@ def _by_position(x_BKRH, like_BTNH):
     return x_BKRH.reshape(b, n_kv, t, n // n_kv, h).swapaxes(1, 2).reshape(b, t, n, h)
 
 
-def matmul(x: Float[Array, "..."], w: Float[Array, "..."], n_in: int = 1) -> Float[Array, "..."]:
+class OutputMajor(eqx.Module):
+    """A weight with the rows of its matrix along the outputs: how products with few rows, as in decoding, read it
+    fastest (XLA:CPU, 16 rows: a quarter faster).
+    """
+
+    kernel_OI: Float[Array, "O I"]
+    out_shape: tuple[int, ...] = eqx.field(static=True)
+
+    @classmethod
+    def of(cls, w: Float[Array, "..."], n_in: int = 1) -> "OutputMajor":
+        """A weight whose first `n_in` axes are the inputs."""
+        n_rows = math.prod(w.shape[:n_in])
+        return cls(w.reshape(n_rows, -1).T, w.shape[n_in:])
+
+    def product(self, x_RI: Float[Array, "R I"]) -> Float[Array, "R O"]:
+        """`x @ w`."""
+        kernel_OI = self.kernel_OI.astype(x_RI.dtype)
+        if len(x_RI) > _FEW_ROWS:
+            return x_RI @ kernel_OI.T
+        # without the barriers XLA moves the transposes into a product that it has no fast kernel for
+        return lax.optimization_barrier(kernel_OI @ lax.optimization_barrier(x_RI.T)).T
+
+
+_FEW_ROWS = 64
+Weight = Float[Array, "..."] | OutputMajor
+
+
+def matmul(x: Float[Array, "..."], w: Weight, n_in: int = 1) -> Float[Array, "..."]:
     """Contract the last `n_in` axes of `x` with the first of `w`, over flattened rows.
 
     XLA:CPU forms the weight gradient of a [B, T, D] operand from a transposed copy, 2-3 times slower.
     """
-    lead, w = x.shape[: x.ndim - n_in], w.astype(x.dtype)
-    d_in = w.shape[0] if n_in == 1 else w.shape[0] * w.shape[1]
-    return (x.reshape(-1, d_in) @ w.reshape(d_in, -1)).reshape(*lead, *w.shape[n_in:])
+    lead, x_RI = x.shape[: x.ndim - n_in], x.reshape(-1, math.prod(x.shape[x.ndim - n_in :]))
+    if isinstance(w, OutputMajor):
+        return w.product(x_RI).reshape(*lead, *w.out_shape)
+    w = w.astype(x.dtype)
+    return (x_RI @ w.reshape(x_RI.shape[1], -1)).reshape(*lead, *w.shape[n_in:])
 
 
 class KeyValue(NamedTuple):
     """Keys (already rotated) and values of one layer: 2 x K x H numbers a token."""
 
-    k: Float[Array, "B S K H"]
-    v: Float[Array, "B S K H"]
+    k: Float[Array, "B K S H"]
+    v: Float[Array, "B K S H"]
 
     def write(self, new: "KeyValue", slot: Int[Array, ""] | int) -> "KeyValue":
         """With `new` at positions `slot` and after."""
-        return KeyValue(*(lax.dynamic_update_slice_in_dim(a, b, slot, 1) for a, b in zip(self, new, strict=True)))
+        return KeyValue(*(lax.dynamic_update_slice_in_dim(a, b, slot, 2) for a, b in zip(self, new, strict=True)))
 
     def grown(self, n_positions: int) -> "KeyValue":
         """With room for `n_positions` more at the end."""
-        return KeyValue(*(jnp.pad(x, ((0, 0), (0, n_positions), (0, 0), (0, 0))) for x in self))
+        return KeyValue(*(jnp.pad(x, ((0, 0), (0, 0), (0, n_positions), (0, 0))) for x in self))
 
 
 class Block(eqx.Module):
@@ -227,9 +257,23 @@ class Block(eqx.Module):
         """The block's output and its keys and values; with a `cache`, they go in at `slot` and all of it is seen."""
         h_BTD = normalise(x_BTD, self.norm, self.norm_kind)
         q_BTNH = rotate(matmul(h_BTD, self.wq), tables)
-        kv = KeyValue(rotate(matmul(h_BTD, self.wk), tables), matmul(h_BTD, self.wv))
+        kv = self._keys_values(h_BTD, tables)
         if cache is not None:
             kv = cache.write(kv, slot)
         attended_BTNH = attend(q_BTNH, kv.k, kv.v, mask_BTS)
         gated_BTF = jax.nn.silu(matmul(h_BTD, self.w_gate)) * matmul(h_BTD, self.w_up)
         return x_BTD + matmul(attended_BTNH, self.wo, n_in=2) + matmul(gated_BTF, self.w_down), kv
+
+    def keys_values(self, x_BTD: Float[Array, "B T D"], tables: Rotary) -> "KeyValue":
+        """The block's keys and values alone."""
+        return self._keys_values(normalise(x_BTD, self.norm, self.norm_kind), tables)
+
+    def _keys_values(self, h_BTD: Float[Array, "B T D"], tables: Rotary) -> "KeyValue":
+        k_BTKH, v_BTKH = rotate(matmul(h_BTD, self.wk), tables), matmul(h_BTD, self.wv)
+        return KeyValue(k_BTKH.swapaxes(1, 2), v_BTKH.swapaxes(1, 2))
+
+    def output_major(self, dtype: str) -> "Block":
+        """A copy for decoding, its weights in `dtype`."""
+        names = {name: 2 if name == "wo" else 1 for name in self.AXES if name != "norm"}
+        weights = [OutputMajor.of(getattr(self, name).astype(dtype), n_in) for name, n_in in names.items()]
+        return eqx.tree_at(lambda block: [getattr(block, name) for name in names], self, weights)

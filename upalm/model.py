@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from upalm.batch import Batch
-from upalm.layers import Block, KeyRange, key_range, matmul, normalise, rotary
+from upalm.layers import Block, KeyRange, OutputMajor, key_range, matmul, normalise, rotary
 
 
 @dataclass(frozen=True)
@@ -81,9 +81,9 @@ _MATMULS_SAVED = jax.checkpoint_policies.save_from_both_policies(
 )
 
 
-def tied_head(embed: Float[Array, "V D"], x: Float[Array, "... D"]) -> Float[Array, "... V"]:
+def tied_head(embed: Float[Array, "V D"] | OutputMajor, x: Float[Array, "... D"]) -> Float[Array, "... V"]:
     """Logits from the input embeddings, in fp32, over sqrt(d_model)."""
-    return matmul(x.astype(jnp.float32), embed.T) * x.shape[-1] ** -0.5
+    return matmul(x.astype(jnp.float32), embed if isinstance(embed, OutputMajor) else embed.T) * x.shape[-1] ** -0.5
 
 
 class Decoder(eqx.Module):

@@ -45,13 +45,14 @@ class Tokenizer:
         model: SentencePiece.
         inputs_eos: whether inputs with gaps end with EOS, which is how the model that this comes with was trained
             (`ul2r.Denoiser.inputs_eos`).
+        gaps_trained: whether that model was trained on gaps at all; None if nobody knows.
 
     Raises:
         ValueError: the vocabulary is not byte-complete, too small, or a mode token does not resolve.
     """
 
-    def __init__(self, model: bytes, *, inputs_eos: bool = False):
-        self.model, self.inputs_eos = model, inputs_eos
+    def __init__(self, model: bytes, *, inputs_eos: bool = False, gaps_trained: bool | None = None):
+        self.model, self.inputs_eos, self.gaps_trained = model, inputs_eos, gaps_trained
         self._sp = sentencepiece.SentencePieceProcessor(model_proto=model)
         self.vocab_size = self._sp.vocab_size()
         self._byte_ids = [self._sp.piece_to_id(f"<0x{b:02X}>") for b in range(256)]
@@ -84,6 +85,16 @@ class Tokenizer:
         """Sentinels in order, and each mode's ids."""
         sentinels = tuple(range(self.vocab_size - 1, self.first_sentinel - 1, -1))
         return Symbols(sentinels, {k: tuple(self.encode(v)) for k, v in MODES.items()})
+
+    @cached_property
+    def token_bytes(self) -> list[bytes]:
+        """The text of each id, in UTF-8; nothing for sentinels and control symbols."""
+        ids = range(self.first_sentinel)
+        found = [b"" if self._sp.is_control(i) else self._sp.id_to_piece(i).replace("▁", " ").encode() for i in ids]
+        for byte, i in enumerate(self._byte_ids):
+            found[i] = bytes([byte])
+        found[UNK_ID] = b""
+        return found + [b""] * N_SENTINELS
 
     @property
     def hash(self) -> str:
@@ -162,8 +173,8 @@ class Tokenizer:
         path.write_bytes(self.model)
 
     @classmethod
-    def load(cls, path: epath.PathLike, *, inputs_eos: bool = False) -> "Tokenizer":
-        """Read a SentencePiece model.
+    def load(cls, path: epath.PathLike, **trained: Any) -> "Tokenizer":
+        """Read a SentencePiece model; `trained` is what `Tokenizer` takes beside it.
 
         Raises:
             ValueError: no such file, or not a SentencePiece model.
@@ -172,7 +183,7 @@ class Tokenizer:
         if not path.is_file():
             raise ValueError(f"no tokenizer at {path}: expected a SentencePiece model.")
         try:
-            return cls(path.read_bytes(), inputs_eos=inputs_eos)
+            return cls(path.read_bytes(), **trained)
         except RuntimeError as e:
             raise ValueError(f"{path} is not a SentencePiece model: {e}.") from e
 

@@ -224,7 +224,9 @@ def fit(
     n_denoisers = len(loader.segmenters)
     optimizer = config.optimizer.build(config.n_steps)
     inputs_eos = tokenizer.inputs_eos or any(d.inputs_eos for d in loader.mixture)
-    describe(config.out, model.config, Tokenizer(tokenizer.model, inputs_eos=inputs_eos), config.identity())
+    gaps_trained = bool(tokenizer.gaps_trained) or any(d.n_sentinels(config.data.seq_len) for d in loader.mixture)
+    learnt = Tokenizer(tokenizer.model, inputs_eos=inputs_eos, gaps_trained=gaps_trained)
+    describe(config.out, model.config, learnt, config.identity())
     checkpoints = Checkpoints(config.out)
     state = TrainState(model, optimizer.init(model))  # pyright: ignore[reportArgumentType]
     step = checkpoints.latest() or 0
