@@ -210,6 +210,20 @@ def test_pieces_of_a_stream_make_the_spans(model, tokenizer, text, seed, stop, t
     assert all(p.text for p in pieces)
 
 
+@pytest.mark.parametrize(
+    ("text", "stop", "shown"),
+    [
+        ("a th", ("the",), "a "),
+        ("a the", ("then", "hello"), "a "),
+        ("aa", ("aab",), ""),
+        ("ab", ("x",), "ab"),
+        ("a\ufffd", (), "a"),
+    ],
+)
+def test_a_stream_holds_back_what_may_become_a_stop_string_or_another_character(text, stop, shown):
+    assert infer._certain(text, stop) == shown
+
+
 # --- Bad input ---
 
 
