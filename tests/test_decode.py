@@ -120,6 +120,14 @@ def test_a_batch_changes_nothing_and_every_row_keeps_its_grammar(model, drawn, s
         assert len(found) <= task.max_tokens
 
 
+@pytest.mark.parametrize("n_kv_heads", [1, 2, 4])
+def test_samples_of_a_prompt_have_its_cache(n_kv_heads):
+    model = Decoder(dataclasses.replace(CONFIG, n_kv_heads=n_kv_heads), key=jax.random.key(4))
+    tasks = [Task([5, 6, 7], 6), Task([8, 9], 6)]
+    once, twice = (tokens_of(decode(model, tasks, num_samples=n)) for n in (1, 2))
+    assert twice == [[of_task[0]] * 2 for of_task in once]
+
+
 def test_samples_are_reproducible_apart_and_of_their_number_alone(model):
     def draw(seed, num_samples=3, tasks=1):
         some = [Task([5, 6], 8)] * tasks
@@ -160,7 +168,7 @@ def test_a_prompt_is_prefilled_once_for_all_its_samples_into_a_cache_of_one_head
     decode(model, [Task([3] * 20, 10), Task([4], 10)], num_samples=5, sampler=Sampler(1.0))
     [(tokens, caches)] = seen
     assert tokens == (2, 33)
-    assert caches == [(2, 1, 33 + 32, 8)] * 4  # keys and values of two layers, one head
+    assert caches == [(2, 33 + 32, 8)] * 4  # keys and values of two layers, one head
 
 
 def test_lengths_of_one_bucket_compile_once(model):

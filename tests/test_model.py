@@ -230,13 +230,13 @@ def test_bf16_compute_is_close(model, batch):
 @pytest.mark.parametrize("n_kv_heads", [1, 2])
 def test_attention_and_its_gradient_are_jaxs(n_kv_heads):
     rng = np.random.default_rng(n_kv_heads)
-    shapes = ((12, 4), (n_kv_heads, 12), (n_kv_heads, 12), (12, 4))
-    q, k, v, d_out = (jnp.asarray(rng.normal(size=(2, *shape, 8)), jnp.float32) for shape in shapes)
+    shapes = ((2, 12, 4), (2 * n_kv_heads, 12), (2 * n_kv_heads, 12), (2, 12, 4))
+    q, k, v, d_out = (jnp.asarray(rng.normal(size=(*shape, 8)), jnp.float32) for shape in shapes)
     start = rng.integers(0, 8, (2, 12))
     mask = KeyRange(jnp.asarray(start), jnp.asarray(start + rng.integers(1, 5, (2, 12)))).mask(12)
 
     def plain(q, k, v):
-        k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
+        k, v = (x.reshape(2, n_kv_heads, 12, 8).swapaxes(1, 2) for x in (k, v))
         return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None], implementation="xla")
 
     expected, expected_gradient = jax.vjp(plain, q, k, v)

@@ -52,7 +52,7 @@ for sampler in (Sampler(), Sampler(1.0)):
             starts = jax.device_put(jnp.zeros(8, int), jax.NamedSharding(mesh, jax.P("data")))
             _, caches = _prefill(Unstacked.of(sharded), rows, starts, max_new=32, attention="prefix")
             for cache in jax.tree.leaves(caches):  # one head, so split by rows alone
-                assert cache.sharding.shard_shape(cache.shape) == (8 // sizes[0], 1, 65, 8), (sizes, cache.sharding)
+                assert cache.sharding.shard_shape(cache.shape) == (8 // sizes[0], 65, 8), (sizes, cache.sharding)
 """
 
 _MOVES = """

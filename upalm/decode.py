@@ -224,7 +224,14 @@ def _asked(tasks: Sequence[Task]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 @partial(jax.jit, static_argnames="n")
 def _repeated(rows, n: int):
-    return jax.tree.map(lambda x: jnp.repeat(x, n, 0), rows)
+    """Each row n times; a cache has several entries a row."""
+    n_rows = len(rows[0])
+
+    def repeated(x: Array) -> Array:
+        by_row = x.reshape(n_rows, -1, *x.shape[1:])
+        return jnp.repeat(by_row, n, 0).reshape(-1, *x.shape[1:])
+
+    return jax.tree.map(repeated, rows)
 
 
 @partial(jax.jit, static_argnames=("max_new", "attention"))
@@ -280,7 +287,7 @@ def _advance(
 ) -> _State:
     """Steps until all rows are done, or `until`."""
     n_rows, n_new = state.tokens.shape
-    n_slots = state.caches[0].k.shape[2]
+    n_slots = state.caches[0].k.shape[1]
 
     def step(state: _State) -> _State:
         slot = n_slots - n_new + state.step - 1

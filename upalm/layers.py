@@ -1,6 +1,6 @@
 """PaLM's parts: norm, rotary embedding, visible key ranges, multi-query attention, the parallel block.
 
-Dims: B batch rows, T query positions, S key positions, D d_model, N heads, K key-value heads, H d_head,
+Dims: B batch rows, T query positions, S key positions, D d_model, N heads, K key-value heads, G = B x K, H d_head,
 F d_ff, L layers.
 """
 
@@ -91,64 +91,65 @@ def key_range(segment_ids: Int[Array, "B T"], prefix_mask: Bool[Array, "B T"]) -
 @jax.custom_vjp
 def attend(
     q_BTNH: Float[Array, "B T N H"],
-    k_BKSH: Float[Array, "B K S H"],
-    v_BKSH: Float[Array, "B K S H"],
+    k_GSH: Float[Array, "G S H"],
+    v_GSH: Float[Array, "G S H"],
     mask_BTS: Bool[Array, "B T S"],
 ) -> Float[Array, "B T N H"]:
     """Attention of N query heads over K shared key-value heads; K = 1 is PaLM's multi-query attention.
 
     The backward pass forms the weights again from the scores and their log-sum-exp: nothing of size T x S is kept.
     """
-    return _attend(q_BTNH, k_BKSH, v_BKSH, mask_BTS)[0]
+    return _attend(q_BTNH, k_GSH, v_GSH, mask_BTS)[0]
 
 
-def _attend(q_BTNH, k_BKSH, v_BKSH, mask_BTS):
-    scores_BKRS = _scores(q_BTNH, k_BKSH, mask_BTS)
-    highest = jnp.max(scores_BKRS, -1, keepdims=True)
-    weights = jnp.exp(scores_BKRS - highest)
+def _attend(q_BTNH, k_GSH, v_GSH, mask_BTS):
+    scores_GRS = _scores(q_BTNH, k_GSH, mask_BTS)
+    highest = jnp.max(scores_GRS, -1, keepdims=True)
+    weights = jnp.exp(scores_GRS - highest)
     total = jnp.sum(weights, -1, keepdims=True)
-    out_BKRH = jnp.einsum("BKRS,BKSH->BKRH", weights.astype(v_BKSH.dtype), v_BKSH) / total
-    out_BKRH = checkpoint_name(out_BKRH.astype(v_BKSH.dtype), "attended")
+    out_GRH = jnp.einsum("GRS,GSH->GRH", weights.astype(v_GSH.dtype), v_GSH) / total
+    out_GRH = checkpoint_name(out_GRH.astype(v_GSH.dtype), "attended")
     log_total = checkpoint_name(highest + jnp.log(total), "attended")
-    return _by_position(out_BKRH, q_BTNH), (q_BTNH, k_BKSH, v_BKSH, mask_BTS, out_BKRH, log_total)
+    return _by_position(out_GRH, q_BTNH), (q_BTNH, k_GSH, v_GSH, mask_BTS, out_GRH, log_total)
 
 
 def _attend_backward(saved, d_out_BTNH):
-    q_BTNH, k_BKSH, v_BKSH, mask_BTS, out_BKRH, log_total = saved
-    n_kv, scale = k_BKSH.shape[1], q_BTNH.shape[-1] ** -0.5
-    weights = jnp.exp(_scores(q_BTNH, k_BKSH, mask_BTS) - log_total)
-    d_out_BKRH = _by_kv_head(d_out_BTNH, n_kv)
-    d_v = jnp.einsum("BKRS,BKRH->BKSH", weights.astype(v_BKSH.dtype), d_out_BKRH)
-    d_weights = jnp.einsum("BKRH,BKSH->BKRS", d_out_BKRH, v_BKSH, preferred_element_type=jnp.float32)
-    mean = jnp.sum((d_out_BKRH * out_BKRH).astype(jnp.float32), -1, keepdims=True)
+    q_BTNH, k_GSH, v_GSH, mask_BTS, out_GRH, log_total = saved
+    scale = q_BTNH.shape[-1] ** -0.5
+    weights = jnp.exp(_scores(q_BTNH, k_GSH, mask_BTS) - log_total)
+    d_out_GRH = _by_key_head(d_out_BTNH, len(k_GSH))
+    d_v = jnp.einsum("GRS,GRH->GSH", weights.astype(v_GSH.dtype), d_out_GRH)
+    d_weights = jnp.einsum("GRH,GSH->GRS", d_out_GRH, v_GSH, preferred_element_type=jnp.float32)
+    mean = jnp.sum((d_out_GRH * out_GRH).astype(jnp.float32), -1, keepdims=True)
     d_scores = (weights * (d_weights - mean)).astype(q_BTNH.dtype)
-    d_q = _by_position(jnp.einsum("BKRS,BKSH->BKRH", d_scores, k_BKSH), q_BTNH) * scale
-    d_k = jnp.einsum("BKRS,BKRH->BKSH", d_scores, _by_kv_head(q_BTNH, n_kv)) * scale
+    d_q = _by_position(jnp.einsum("GRS,GSH->GRH", d_scores, k_GSH), q_BTNH) * scale
+    d_k = jnp.einsum("GRS,GRH->GSH", d_scores, _by_key_head(q_BTNH, len(k_GSH))) * scale
     return d_q, d_k, d_v, None
 
 
 attend.defvjp(_attend, _attend_backward)
 
 
-def _scores(q_BTNH, k_BKSH, mask_BTS):
-    """Masked, fp32, [B, K, R, S]; R = T * N / K are all the query rows that share a key head."""
-    (b, t, n, h), n_kv = q_BTNH.shape, k_BKSH.shape[1]
-    q_BKRH = _by_kv_head(q_BTNH * h**-0.5, n_kv)
-    scores = jnp.einsum("BKRH,BKSH->BKRS", q_BKRH, k_BKSH, preferred_element_type=jnp.float32)
-    scores = scores.reshape(b, n_kv, t, n // n_kv, -1)
+def _scores(q_BTNH, k_GSH, mask_BTS):
+    """Masked, fp32, [G, R, S]; R = T * N / K are all the query rows that share a key head."""
+    (b, t, n, h), n_groups = q_BTNH.shape, len(k_GSH)
+    q_GRH = _by_key_head(q_BTNH * h**-0.5, n_groups)
+    scores = jnp.einsum("GRH,GSH->GRS", q_GRH, k_GSH, preferred_element_type=jnp.float32)
+    scores = scores.reshape(b, n_groups // b, t, n * b // n_groups, -1)
     scores = jnp.where(mask_BTS[:, None, :, None], scores, jnp.finfo(jnp.float32).min)
-    return scores.reshape(b, n_kv, t * n // n_kv, -1)
+    return scores.reshape(n_groups, t * n * b // n_groups, -1)
 
 
-def _by_kv_head(x_BTNH, n_kv):
+def _by_key_head(x_BTNH, n_groups):
     b, t, n, h = x_BTNH.shape
-    return x_BTNH.reshape(b, t, n_kv, n // n_kv, h).swapaxes(1, 2).reshape(b, n_kv, -1, h)
+    n_kv = n_groups // b
+    return x_BTNH.reshape(b, t, n_kv, n // n_kv, h).swapaxes(1, 2).reshape(n_groups, -1, h)
 
 
-def _by_position(x_BKRH, like_BTNH):
+def _by_position(x_GRH, like_BTNH):
     b, t, n, h = like_BTNH.shape
-    n_kv = x_BKRH.shape[1]
-    return x_BKRH.reshape(b, n_kv, t, n // n_kv, h).swapaxes(1, 2).reshape(b, t, n, h)
+    n_kv = len(x_GRH) // b
+    return x_GRH.reshape(b, n_kv, t, n // n_kv, h).swapaxes(1, 2).reshape(b, t, n, h)
 
 
 class OutputMajor(eqx.Module):
@@ -191,18 +192,28 @@ def matmul(x: Float[Array, "..."], w: Weight, n_in: int = 1) -> Float[Array, "..
 
 
 class KeyValue(NamedTuple):
-    """Keys (already rotated) and values of one layer: 2 x K x H numbers a token."""
+    """Keys (already rotated) and values of one layer: 2 x K x H numbers a token.
 
-    k: Float[Array, "B K S H"]
-    v: Float[Array, "B K S H"]
+    Rows and heads share an axis, row by row: so the product of attention reads the array that a step has written to,
+    and XLA does not copy it.
+    """
+
+    k: Float[Array, "G S H"]
+    v: Float[Array, "G S H"]
+
+    @classmethod
+    def of(cls, k_BSKH: Float[Array, "B S K H"], v_BSKH: Float[Array, "B S K H"]) -> "KeyValue":
+        """From the projections of a block."""
+        shape = (-1, k_BSKH.shape[1], k_BSKH.shape[3])
+        return cls(*(x.swapaxes(1, 2).reshape(shape) for x in (k_BSKH, v_BSKH)))
 
     def write(self, new: "KeyValue", slot: Int[Array, ""] | int) -> "KeyValue":
         """With `new` at positions `slot` and after."""
-        return KeyValue(*(lax.dynamic_update_slice_in_dim(a, b, slot, 2) for a, b in zip(self, new, strict=True)))
+        return KeyValue(*(lax.dynamic_update_slice_in_dim(a, b, slot, 1) for a, b in zip(self, new, strict=True)))
 
     def grown(self, n_positions: int) -> "KeyValue":
         """With room for `n_positions` more at the end."""
-        return KeyValue(*(jnp.pad(x, ((0, 0), (0, 0), (0, n_positions), (0, 0))) for x in self))
+        return KeyValue(*(jnp.pad(x, ((0, 0), (0, n_positions), (0, 0))) for x in self))
 
 
 class Block(eqx.Module):
@@ -269,8 +280,7 @@ class Block(eqx.Module):
         return self._keys_values(normalise(x_BTD, self.norm, self.norm_kind), tables)
 
     def _keys_values(self, h_BTD: Float[Array, "B T D"], tables: Rotary) -> "KeyValue":
-        k_BTKH, v_BTKH = rotate(matmul(h_BTD, self.wk), tables), matmul(h_BTD, self.wv)
-        return KeyValue(k_BTKH.swapaxes(1, 2), v_BTKH.swapaxes(1, 2))
+        return KeyValue.of(rotate(matmul(h_BTD, self.wk), tables), matmul(h_BTD, self.wv))
 
     def output_major(self, dtype: str) -> "Block":
         """A copy for decoding, its weights in `dtype`."""
