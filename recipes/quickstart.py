@@ -148,7 +148,7 @@ def main(args: Quickstart) -> None:
     write_report(args, forks, models, tokenizer, tokens, lines, rows, results)
     print_summary(results, rows, lines)
     print(f"\nreport: {args.out / 'report.html'}   ({time.monotonic() - started:.0f} s)")
-    print(f'try: upalm infill --checkpoint {args.out / "ul2r"} --text "def add(a, b):\\n<extra_id_0>\\n    return c"')
+    print(f'try: upalm infill --checkpoint {args.out / "ul2r"} --text "def add(a, b):<extra_id_0>return c"')
 
 
 def pretrain(args: Quickstart) -> Path:
