@@ -6,11 +6,12 @@ import numpy as np
 
 import upalm
 from upalm import ul2r
-from upalm.tokenizer import MODES, Tokenizer
+from upalm.tokenizer import MODES
+from upalm.tokenizer_json import load_tokenizer
 
 SENTENCE = "def mean(values):\n    total = sum(values)\n    return total / len(values)\n"
 
-tokenizer = Tokenizer.load(Path(upalm.__file__).parent / "assets" / "palm_tiny" / "tokenizer.model")
+tokenizer = load_tokenizer(Path(upalm.__file__).parent / "assets" / "palm_tiny")
 tokens = np.array(tokenizer.encode(SENTENCE), np.int32)
 for denoiser in ul2r.UL2R:
     inputs, targets = denoiser(tokens, np.random.default_rng(1), tokenizer.symbols)

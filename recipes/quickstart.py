@@ -115,7 +115,7 @@ def main(args: Quickstart) -> None:
     base_folder = pretrain(args) if args.from_scratch else args.base
     base, tokenizer = load_model(base_folder)
     # rows must fit the longest form of a prompt, whichever model is asked
-    longest = Tokenizer(tokenizer.model, inputs_eos=True)
+    longest = tokenizer.trained(inputs_eos=True)
     forks = {name: args.fork(name, base_folder, base.config.seq_len) for name in FORKS}
     for config in forks.values():  # before anything is trained
         train.check_folder(config)

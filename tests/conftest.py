@@ -6,7 +6,7 @@ import inspect
 import jax
 import pytest
 
-from upalm.tokenizer import Tokenizer
+from upalm.tokenizer import SentencePiece, Tokenizer
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -15,7 +15,7 @@ TEXT = inspect.getsource(argparse)
 
 @pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
-    return Tokenizer.train([TEXT], 512)
+    return SentencePiece.train([TEXT], 512)
 
 
 @pytest.fixture(scope="session")

@@ -15,9 +15,11 @@ from upalm.batch import Batch
 from upalm.decode import Task, Unstacked, decode, decode_stream
 from upalm.model import Decoder, ModelConfig
 from upalm.sampling import ANYTHING, Sampler
+from upalm.tokenizer import Symbols
 
 CONFIG = ModelConfig(vocab_size=512, d_model=32, n_layers=2, n_heads=4, d_head=8, d_ff=64, seq_len=256)
-MARKERS = tuple(range(511, 411, -1))
+SYMBOLS = Symbols(tuple(range(511, 411, -1)), {})
+MARKERS = SYMBOLS.sentinels
 FORWARD = jax.jit(Decoder.__call__)
 N_ROWS = 6  # every batch is padded to this, so that little is compiled
 
@@ -108,7 +110,7 @@ def tasks_of(drawn):
 @given(TASKS, st.integers(0, 99), st.sampled_from([Sampler(), Sampler(1.0), Sampler(2.0, 50, 0.9, 0.01)]))
 def test_a_batch_changes_nothing_and_every_row_keeps_its_grammar(model, drawn, seed, sampler):
     tasks = tasks_of(drawn)
-    options = {"sampler": sampler, "seed": seed, "markers": MARKERS, "n_rows": N_ROWS}
+    options = {"sampler": sampler, "seed": seed, "symbols": SYMBOLS, "n_rows": N_ROWS}
     together = tokens_of(decode(model, tasks, **options))
     met = []
     for task, [found] in zip(tasks, together, strict=True):
@@ -187,7 +189,7 @@ def test_no_step_is_run_past_the_longest_row(model, monkeypatch):
     )
     for tasks, longest in (([Task([5], 4), Task([5] * 9, 11)], 11), ([Task([5], 30, 2, (3, 1))], None)):
         steps.clear()
-        found = decode(model, tasks, markers=MARKERS)
+        found = decode(model, tasks, symbols=SYMBOLS)
         assert max(steps) == (longest or max(len(c.tokens) for [c] in found)) < 30
 
 

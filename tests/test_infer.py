@@ -1,5 +1,6 @@
 """What a user asks in text: the sentinel grammar end to end, the tolerant parser, streams and bad input."""
 
+import dataclasses
 import warnings
 
 import jax
@@ -12,7 +13,7 @@ from upalm import infer, ul2r
 from upalm.decode import Completion, Task, Unstacked
 from upalm.model import Decoder, ModelConfig
 from upalm.sampling import ANYTHING, FREE, Sampler
-from upalm.tokenizer import EOS_ID, SENTINEL_TEXT, Tokenizer
+from upalm.tokenizer import EOS_ID, SENTINEL_TEXT
 
 CONFIG = ModelConfig(vocab_size=512, d_model=32, n_layers=2, n_heads=4, d_head=8, d_ff=64, seq_len=256)
 GAPS_3 = "def f(a):\n    <extra_id_0>\n    <extra_id_1>\n    <extra_id_2>\n"
@@ -39,7 +40,7 @@ def test_prompts_have_mode_token_then_text_with_sentinels(tokenizer):
 
 @pytest.mark.parametrize("denoiser", [*ul2r.UL2R[:2], *ul2r.UL2R_EOS[:2]], ids=repr)
 def test_prompts_are_the_inputs_of_training(tokenizer, denoiser):
-    tokenizer = Tokenizer(tokenizer.model, inputs_eos=denoiser.inputs_eos)
+    tokenizer = tokenizer.trained(inputs_eos=denoiser.inputs_eos)
     segmenter = ul2r.Segmenter(denoiser, ul2r.Budget.joint(128), tokenizer.symbols)
     a, b = (np.array(tokenizer.encode(x)) for x in ("def f(x", "return x"))
     mask = np.r_[np.zeros(len(a), bool), True, True, np.zeros(len(b), bool)]
@@ -262,15 +263,14 @@ def test_other_bad_input(model, tokenizer):
         infer.generate(model, tokenizer, "a <extra_id_0> b")
     with pytest.raises(ValueError, match="stop string is empty"):
         infer.generate(model, tokenizer, "a", stop=[""])
-    small = jax.tree.map(lambda x: x, Unstacked(model.embed[:400], model.blocks, CONFIG))
-    small = Unstacked(small.embed, small.blocks, ModelConfig(**{**CONFIG.__dict__, "vocab_size": 400}))
+    small = Unstacked.of(Decoder(dataclasses.replace(CONFIG, vocab_size=400), key=jax.random.key(0)))
     with pytest.raises(ValueError, match="512 subwords, the model 400 embeddings"):
         infer.infill(small, tokenizer, "<extra_id_0>")
 
 
 @pytest.mark.parametrize(("gaps_trained", "n_warnings"), [(None, 0), (True, 0), (False, 1)])
 def test_a_model_that_never_saw_a_gap_works_with_one_warning(model, tokenizer, gaps_trained, n_warnings):
-    tokenizer = Tokenizer(tokenizer.model, gaps_trained=gaps_trained)
+    tokenizer = tokenizer.trained(inputs_eos=False, gaps_trained=gaps_trained)
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
         assert infer.infill(model, tokenizer, "a<extra_id_0>b", max_new_tokens=2)[0].format_ok

@@ -80,9 +80,12 @@ def test_init_scales():
 
 
 def test_axes_name_every_array_with_its_rank():
+    every = dataclasses.replace(CONFIG, final_norm_scale=True, qk_norm="l2", tied_head=False)
     for module, stacked in ((Block, 1), (Decoder, 0)):
-        tree = empty_model(CONFIG)
-        arrays = to_arrays(tree.blocks) if module is Block else {"embed": tree.embed}
+        tree = empty_model(every)
+        arrays = to_arrays(tree.blocks)
+        if module is Decoder:
+            arrays = {k: v for k, v in to_arrays(tree).items() if not k.startswith("blocks.")}
         assert {k: v.ndim - stacked for k, v in arrays.items()} == {k: len(v) for k, v in module.AXES.items()}
 
 
@@ -205,12 +208,12 @@ def test_scan_is_unrolled(model, batch):
         from upalm.layers import normalise, rotary
 
         mask = key_range(jnp.asarray(batch.segment_ids), jnp.asarray(batch.prefix_mask)).mask(64)
-        tables = rotary(jnp.asarray(batch.positions), m.config.d_head)
+        tables = rotary(jnp.asarray(batch.positions), m.config)
         tables_and_mask.append(mask)
         x = m.embed_tokens(jnp.asarray(batch.input_tokens))
         for block in m.unstacked():
             x, _ = block(x, tables, mask)
-        return m.logits(normalise(x, None, m.config.norm))
+        return m.logits(normalise(x, m.norm, m.config))
 
     np.testing.assert_allclose(model(batch), unrolled(model), atol=1e-5)
 
@@ -259,11 +262,11 @@ def test_chunked_loss_and_its_gradient_are_the_whole(length):
         nll = -jnp.take_along_axis(log_p, targets[..., None], -1)[..., 0]
         return 3 * jnp.sum(weights * (nll + Z_LOSS * log_z**2))
 
-    found = jax.value_and_grad(lambda e, x: 3 * chunked_loss(e, x, targets, weights)[0], (0, 1))(embed, x)
+    found = jax.value_and_grad(lambda e, x: 3 * chunked_loss(e, x, targets, weights, 0.25)[0], (0, 1))(embed, x)
     expected = jax.value_and_grad(whole, (0, 1))(embed, x)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
-    assert float(3 * chunked_loss(embed, x, targets, weights)[0]) == pytest.approx(float(found[0]))
+    assert float(3 * chunked_loss(embed, x, targets, weights, 0.25)[0]) == pytest.approx(float(found[0]))
 
 
 def test_loss_counts_targets_only_and_splits_by_denoiser(model, batch):
@@ -280,7 +283,12 @@ def test_loss_counts_targets_only_and_splits_by_denoiser(model, batch):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"d_head": 7}, "even"), ({"n_heads": 3, "n_kv_heads": 2}, "multiple"), ({"n_layers": 0}, "at least 1")],
+    [
+        ({"d_head": 7}, "even"),
+        ({"n_heads": 3, "n_kv_heads": 2}, "multiple"),
+        ({"n_layers": 0}, "at least 1"),
+        ({"norm_eps": 0.0}, "norm_eps 0"),
+    ],
 )
 def test_bad_config(change, message):
     with pytest.raises(ValueError, match=message):

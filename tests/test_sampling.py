@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from upalm.sampling import ANYTHING, FREE, Grammar, Progress, Sampler, stop_table
-from upalm.tokenizer import BOS_ID, EOS_ID, UNK_ID
+from upalm.tokenizer import BOS_ID, EOS_ID, UNK_ID, Symbols
 
 LOGITS = jnp.log(jnp.array([[0.5, 0.3, 0.15, 0.05]]))
 KEYS = jax.random.split(jax.random.key(0), 800)
@@ -98,7 +98,7 @@ def walk(n_gaps, limits, max_tokens, chooser, stop=()):
     """All tokens that a chooser takes from what is allowed, until the row is done."""
     table = stop_table(stop, [b"." if i == 10 else b"x" for i in range(V)])
     row = (jnp.array([n_gaps]), jnp.array([limits]), jnp.array([max_tokens]))
-    grammar = Grammar.of(*row, markers=MARKERS, stop=table, n_embeddings=26)
+    grammar = Grammar.of(*row, symbols=Symbols(MARKERS, {}), stop=table, n_embeddings=26)
     at, tokens = Progress.start(grammar.max_tokens), []
     while not at.done[0]:
         allowed = np.flatnonzero(ALLOWED(grammar, at)[0])

@@ -19,7 +19,7 @@ from upalm.decode import Task, Unstacked, _prefill, decode
 from upalm.model import Decoder, ModelConfig
 from upalm.sampling import Sampler
 from upalm.sharding import make_mesh, shard
-from upalm.tokenizer import Tokenizer
+from upalm.tokenizer import SentencePiece, Symbols
 from pathlib import Path
 
 assert len(jax.devices()) == 8
@@ -30,7 +30,7 @@ rng = np.random.default_rng(0)
 tasks = [Task(rng.integers(3, 400, n).tolist(), 3 * 4 + 1, 3, (3, 3, 3)) for n in (3, 40, 0, 9, 9, 1, 2, 7)]
 
 def run(model, sampler, **options):
-    options = dict(markers=range(511, 411, -1), sampler=sampler, num_samples=2, **options)
+    options = dict(symbols=Symbols(tuple(range(511, 411, -1)), {}), sampler=sampler, num_samples=2, **options)
     found = decode(Unstacked.of(model), tasks, **options)
     return [[c.tokens.tolist() for c in samples] for samples in found], np.concatenate(
         [c.log_probs for samples in found for c in samples]
@@ -56,7 +56,7 @@ for sampler in (Sampler(), Sampler(1.0)):
 """
 
 _MOVES = """
-tokenizer = Tokenizer.load(sys.argv[2])
+tokenizer = SentencePiece.load(sys.argv[2])
 expected, _ = run(model, Sampler())
 describe(folder, config, tokenizer, {})
 written_on = make_mesh(2, 4)
@@ -86,8 +86,8 @@ def test_a_mesh_changes_no_sample(tmp_path):
 
 @pytest.mark.slow
 def test_a_checkpoint_of_one_mesh_is_sampled_on_another(tmp_path, tokenizer):
-    tokenizer.save(tmp_path / "t.model")
-    on_eight_devices(_MOVES, tmp_path / "run", tmp_path / "t.model")
+    tokenizer.save(tmp_path)
+    on_eight_devices(_MOVES, tmp_path / "run", tmp_path / "tokenizer.model")
 
 
 def test_every_parameter_of_540b_has_its_place():

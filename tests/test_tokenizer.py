@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from upalm.tokenizer import N_SENTINELS, Tokenizer
+from upalm.tokenizer import N_SENTINELS, SentencePiece
 
 
 @settings(max_examples=200, deadline=None)
@@ -50,17 +50,17 @@ def test_digits_are_split(tokenizer):
 
 def test_vocabulary_larger_than_the_text_supports():
     with pytest.raises(ValueError, match="does not support a vocabulary of 5000"):
-        Tokenizer.train(["a few words only"], 5000)
+        SentencePiece.train(["a few words only"], 5000)
 
 
 def test_too_small_for_sentinels():
     with pytest.raises(ValueError, match="at least 360"):
-        Tokenizer.train([inspect.getsource(argparse)], 345)
+        SentencePiece.train([inspect.getsource(argparse)], 345)
 
 
 def test_not_a_model(tmp_path):
     (tmp_path / "t.model").write_bytes(b"not a model")
     with pytest.raises(ValueError, match="not a SentencePiece model"):
-        Tokenizer.load(tmp_path / "t.model")
+        SentencePiece.load(tmp_path / "t.model")
     with pytest.raises(ValueError, match="no tokenizer at"):
-        Tokenizer.load(tmp_path / "absent.model")
+        SentencePiece.load(tmp_path / "absent.model")

@@ -117,7 +117,7 @@ def test_killed_at_any_moment_resumes_to_the_same_model(config, tokenizer, token
     """SIGKILL, for real, in another process; nothing but the folder is left."""
     whole = fit(dataclasses.replace(config, n_steps=40), tokenizer, tokens)
     np.savez(tmp_path / "tokens.npz", *tokens[:2])
-    tokenizer.save(tmp_path / "tokenizer.model")
+    tokenizer.save(tmp_path)
     (tmp_path / "child.py").write_text(CHILD)
     killed = 0
     for wait in (0.5, 1.5, 3.0, None):
@@ -143,7 +143,7 @@ from upalm.data import DataConfig
 from upalm.shards import Tokens
 from upalm.model import Decoder, ModelConfig
 from upalm.optim import Adafactor, Schedule
-from upalm.tokenizer import Tokenizer
+from upalm.tokenizer import SentencePiece
 
 at = Path(sys.argv[1])
 tokens = Tokens(*np.load(at / "tokens.npz").values())
@@ -154,7 +154,7 @@ config = train.TrainConfig(
     eval_every=4, eval_batches=2,
 )
 print("ready", flush=True)
-train.fit(config, Decoder(model, key=jax.random.key(0)), Tokenizer.load(at / "tokenizer.model"), tokens, tokens)
+train.fit(config, Decoder(model, key=jax.random.key(0)), SentencePiece.load(at / "tokenizer.model"), tokens, tokens)
 """
 
 

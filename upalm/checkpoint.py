@@ -1,7 +1,7 @@
 """Checkpoints: self-describing folders that `load_model` opens.
 
 config.json       the model's shape, the tokenizer's hash, versions, and the run that made it
-tokenizer.model   SentencePiece
+tokenizer.model   SentencePiece; or tokenizer.json and symbols.json
 steps/<k>/        Orbax: model and optimizer state after k steps (a run), or
 model.safetensors the weights alone (an export)
 """
@@ -9,9 +9,11 @@ model.safetensors the weights alone (an export)
 import hashlib
 import json
 import platform
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import equinox as eqx
@@ -26,8 +28,10 @@ from jax.sharding import Mesh
 from upalm.model import Decoder, ModelConfig
 from upalm.sharding import param_shardings
 from upalm.tokenizer import Tokenizer
+from upalm.tokenizer_json import load_tokenizer
 
 _FORMAT = 1
+WEIGHTS = "model.safetensors"
 _READ_ERRORS = (ValueError, OSError, KeyError, TypeError, RuntimeError)  # what Orbax raises on damage
 
 
@@ -44,19 +48,34 @@ def from_arrays(template: Any, arrays: dict[str, Any], where: object) -> Any:
         ValueError: missing or surplus names, or another shape.
     """
     wanted = to_arrays(template)
-    if missing := sorted(wanted.keys() - arrays.keys()):
-        raise ValueError(f"{where} lacks {missing[:3]} ({len(missing)} arrays): it is of another model.")
-    if surplus := sorted(arrays.keys() - wanted.keys()):
-        raise ValueError(f"{where} has {surplus[:3]} ({len(surplus)} arrays) that the model lacks.")
-    for name, leaf in wanted.items():
-        if arrays[name].shape != leaf.shape:
-            raise ValueError(f"{where}: {name} has shape {arrays[name].shape}, the model {leaf.shape}.")
+    check_arrays(wanted, {name: array.shape for name, array in arrays.items()}, where)
     leaves = [jax.device_put(arrays[name].astype(leaf.dtype), leaf.sharding) for name, leaf in wanted.items()]
     return jax.tree.unflatten(jax.tree.structure(template), leaves)
 
 
-def describe(folder: Path, config: ModelConfig, tokenizer: Tokenizer, run: dict[str, Any]) -> None:
-    """Write `config.json` and the tokenizer."""
+def check_arrays(wanted: dict[str, Any], shapes: dict[str, tuple[int, ...]], where: object) -> None:
+    """Refuse arrays that are not those of a model.
+
+    Raises:
+        ValueError: missing or surplus names, or another shape.
+    """
+    if missing := sorted(wanted.keys() - shapes.keys()):
+        raise ValueError(f"{where} lacks {missing[:3]} ({len(missing)} arrays): it is of another model.")
+    if surplus := sorted(shapes.keys() - wanted.keys()):
+        raise ValueError(f"{where} has {surplus[:3]} ({len(surplus)} arrays) that the model lacks.")
+    for name, leaf in wanted.items():
+        if shapes[name] != leaf.shape:
+            raise ValueError(f"{where}: {name} has shape {shapes[name]}, the model {leaf.shape}.")
+
+
+def describe(
+    folder: Path,
+    config: ModelConfig,
+    tokenizer: Tokenizer,
+    run: dict[str, Any],
+    data_manifests: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """Write `config.json` and the tokenizer; `data_manifests` are checksums of what it was trained on, by folder."""
     folder.mkdir(parents=True, exist_ok=True)
     packages = ("jax", "equinox", "optax", "grain", "orbax-checkpoint", "upalm")
     description = {
@@ -66,10 +85,11 @@ def describe(folder: Path, config: ModelConfig, tokenizer: Tokenizer, run: dict[
         "inputs_eos": tokenizer.inputs_eos,
         "gaps_trained": tokenizer.gaps_trained,
         "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
+        "data_manifests": dict(data_manifests),
         "run": run,
     }
     (folder / "config.json").write_text(json.dumps(description, indent=1) + "\n")
-    tokenizer.save(folder / "tokenizer.model")
+    tokenizer.save(folder)
 
 
 def description(folder: Path) -> dict[str, Any]:
@@ -151,35 +171,67 @@ def load_model(folder: str | Path, mesh: Mesh | None = None) -> tuple[Decoder, T
         ValueError: missing, truncated or mismatching parts, each named.
     """
     folder = Path(folder)
-    found = description(folder)
-    _check_manifest(folder)
-    tokenizer = Tokenizer.load(folder / "tokenizer.model", **_trained(found))
-    if tokenizer.hash != found["tokenizer_hash"]:
-        raise ValueError(
-            f"{folder}/tokenizer.model has hash {tokenizer.hash}, the checkpoint was made with "
-            f"{found['tokenizer_hash']}: put the right tokenizer there."
-        )
-    config = ModelConfig(**found["model"])
-    if config.vocab_size < tokenizer.vocab_size:
-        raise ValueError(f"{folder}: {tokenizer.vocab_size} subwords but {config.vocab_size} embeddings.")
+    config, tokenizer = open_checkpoint(folder)
     template = empty_model(config)
     if mesh is not None:
         template = jax.tree.map(
             lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
             *(template, param_shardings(template, mesh)),
         )
-    weights = folder / "model.safetensors"
+    weights = folder / WEIGHTS
     if weights.is_file():
-        try:
-            arrays = safetensors.numpy.load_file(weights)
-        except safetensors.SafetensorError as e:
-            raise ValueError(f"{weights} is damaged or truncated: {e}.") from e
-        return from_arrays(template, arrays, weights), tokenizer
+        return read_weights(template, weights), tokenizer
     checkpoints = Checkpoints(folder)
     try:
         return checkpoints.restore("model", template), tokenizer
     finally:
         checkpoints.close()
+
+
+def open_checkpoint(folder: Path) -> tuple[ModelConfig, Tokenizer]:
+    """What a checkpoint folder holds, without its weights.
+
+    Raises:
+        ValueError: missing or mismatching parts, each named.
+    """
+    found = description(folder)
+    _check_manifest(folder)
+    tokenizer = load_tokenizer(folder, **_trained(found))
+    if tokenizer.hash != found["tokenizer_hash"]:
+        raise ValueError(
+            f"the tokenizer in {folder} has hash {tokenizer.hash}, the checkpoint was made with "
+            f"{found['tokenizer_hash']}: put the right tokenizer there."
+        )
+    config = ModelConfig(**found["model"])
+    if config.vocab_size < tokenizer.vocab_size:
+        raise ValueError(f"{folder}: {tokenizer.vocab_size} subwords but {config.vocab_size} embeddings.")
+    return config, tokenizer
+
+
+def read_weights(template: Any, path: Path) -> Any:
+    """`template` with its leaves read from a safetensors file; of leaves that are laid out on a mesh, each device's
+    part alone.
+
+    Raises:
+        ValueError: a damaged file, missing or surplus names, or another shape.
+    """
+
+    def read(array: Any, leaf: Any) -> jax.Array:
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            return array[index].astype(leaf.dtype) if index else array[:].astype(leaf.dtype)
+
+        if leaf.sharding is None:
+            return jnp.asarray(part(()))
+        return jax.make_array_from_callback(leaf.shape, leaf.sharding, part)
+
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            arrays = {name: file.get_slice(name) for name in file.keys()}
+            check_arrays(to_arrays(template), {name: tuple(a.get_shape()) for name, a in arrays.items()}, path)
+            leaves = [read(arrays[name], leaf) for name, leaf in to_arrays(template).items()]
+    except safetensors.SafetensorError as e:
+        raise ValueError(f"{path} is damaged or truncated: {e}.") from e
+    return jax.tree.unflatten(jax.tree.structure(template), leaves)
 
 
 def _trained(found: dict[str, Any]) -> dict[str, Any]:
@@ -193,7 +245,7 @@ def export(folder: Path, model: Decoder, tokenizer: Tokenizer, run: dict[str, An
     """Write the weights alone as bf16 safetensors, to share them, and a manifest with the files' checksums."""
     describe(folder, model.config, tokenizer, run)
     arrays = {name: np.asarray(leaf.astype(jnp.bfloat16)) for name, leaf in to_arrays(model).items()}
-    safetensors.numpy.save_file(arrays, folder / "model.safetensors", metadata={"format": "upalm"})
+    safetensors.numpy.save_file(arrays, folder / WEIGHTS, metadata={"format": "upalm"})
     files = sorted(p for p in folder.iterdir() if p.is_file() and p.name != "manifest.json")
     manifest = {p.name: {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in files}
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")

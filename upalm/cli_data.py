@@ -5,22 +5,16 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from etils import epath
 from rich.console import Console
 from rich.text import Text
 
 from upalm import shards, show, text
 from upalm.data import DataConfig, Loader, built_folders, open_source, statistics
 from upalm.metrics import Count
-from upalm.tokenizer import Tokenizer
+from upalm.tokenizer import SentencePiece
+from upalm.tokenizer_json import has_tokenizer, load_tokenizer
 
 SHIPPED = Path(__file__).parent / "assets" / "palm_tiny"
-
-
-def _tokenizer(path: epath.PathLike) -> Tokenizer:
-    """That of a checkpoint, of shards, or a SentencePiece model."""
-    found = epath.Path(path)
-    return Tokenizer.load(found / "tokenizer.model" if found.is_dir() else found)
 
 
 @dataclass(frozen=True)
@@ -40,12 +34,13 @@ class Build:
 
     def __call__(self) -> None:
         if self.tokenizer is not None:
-            tokenizer = _tokenizer(self.tokenizer)
-        elif (epath.Path(self.out) / "tokenizer.model").exists():  # going on
-            tokenizer = _tokenizer(self.out)
+            tokenizer = load_tokenizer(self.tokenizer)
+        elif has_tokenizer(self.out):  # going on
+            tokenizer = load_tokenizer(self.out)
         else:
             skipped = [] if self.skip_undecodable else None
-            tokenizer = Tokenizer.train((d.text for d in text.documents(self.source, skipped=skipped)), self.vocab_size)
+            texts = (d.text for d in text.documents(self.source, skipped=skipped))
+            tokenizer = SentencePiece.train(texts, self.vocab_size)
         with Count("tokenised", ("documents", "tokens")) as count:
             options = {"skip_undecodable": self.skip_undecodable, "progress": count.update}
             made = shards.build(self.source, self.out, tokenizer, **options)
@@ -64,7 +59,7 @@ class Check:
 
     def __call__(self) -> None:
         for split in shards.SPLITS:
-            found = shards.Shards(self.folder, split, _tokenizer(self.folder).hash)
+            found = shards.Shards(self.folder, split, load_tokenizer(self.folder).hash)
             found.check()
             print(f"{split}: {len(found.shards)} shards, {found.n_tokens:,} tokens: whole")
 
@@ -87,7 +82,7 @@ class Show:
 
     def __call__(self) -> None:
         folders = built_folders(self.data.source)
-        tokenizer = _tokenizer(next(iter(folders), self.tokenizer))
+        tokenizer = load_tokenizer(next(iter(folders), self.tokenizer))
         loader = Loader(open_source(self.data, tokenizer)[0], self.data, tokenizer.symbols, seed=self.seed)
         console = Console(highlight=False)
         legend = zip(("mode token", "inputs", "sentinels", "targets"), show.COLOURS, strict=True)

@@ -18,10 +18,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from upalm.layers import Block, KeyRange, KeyValue, OutputMajor, rotary
-from upalm.model import Decoder, ModelConfig, normalise, tied_head
+from upalm.model import Decoder, ModelConfig, head_logits, normalise
 from upalm.sampling import FREE, Grammar, Progress, Sampler
 from upalm.sharding import split_rows
-from upalm.tokenizer import BOS_ID, EOS_ID
+from upalm.tokenizer import Symbols
 
 Attention = Literal["prefix", "causal"]
 Ids = Sequence[int] | np.ndarray
@@ -56,6 +56,8 @@ class Unstacked(eqx.Module):
 
     embed: Float[Array, "V D"]
     blocks: tuple[Block, ...]
+    norm: Float[Array, " D"] | None
+    head: Float[Array, "V D"] | None
     config: ModelConfig = eqx.field(static=True)
 
     @classmethod
@@ -63,11 +65,13 @@ class Unstacked(eqx.Module):
         """The model, copied if need be."""
         if isinstance(model, Unstacked):
             return model
-        return cls(model.embed, _unstack(model), model.config)
+        return cls(model.embed, _unstack(model), model.norm, model.head, model.config)
 
-    def head(self, x_BD: Float[Array, "B D"]) -> Float[Array, "B V"]:
+    def logits(self, x_BD: Float[Array, "B D"]) -> Float[Array, "B V"]:
         """Logits of the last block's output."""
-        return tied_head(OutputMajor(self.embed, self.embed.shape[:1]), normalise(x_BD, None, self.config.norm))
+        table = self.embed if self.head is None else self.head
+        x_BD = normalise(x_BD, self.norm, self.config)
+        return head_logits(OutputMajor(table, table.shape[:1]), x_BD, self.config.head_scale)
 
     def embed_tokens(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """Input embeddings in compute precision."""
@@ -130,7 +134,7 @@ def decode_stream(
     model: Decoder | Unstacked,
     tasks: Sequence[Task],
     *,
-    markers: Sequence[int] = (EOS_ID,),
+    symbols: Symbols = Symbols((), {}),
     stop: Int[np.ndarray, "Q V"] | None = None,
     sampler: Sampler = Sampler(),
     num_samples: int = 1,
@@ -147,7 +151,7 @@ def decode_stream(
     Args:
         model: to decode with.
         tasks: one a prompt.
-        markers: the sentinels, in order.
+        symbols: of the tokenizer: sentinels, BOS, EOS, and what is never written.
         stop: automaton of the stop strings, see `sampling.stop_table`; embeddings beyond its width are never chosen.
         sampler: how tokens are drawn.
         num_samples: completions of each prompt.
@@ -171,13 +175,13 @@ def decode_stream(
 
     padded = [*tasks, *[Task((), 0)] * (n_rows - len(tasks))]
     longest = max(1, *(task.max_tokens for task in tasks))
-    tokens, starts = split_rows(_left_padded([task.prompt for task in padded]), len(padded))
+    tokens, starts = split_rows(_left_padded([task.prompt for task in padded], symbols.bos_id), len(padded))
     x_BD, caches = _prefill(model, tokens, starts, max_new=round_up(longest), attention=attention)
     rows = (x_BD, caches, starts, split_rows(_asked(padded), len(padded)))
     x_BD, caches, starts, asked = _repeated(rows, n=num_samples) if num_samples > 1 else rows
     del rows
     keys = jnp.concatenate([keys, jnp.repeat(keys[:1], len(starts) - len(keys), 0)])  # of the padding, any will do
-    grammar = Grammar.of(*asked, markers=markers, stop=stop, n_embeddings=model.config.vocab_size)
+    grammar = Grammar.of(*asked, symbols=symbols, stop=stop, n_embeddings=model.config.vocab_size)
     state = _first(model, x_BD, caches, grammar, keys, sampler=sampler, max_new=round_up(longest))
     while True:
         ended = bool(jnp.all(state.progress.done))
@@ -202,13 +206,13 @@ def _sample_keys(tasks: Sequence[Task], num_samples: int, seed: int) -> Array:
     return fold(jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(prompts), samples)
 
 
-def _left_padded(prompts: Sequence[Ids]) -> tuple[Int[np.ndarray, "B P"], Int[np.ndarray, " B"]]:
+def _left_padded(prompts: Sequence[Ids], bos_id: int) -> tuple[Int[np.ndarray, "B P"], Int[np.ndarray, " B"]]:
     """BOS and the prompt at the end of each row, and where they start."""
     n = 1 + round_up(max(map(len, prompts)))  # BOS comes on top
     tokens, starts = np.zeros((len(prompts), n), np.int32), np.zeros(len(prompts), np.int32)
     for i, prompt in enumerate(prompts):
         starts[i] = n - 1 - len(prompt)
-        tokens[i, starts[i]] = BOS_ID
+        tokens[i, starts[i]] = bos_id
         tokens[i, starts[i] + 1 :] = prompt
     return tokens, starts
 
@@ -244,7 +248,7 @@ def _prefill(
     is_prompt = index_BP >= starts_B[:, None]
     ends = jnp.where(is_prompt, n_prompt, index_BP + 1) if attention == "prefix" else index_BP + 1
     mask = KeyRange(jnp.where(is_prompt, starts_B[:, None], 0), ends).mask(n_prompt)
-    tables = rotary(jnp.maximum(index_BP - starts_B[:, None], 0), model.config.d_head)
+    tables = rotary(jnp.maximum(index_BP - starts_B[:, None], 0), model.config)
     x_BPD, caches = model.embed_tokens(tokens_BP), []
     for block in model.blocks[:-1]:
         x_BPD, kv = block(x_BPD, tables, mask)
@@ -260,17 +264,17 @@ def _prefill(
 def _first(model: Unstacked, x_BD, caches, grammar: Grammar, keys: Array, *, sampler: Sampler, max_new: int) -> _State:
     """The state with the first token chosen."""
     shape = (len(x_BD), max_new)
-    tokens, log_probs = jnp.full(shape, EOS_ID, jnp.int32), jnp.zeros(shape)
+    tokens, log_probs = jnp.full(shape, grammar.eos_id, jnp.int32), jnp.zeros(shape)
     progress = Progress.start(grammar.max_tokens)
     state = _State(jnp.int32(0), jnp.zeros(len(x_BD), jnp.int32), tokens, log_probs, progress, caches)
-    return _choose(state, model.head(x_BD), grammar, keys, sampler)
+    return _choose(state, model.logits(x_BD), grammar, keys, sampler)
 
 
 def _choose(state: _State, logits_BV, grammar: Grammar, keys: Array, sampler: Sampler) -> _State:
     done = state.progress.done
     step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, state.step)
     allowed_BV = grammar.allowed(state.progress)
-    token = jnp.where(done, EOS_ID, sampler(jnp.where(allowed_BV, logits_BV, -jnp.inf), step_keys))
+    token = jnp.where(done, grammar.eos_id, sampler(jnp.where(allowed_BV, logits_BV, -jnp.inf), step_keys))
     log_prob = jnp.take_along_axis(jax.nn.log_softmax(logits_BV), token[:, None], -1)[:, 0]
     return state._replace(
         step=state.step + 1,
@@ -291,13 +295,13 @@ def _advance(
 
     def step(state: _State) -> _State:
         slot = n_slots - n_new + state.step - 1
-        tables = rotary((slot - starts_B)[:, None], model.config.d_head)
+        tables = rotary((slot - starts_B)[:, None], model.config)
         mask = KeyRange(starts_B[:, None], jnp.broadcast_to(slot + 1, (n_rows, 1))).mask(n_slots)
         x_B1D, caches = model.embed_tokens(state.token[:, None]), []
         for block, cache in zip(model.blocks, state.caches, strict=True):
             x_B1D, kv = block(x_B1D, tables, mask, cache, slot)
             caches.append(kv)
-        return _choose(state._replace(caches=caches), model.head(x_B1D[:, 0]), grammar, keys, sampler)
+        return _choose(state._replace(caches=caches), model.logits(x_B1D[:, 0]), grammar, keys, sampler)
 
     return jax.lax.while_loop(lambda s: (s.step < until) & ~jnp.all(s.progress.done), step, state)
 

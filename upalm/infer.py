@@ -30,7 +30,7 @@ from upalm.decode import (
 from upalm.loss import token_log_probs
 from upalm.model import Decoder
 from upalm.sampling import ANYTHING, FREE, Sampler, stop_table
-from upalm.tokenizer import BOS_ID, EOS_ID, MODES, N_SENTINELS, SENTINEL_TEXT, Tokenizer
+from upalm.tokenizer import BOS_ID, MODES, N_SENTINELS, SENTINEL_TEXT, Tokenizer
 
 Mode = str  # none, s2s, nlu or nlg
 FinishReason = Literal["closed", "stop", "length", "missing"]
@@ -52,6 +52,7 @@ def score(
     examples: Sequence[tuple[Ids, Ids]],
     *,
     attention: Attention = "prefix",
+    bos_id: int = BOS_ID,
     batch_size: int = 16,
 ) -> list[Scored]:
     """Score (prompt ids, target ids) pairs, teacher-forced.
@@ -72,7 +73,7 @@ def score(
         for b, i in enumerate(chosen):
             prompt, target = (np.asarray(x, np.int32) for x in examples[i])
             row = Batch(*(x[b] for x in batch))
-            ul2r.write_segment(row, 0, ul2r.Example(prompt, target), 1, 0, BOS_ID)
+            ul2r.write_segment(row, 0, ul2r.Example(prompt, target), 1, 0, bos_id)
         scores = map(np.asarray, _score(model, batch if attention == "prefix" else batch.causal()))
         for b, (i, *row) in enumerate(zip(chosen, *scores, strict=False)):
             found[i] = Scored(*(x[batch.loss_weights[b] > 0] for x in row))
@@ -131,7 +132,7 @@ def prompt_ids(tokenizer: Tokenizer, text_or_parts: str | Sequence[str], mode: M
     for sentinel, part in zip((None, *tokenizer.symbols.sentinels), parts, strict=False):
         ids += [] if sentinel is None else [sentinel]
         ids += tokenizer.encode(part)
-    return ids + [EOS_ID] * (tokenizer.inputs_eos and len(parts) > 1)
+    return ids + [tokenizer.symbols.eos_id] * (tokenizer.inputs_eos and len(parts) > 1)
 
 
 # --- Infilling ------------------------------------------------------------------------------------
@@ -324,7 +325,7 @@ def stream(
     shown = [""] * max(1, len(asked.parts) - 1)
     for [[completion]] in decode_stream(model, [asked.task], every=every, **options):
         spans = _parsed(tokenizer, asked, completion, stop).spans
-        last = max(1, int((completion.tokens >= tokenizer.first_sentinel).sum())) - 1
+        last = max(1, int(tokenizer.is_sentinel(completion.tokens).sum())) - 1
         for gap, span in enumerate(spans[: last + 1]):
             final = gap < last or completion.finished
             new = (span if final else _certain(span, stop))[len(shown[gap]) :]
@@ -377,7 +378,7 @@ def _grammar(model: Decoder | Unstacked, tokenizer: Tokenizer, stop: Sequence[st
             f"the tokenizer has {tokenizer.vocab_size} subwords, the model {model.config.vocab_size} embeddings: "
             "they do not belong together. Take both from one checkpoint (`load_model`)."
         )
-    return {"markers": tokenizer.symbols.sentinels, "stop": stop_table(stop, tokenizer.token_bytes)}
+    return {"symbols": tokenizer.symbols, "stop": stop_table(stop, tokenizer.token_bytes)}
 
 
 def _answers(
@@ -411,8 +412,8 @@ def _parsed(tokenizer: Tokenizer, asked: _Asked, completion: Completion, stop: S
     """
     tokens, log_probs, n_gaps = completion.tokens, completion.log_probs, len(asked.parts) - 1
     sentinels = tokenizer.symbols.sentinels[:n_gaps]
-    is_marker = tokens >= tokenizer.first_sentinel
-    ends = np.flatnonzero((tokens == EOS_ID) | (is_marker & ~np.isin(tokens, sentinels)))
+    is_marker = tokenizer.is_sentinel(tokens)
+    ends = np.flatnonzero((tokens == tokenizer.symbols.eos_id) | (is_marker & ~np.isin(tokens, sentinels)))
     end = int(ends[0]) if len(ends) else len(tokens)
     starts: list[int] = np.flatnonzero(is_marker[:end]).tolist()
     slots = [sentinels.index(tokens[start]) for start in starts]

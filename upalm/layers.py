@@ -18,18 +18,39 @@ if TYPE_CHECKING:
     from upalm.model import ModelConfig
 
 
-def normalise(x: Float[Array, "... D"], scale: Float[Array, " D"] | None, kind: str) -> Float[Array, "... D"]:
-    """RMS norm (or layer norm) in fp32 with a zero-centred scale: `x / rms(x) * (1 + scale)`.
+def normalise(x: Float[Array, "... D"], scale: Array | None, config: "ModelConfig") -> Float[Array, "... D"]:
+    """RMS norm (or layer norm) in fp32: `x / rms(x) * (norm_offset + scale)`.
 
-    Paper: PaLM section 2 says LayerNorm; Google's code has T5's RMS norm (fact sheet A18), and so have we.
+    Paper: PaLM section 2 says LayerNorm; Google's code has T5's RMS norm with a zero-centred scale (fact sheet A18),
+    and so have we.
     """
     x32 = x.astype(jnp.float32)
-    if kind == "layernorm":
+    if config.norm == "layernorm":
         x32 = x32 - jnp.mean(x32, -1, keepdims=True)
-    x32 = x32 * lax.rsqrt(jnp.mean(jnp.square(x32), -1, keepdims=True) + 1e-6)
+    x32 = x32 * lax.rsqrt(jnp.mean(jnp.square(x32), -1, keepdims=True) + config.norm_eps)
     if scale is not None:
-        x32 = x32 * (1 + jnp.expand_dims(scale, range(x.ndim - 1)))
+        x32 = x32 * jnp.expand_dims(_whole(scale, config), range(x.ndim - scale.ndim))
     return x32.astype(x.dtype)
+
+
+def normalise_head(x_BTNH: Float[Array, "B T N H"], scale: Array | None, config: "ModelConfig") -> Array:
+    """The norm of each query and key head, if the model has one."""
+    if scale is None:
+        return x_BTNH
+    if config.qk_norm == "norm":
+        return normalise(x_BTNH, scale, config)
+    x32 = x_BTNH.astype(jnp.float32)
+    x32 = x32 * lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x32), -1, keepdims=True), 1e-24))
+    return (x32 * _whole(scale, config)[None, None]).astype(x_BTNH.dtype)
+
+
+def unit_scale(config: "ModelConfig", *shape: int) -> Array:
+    """Norm scales that change nothing."""
+    return jnp.full(shape, 1 - config.norm_offset)
+
+
+def _whole(scale, config):
+    return config.norm_offset + scale if config.norm_offset else scale
 
 
 class Rotary(NamedTuple):
@@ -37,18 +58,30 @@ class Rotary(NamedTuple):
 
     sin: Float[Array, "B T H_half"]
     cos: Float[Array, "B T H_half"]
+    xpos: Float[Array, "B T H_half"] | None = None
+    """What xPos multiplies queries by, and divides keys by."""
 
 
-def rotary(positions: Int[Array, "B T"], d_head: int) -> Rotary:
-    """RoPE tables with base 10000 over the whole head."""
-    frequencies = 10_000.0 ** (-jnp.arange(0, d_head, 2, dtype=jnp.float32) / d_head)
-    angles = positions.astype(jnp.float32)[..., None] * frequencies[None, None]
-    return Rotary(jnp.sin(angles), jnp.cos(angles))
+def rotary(positions: Int[Array, "B T"], config: "ModelConfig") -> Rotary:
+    """RoPE tables over the whole head; with `xpos_scale_base`, xPos (arXiv:2212.10554): scores fall with distance."""
+    even = jnp.arange(0, config.d_head, 2, dtype=jnp.float32)
+    frequencies = config.rope_theta ** (-even / config.d_head)
+    positions_BT1 = positions.astype(jnp.float32)[..., None]
+    angles = positions_BT1 * frequencies[None, None]
+    xpos = None
+    if config.xpos_scale_base:
+        base = (even + 0.4 * config.d_head) / (1.4 * config.d_head)
+        # only differences of positions count: from the middle, the powers stay in range
+        xpos = base[None, None] ** ((positions_BT1 - config.seq_len // 2) / config.xpos_scale_base)
+    return Rotary(jnp.sin(angles), jnp.cos(angles), xpos)
 
 
-def rotate(x_BTNH: Float[Array, "B T N H"], tables: Rotary) -> Float[Array, "B T N H"]:
+def rotate(x_BTNH: Float[Array, "B T N H"], tables: Rotary, *, is_key: bool = False) -> Float[Array, "B T N H"]:
     """Rotate the halves of each head by the angles of its position."""
     sin, cos = tables.sin[:, :, None], tables.cos[:, :, None]
+    if tables.xpos is not None:
+        xpos = tables.xpos[:, :, None]
+        sin, cos = (sin / xpos, cos / xpos) if is_key else (sin * xpos, cos * xpos)
     a, b = jnp.split(x_BTNH.astype(jnp.float32), 2, -1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x_BTNH.dtype)
 
@@ -231,7 +264,10 @@ class Block(eqx.Module):
         "w_gate": ("embed", "mlp"),
         "w_up": ("embed", "mlp"),
         "w_down": ("mlp", "embed"),
+        "q_norm": ("heads", None),
+        "k_norm": ("kv_heads", None),
     }
+    _NORMS: ClassVar = ("norm", "q_norm", "k_norm")
 
     norm: Float[Array, " D"]
     wq: Float[Array, "D N H"]
@@ -241,7 +277,9 @@ class Block(eqx.Module):
     w_gate: Float[Array, "D F"]
     w_up: Float[Array, "D F"]
     w_down: Float[Array, "F D"]
-    norm_kind: str = eqx.field(static=True)
+    q_norm: Float[Array, "N H"] | None
+    k_norm: Float[Array, "K H"] | None
+    config: "ModelConfig" = eqx.field(static=True)
 
     def __init__(self, config: "ModelConfig", *, key: Array):
         """Kernels from N(0, 1 / n_in) with the fan-in of each logical matrix (PaLM section 5)."""
@@ -251,11 +289,13 @@ class Block(eqx.Module):
         def kernel(n_in: int, *shape: int) -> Array:
             return jax.random.normal(next(keys), shape) * n_in**-0.5
 
-        self.norm = jnp.zeros(d)
+        self.norm = unit_scale(config, d)
         self.wq, self.wk, self.wv = kernel(d, d, n, h), kernel(d, d, k, h), kernel(d, d, k, h)
         self.wo = kernel(n * h, n, h, d)
         self.w_gate, self.w_up, self.w_down = kernel(d, d, f), kernel(d, d, f), kernel(f, f, d)
-        self.norm_kind = config.norm
+        self.q_norm = unit_scale(config, n, h) if config.qk_norm != "none" else None
+        self.k_norm = unit_scale(config, k, h) if config.qk_norm != "none" else None
+        self.config = config
 
     def __call__(
         self,
@@ -266,8 +306,8 @@ class Block(eqx.Module):
         slot: Int[Array, ""] | int = 0,
     ) -> tuple[Float[Array, "B T D"], "KeyValue"]:
         """The block's output and its keys and values; with a `cache`, they go in at `slot` and all of it is seen."""
-        h_BTD = normalise(x_BTD, self.norm, self.norm_kind)
-        q_BTNH = rotate(matmul(h_BTD, self.wq), tables)
+        h_BTD = normalise(x_BTD, self.norm, self.config)
+        q_BTNH = rotate(normalise_head(matmul(h_BTD, self.wq), self.q_norm, self.config), tables)
         kv = self._keys_values(h_BTD, tables)
         if cache is not None:
             kv = cache.write(kv, slot)
@@ -277,13 +317,14 @@ class Block(eqx.Module):
 
     def keys_values(self, x_BTD: Float[Array, "B T D"], tables: Rotary) -> "KeyValue":
         """The block's keys and values alone."""
-        return self._keys_values(normalise(x_BTD, self.norm, self.norm_kind), tables)
+        return self._keys_values(normalise(x_BTD, self.norm, self.config), tables)
 
     def _keys_values(self, h_BTD: Float[Array, "B T D"], tables: Rotary) -> "KeyValue":
-        return KeyValue.of(rotate(matmul(h_BTD, self.wk), tables), matmul(h_BTD, self.wv))
+        k_BTKH = normalise_head(matmul(h_BTD, self.wk), self.k_norm, self.config)
+        return KeyValue.of(rotate(k_BTKH, tables, is_key=True), matmul(h_BTD, self.wv))
 
     def output_major(self, dtype: str) -> "Block":
         """A copy for decoding, its weights in `dtype`."""
-        names = {name: 2 if name == "wo" else 1 for name in self.AXES if name != "norm"}
+        names = {name: 2 if name == "wo" else 1 for name in self.AXES if name not in self._NORMS}
         weights = [OutputMajor.of(getattr(self, name).astype(dtype), n_in) for name, n_in in names.items()]
         return eqx.tree_at(lambda block: [getattr(block, name) for name in names], self, weights)

@@ -4,6 +4,7 @@ Dims: B batch rows, T positions, V vocabulary, M denoisers.
 """
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -12,7 +13,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from upalm.batch import Batch
-from upalm.model import Decoder, tied_head
+from upalm.model import Decoder, head_logits
 
 Z_LOSS = 1e-4
 """Weight of log(Z)^2 (PaLM section 5)."""
@@ -45,15 +46,21 @@ def loss_fn(model: Decoder, batch: Batch, *, n_denoisers: int = 1) -> tuple[Floa
     """
     weights = jnp.asarray(batch.loss_weights)
     targets = jnp.asarray(batch.target_tokens)
-    objective, log_probs = chunked_loss(model.embed, model.hidden(batch), targets, weights)
+    objective, log_probs = chunked_loss(  # pyright: ignore[reportGeneralTypeIssues]
+        model.head_table, model.hidden(batch), targets, weights, model.config.head_scale
+    )
     ids = jnp.asarray(batch.denoiser_ids).astype(jnp.int32)
     is_denoiser = jax.nn.one_hot(ids, n_denoisers) * weights[..., None]
     return objective, LossSums(jnp.sum(-log_probs[..., None] * is_denoiser, (0, 1)), jnp.sum(is_denoiser, (0, 1)))
 
 
-@jax.custom_vjp
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
 def chunked_loss(
-    embed: Float[Array, "V D"], x: Float[Array, "B T D"], targets: Int[Array, "B T"], weights: Float[Array, "B T"]
+    table: Float[Array, "V D"],
+    x: Float[Array, "B T D"],
+    targets: Int[Array, "B T"],
+    weights: Float[Array, "B T"],
+    logit_scale: float,
 ) -> tuple[Float[Array, ""], Float[Array, "B T"]]:
     """Weighted sum of NLL + z-loss, and each target's log-probability, which has no gradient.
 
@@ -63,33 +70,33 @@ def chunked_loss(
 
     def chunk(total, of):
         x, targets, weights = of
-        log_probs, log_z = token_log_probs(tied_head(embed, x), targets)
+        log_probs, log_z = token_log_probs(head_logits(table, x, logit_scale), targets)
         return total + _objective(log_probs, log_z, weights), log_probs
 
     total, log_probs = lax.scan(chunk, jnp.float32(0), _chunks(x, targets, weights))
     return total, _joined(log_probs)
 
 
-def _forward(embed, x, targets, weights):
+def _forward(table, x, targets, weights, logit_scale):
     def chunk(carry, of):
-        (total, d_embed), (x, targets, weights) = carry, of
-        logits, head_gradient = jax.vjp(tied_head, embed, x)
+        (total, d_table), (x, targets, weights) = carry, of
+        logits, head_gradient = jax.vjp(partial(head_logits, scale=logit_scale), table, x)
         log_probs, log_z = token_log_probs(logits, targets)
         pull = weights * (1 + 2 * Z_LOSS * log_z)
         d_logits = pull[..., None] * jnp.exp(logits - log_z[..., None]) - jnp.where(
             _is_target(logits, targets), weights[..., None], 0.0
         )
-        d_embed_here, d_x = head_gradient(d_logits)
-        return (total + _objective(log_probs, log_z, weights), d_embed + d_embed_here), (log_probs, d_x)
+        d_table_here, d_x = head_gradient(d_logits)
+        return (total + _objective(log_probs, log_z, weights), d_table + d_table_here), (log_probs, d_x)
 
-    start = (jnp.float32(0), jnp.zeros_like(embed))
-    (total, d_embed), (log_probs, d_x) = lax.scan(chunk, start, _chunks(x, targets, weights))
-    return (total, _joined(log_probs)), (d_embed, _joined(d_x))
+    start = (jnp.float32(0), jnp.zeros_like(table))
+    (total, d_table), (log_probs, d_x) = lax.scan(chunk, start, _chunks(x, targets, weights))
+    return (total, _joined(log_probs)), (d_table, _joined(d_x))
 
 
-def _backward(gradients, cotangents):
-    d_embed, d_x = gradients
-    return cotangents[0] * d_embed, cotangents[0].astype(d_x.dtype) * d_x, None, None
+def _backward(logit_scale, gradients, cotangents):
+    d_table, d_x = gradients
+    return cotangents[0] * d_table, cotangents[0].astype(d_x.dtype) * d_x, None, None
 
 
 chunked_loss.defvjp(_forward, _backward)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from upalm.batch import Batch
-from upalm.layers import Block, KeyRange, OutputMajor, key_range, matmul, normalise, rotary
+from upalm.layers import Block, KeyRange, OutputMajor, key_range, matmul, normalise, rotary, unit_scale
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,22 @@ class ModelConfig:
     """Key-value heads: 1 is PaLM's multi-query attention."""
     norm: Literal["rms", "layernorm"] = "rms"
     """Kind of normalisation."""
+    norm_eps: float = 1e-6
+    """Added to the mean square."""
+    norm_offset: float = 1.0
+    """Added to the stored norm scales: 1 for T5's zero-centred ones, 0 for those of most open checkpoints."""
+    final_norm_scale: bool = False
+    """Whether the final norm has a scale; PaLM's has none."""
+    qk_norm: Literal["none", "norm", "l2"] = "none"
+    """Norm of each query and key head: none (PaLM), the model's own kind (Cohere), or to unit length."""
+    rope_theta: float = 10_000.0
+    """Base of the rotary frequencies."""
+    xpos_scale_base: int = 0
+    """Positions over which xPos lets scores fall by its factor once; 0 is RoPE alone."""
+    logit_scale: float | None = None
+    """Factor of the logits; None is PaLM's 1 / sqrt(d_model)."""
+    tied_head: bool = True
+    """Whether the output embeddings are the input embeddings."""
     remat: Literal["none", "matmuls", "full"] = "matmuls"
     """What the backward pass computes again: nothing, all but the weight matmuls, or the whole block."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -47,6 +63,11 @@ class ModelConfig:
         for name in ("vocab_size", "d_model", "n_layers", "n_heads", "d_head", "d_ff", "seq_len", "n_kv_heads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1.")
+        if self.norm_eps <= 0 or self.rope_theta <= 0 or self.xpos_scale_base < 0:
+            raise ValueError(
+                f"norm_eps {self.norm_eps}, rope_theta {self.rope_theta}, xpos_scale_base {self.xpos_scale_base}: "
+                "expected above 0, above 0, and at least 0."
+            )
         if self.d_head % 2:
             raise ValueError(f"d_head is {self.d_head}, expected an even number (RoPE rotates halves).")
         if self.n_heads % self.n_kv_heads:
@@ -56,7 +77,13 @@ class ModelConfig:
     def n_params(self) -> int:
         """Parameters without the norm scales, as the paper counts them (PaLM Table 1)."""
         d, attention = self.d_model, 2 * self.n_heads * self.d_head + 2 * self.n_kv_heads * self.d_head
-        return self.n_layers * (d * attention + 3 * d * self.d_ff) + self.vocab_size * d
+        tables = 1 if self.tied_head else 2
+        return self.n_layers * (d * attention + 3 * d * self.d_ff) + tables * self.vocab_size * d
+
+    @property
+    def head_scale(self) -> float:
+        """Factor of the logits."""
+        return self.d_model**-0.5 if self.logit_scale is None else self.logit_scale
 
 
 def _palm(d_model: int, n_layers: int, n_heads: int, **changes) -> ModelConfig:
@@ -81,18 +108,20 @@ _MATMULS_SAVED = jax.checkpoint_policies.save_from_both_policies(
 )
 
 
-def tied_head(embed: Float[Array, "V D"] | OutputMajor, x: Float[Array, "... D"]) -> Float[Array, "... V"]:
-    """Logits from the input embeddings, in fp32, over sqrt(d_model)."""
-    return matmul(x.astype(jnp.float32), embed if isinstance(embed, OutputMajor) else embed.T) * x.shape[-1] ** -0.5
+def head_logits(table: Float[Array, "V D"] | OutputMajor, x: Float[Array, "... D"], scale: float) -> Array:
+    """`x @ table.T * scale` in fp32, [..., V]."""
+    return matmul(x.astype(jnp.float32), table if isinstance(table, OutputMajor) else table.T) * scale
 
 
 class Decoder(eqx.Module):
     """PaLM: embedding, scanned parallel blocks, scale-free final norm, tied head over sqrt(d_model)."""
 
-    AXES: ClassVar = {"embed": ("vocab", "embed")}
+    AXES: ClassVar = {"embed": ("vocab", "embed"), "norm": ("embed",), "head": ("vocab", "embed")}
 
     embed: Float[Array, "V D"]
     blocks: Block
+    norm: Float[Array, " D"] | None
+    head: Float[Array, "V D"] | None
     config: ModelConfig = eqx.field(static=True)
 
     def __init__(self, config: ModelConfig, *, key: Array):
@@ -102,6 +131,8 @@ class Decoder(eqx.Module):
         self.embed = jax.random.normal(key_embed, (config.vocab_size, config.d_model))
         block_keys = jax.random.split(key_blocks, config.n_layers)
         self.blocks = eqx.filter_vmap(lambda k: Block(config, key=k))(block_keys)  # leaves gain a leading L
+        self.norm = unit_scale(config, config.d_model) if config.final_norm_scale else None
+        self.head = None if config.tied_head else self.embed * 1
 
     def __call__(self, batch: Batch) -> Float[Array, "B T V"]:
         """Logits for every position of packed rows."""
@@ -116,7 +147,7 @@ class Decoder(eqx.Module):
         self, tokens_BT: Int[Array, "B T"], positions_BT: Int[Array, "B T"], visible: KeyRange
     ) -> Float[Array, "B T D"]:
         """Final normalised activations, given what each query sees."""
-        tables = rotary(positions_BT, self.config.d_head)
+        tables = rotary(positions_BT, self.config)
         mask_BTS = visible.mask(tokens_BT.shape[1])
 
         def body(x_BTD, block):
@@ -126,7 +157,7 @@ class Decoder(eqx.Module):
             policy = _MATMULS_SAVED if self.config.remat == "matmuls" else None
             body = jax.checkpoint(body, policy=policy)
         x_BTD, _ = jax.lax.scan(body, self.embed_tokens(tokens_BT), self.blocks)
-        return normalise(x_BTD, None, self.config.norm)
+        return normalise(x_BTD, self.norm, self.config)
 
     def embed_tokens(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """Input embeddings in compute precision."""
@@ -134,7 +165,12 @@ class Decoder(eqx.Module):
 
     def logits(self, x: Float[Array, "... D"]) -> Float[Array, "... V"]:
         """Logits of final activations."""
-        return tied_head(self.embed, x)
+        return head_logits(self.head_table, x, self.config.head_scale)
+
+    @property
+    def head_table(self) -> Float[Array, "V D"]:
+        """Output embeddings."""
+        return self.embed if self.head is None else self.head
 
     def unstacked(self) -> list[Block]:
         """The blocks one by one: decoding copies less this way than under scan."""

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from upalm.tokenizer import BOS_ID, EOS_ID, UNK_ID
+from upalm.tokenizer import Symbols
 
 FREE, ANYTHING = 0, -1
 """In place of a number of gaps: text without sentinels; or whatever the model says."""
@@ -129,9 +129,10 @@ class Grammar(NamedTuple):
     """Sentinels in order."""
     is_marker: Bool[Array, " V"]
     usable: Bool[Array, " V"]
-    """Subwords of the tokenizer, without BOS and UNK, which are never written."""
+    """Subwords of the tokenizer, without those that are never written."""
     stop: Int[Array, "Q V"]
     """See `stop_table`."""
+    eos_id: Int[Array, ""]
 
     @classmethod
     def of(
@@ -140,24 +141,25 @@ class Grammar(NamedTuple):
         limits: Array,
         max_tokens: Array,
         *,
-        markers: Sequence[int],
+        symbols: Symbols,
         stop: np.ndarray,
         n_embeddings: int,
     ) -> "Grammar":
         """For a tokenizer of as many subwords as `stop` has columns, and a model of `n_embeddings`."""
         ids = np.arange(n_embeddings)
-        usable = (ids < stop.shape[1]) & ~np.isin(ids, (BOS_ID, UNK_ID))
-        padded = np.pad(stop, ((0, 0), (0, n_embeddings - stop.shape[1])))
-        tables = (np.array(markers, np.int32), np.isin(ids, markers), usable, padded.astype(np.int32))
+        usable = (ids < stop.shape[1]) & ~np.isin(ids, symbols.unwritten)
+        padded = np.pad(stop, ((0, 0), (0, n_embeddings - stop.shape[1]))).astype(np.int32)
+        markers = np.array(symbols.sentinels or (symbols.eos_id,), np.int32)
+        tables = (markers, np.isin(ids, symbols.sentinels), usable, padded, np.int32(symbols.eos_id))
         return cls(n_gaps, limits, max_tokens, *map(jnp.asarray, tables))
 
     def allowed(self, at: Progress) -> Bool[Array, "B V"]:
         """Tokens that may come next."""
         ids, is_marker = jnp.arange(len(self.usable))[None], self.is_marker[None]
-        following = jnp.where(at.opened < self.n_gaps, self.markers[at.opened % len(self.markers)], EOS_ID)
+        following = jnp.where(at.opened < self.n_gaps, self.markers[at.opened % len(self.markers)], self.eos_id)
         limit = jnp.take_along_axis(self.limits, jnp.clip(at.opened - 1, 0, self.limits.shape[1] - 1)[:, None], 1)
         has_room = (at.opened > 0) & (at.span_length < limit[:, 0]) & ~self._stopped(at)
-        of_gaps = (ids == following[:, None]) | (has_room[:, None] & ~is_marker & (ids != EOS_ID))
+        of_gaps = (ids == following[:, None]) | (has_room[:, None] & ~is_marker & (ids != self.eos_id))
         n_gaps = self.n_gaps[:, None]
         chosen = jnp.where(n_gaps > 0, of_gaps, (n_gaps == ANYTHING) | ~is_marker)
         return chosen & self.usable[None]
@@ -172,7 +174,8 @@ class Grammar(NamedTuple):
             stop_state=jnp.where(is_marker, 0, self.stop[at.stop_state, token]),
             done=at.done,
         )
-        ends = (token == EOS_ID) | (new.n_tokens >= self.max_tokens) | ((self.n_gaps == FREE) & self._stopped(new))
+        ends = (token == self.eos_id) | (new.n_tokens >= self.max_tokens)
+        ends |= (self.n_gaps == FREE) & self._stopped(new)
         new = new._replace(done=ends)
         return Progress(*(jnp.where(at.done, a, b) for a, b in zip(at, new, strict=True)))
 

@@ -1,7 +1,7 @@
 """Tokenised text on disk: ArrayRecord shards beside a manifest, made by `upalm data build`.
 
 manifest.json               tokenizer hash, counts, sources, and each shard's blocks, size and checksum
-tokenizer.model             SentencePiece
+tokenizer.model             SentencePiece; or tokenizer.json and symbols.json
 train-00000.array_record    a record is a block: some whole documents, about 64 Ki tokens
 train-00000.lengths         lengths of the documents, so that rows can be planned without reading text
 validation-00000...         the tenth of the documents that is held out, by the hash of their names
@@ -40,9 +40,9 @@ class Tokens(NamedTuple):
     """Of supervised examples: how many of a document's tokens are inputs. None for plain text."""
 
     @classmethod
-    def of(cls, documents: Sequence[Sequence[int]]) -> "Tokens":
+    def of(cls, documents: Sequence[Sequence[int]], eos_id: int = EOS_ID) -> "Tokens":
         """Concatenate, with an EOS after each document (PaLM's `[eod]`)."""
-        return cls.joined([*d, EOS_ID] for d in documents)
+        return cls.joined([*d, eos_id] for d in documents)
 
     @classmethod
     def of_pairs(cls, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> "Tokens":
@@ -102,7 +102,7 @@ def encode(tokenizer: Tokenizer, documents: Sequence[text.Document]) -> Tokens:
     targets = tokenizer.encode_documents([d.text for d in documents])
     given = [d.inputs for d in documents]
     if all(x is None for x in given):
-        return Tokens.of(targets)
+        return Tokens.of(targets, tokenizer.symbols.eos_id)
     for document in documents:
         if document.inputs is None:
             raise ValueError(f"{document.name} is plain text among (inputs, targets) examples: {_APART}")
@@ -351,7 +351,7 @@ def _opened(source: str, folder: str, tokenizer: Tokenizer) -> Manifest:
     new = Manifest(_FORMAT, tokenizer.hash, tokenizer.vocab_size, dtype, False, source, files=files)
     if not out.exists() or not any(out.iterdir()):
         out.mkdir(parents=True, exist_ok=True)
-        (out / "tokenizer.model").write_bytes(tokenizer.model)
+        tokenizer.save(out)
         new.write(out)
         return new
     there = Manifest.read(out)

@@ -33,10 +33,10 @@ def row(loader: Loader, tokenizer: Tokenizer, number: int) -> Text:
 
 def _coloured(tokenizer: Tokenizer, ids: np.ndarray, style: str) -> Text:
     shown = Text()
-    is_sentinel = ids >= tokenizer.first_sentinel
+    is_sentinel = tokenizer.is_sentinel(ids)
     for part in np.split(ids, np.flatnonzero(np.diff(is_sentinel.astype(int))) + 1):
         if len(part):
-            shown.append(tokenizer.decode(part), style=SENTINEL if part[0] >= tokenizer.first_sentinel else style)
+            shown.append(tokenizer.decode(part), style=SENTINEL if tokenizer.is_sentinel(part[0]) else style)
     return shown
 
 

@@ -1,22 +1,25 @@
-"""SentencePiece with PaLM's properties, and the ids of sentinels and mode tokens.
+"""`Tokenizer`, what this project needs of one; and SentencePiece with PaLM's properties.
 
 Lossless (whitespace kept, every digit its own token, bytes for what the vocabulary lacks), so
-`decode(encode(a) + encode(b)) == a + b` for all strings.
+`decode(encode(a) + encode(b)) == a + b` for all strings. `tokenizer_json` has the tokenizers of open checkpoints.
 """
 
+import copy
 import hashlib
 import io
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from functools import cached_property
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 import sentencepiece
 from etils import epath
 
 PAD_ID, BOS_ID, EOS_ID, UNK_ID = 0, 0, 1, 2
-"""BOS shares id 0 with padding, as in T5 and PaLM: it is only ever put there by the right shift."""
+"""Of our SentencePiece models: BOS shares id 0 with padding, as in T5 and PaLM: it is only ever put there by the right
+shift."""
 
 N_SENTINELS = 100
 MODES = {"s2s": "[S2S]", "nlu": "[NLU]", "nlg": "[NLG]"}
@@ -26,15 +29,91 @@ SENTINEL_TEXT = re.compile(r"<extra_id_(\d+)>")
 
 
 class Symbols(NamedTuple):
-    """What the objective needs to know of a vocabulary."""
+    """What the objective and the sampler need to know of a vocabulary."""
 
     sentinels: tuple[int, ...]
     modes: dict[str, tuple[int, ...]]
     eos_id: int = EOS_ID
     bos_id: int = BOS_ID
+    unwritten: tuple[int, ...] = (BOS_ID, UNK_ID)
+    """Ids that no answer has."""
 
 
-class Tokenizer:
+class Tokenizer(ABC):
+    """Text to ids and back, losslessly; sentinels and mode tokens among the ids that there are.
+
+    Args:
+        inputs_eos: whether inputs with gaps end with EOS, which is how the model that this comes with was trained
+            (`ul2r.Denoiser.inputs_eos`).
+        gaps_trained: whether that model was trained on gaps at all; None if nobody knows.
+    """
+
+    vocab_size: int
+    symbols: Symbols
+    token_bytes: list[bytes]
+    """The text of each id, in UTF-8; nothing for sentinels and control symbols."""
+    files: dict[str, bytes]
+    """What `save` writes, by name."""
+
+    def __init__(self, *, inputs_eos: bool = False, gaps_trained: bool | None = None):
+        self.inputs_eos, self.gaps_trained = inputs_eos, gaps_trained
+
+    @abstractmethod
+    def encode(self, text: str) -> list[int]:
+        """Ids of ordinary text. `<extra_id_0>` written in it is characters, not a sentinel."""
+
+    @abstractmethod
+    def encode_documents(self, texts: list[str]) -> list[list[int]]:
+        """`encode` of each, on all cores."""
+
+    @abstractmethod
+    def _decode_text(self, ids: list[int]) -> str:
+        """Text of ids without sentinels."""
+
+    def decode(self, ids: Iterable[Any]) -> str:
+        """Text of ids; sentinels become `<extra_id_i>`, control symbols nothing."""
+        parts, held = [], []
+        for i in map(int, ids):
+            if i in self._numbers:
+                parts += [self._decode_text(held), f"<extra_id_{self._numbers[i]}>"]
+                held = []
+            else:
+                held.append(i)
+        return "".join(parts) + self._decode_text(held)
+
+    def is_sentinel(self, ids: Any) -> np.ndarray:
+        """Which of these ids are sentinels."""
+        return np.isin(ids, self.symbols.sentinels)
+
+    @cached_property
+    def _numbers(self) -> dict[int, int]:
+        return {sentinel: number for number, sentinel in enumerate(self.symbols.sentinels)}
+
+    @property
+    def hash(self) -> str:
+        """Identifies the tokenizer in checkpoints and manifests."""
+        return hashlib.sha256(b"".join(self.files.values())).hexdigest()[:16]
+
+    def trained(self, *, inputs_eos: bool, gaps_trained: bool | None = None) -> "Tokenizer":
+        """The same, of a model that was trained so."""
+        new = copy.copy(self)
+        new.inputs_eos, new.gaps_trained = inputs_eos, gaps_trained
+        return new
+
+    def save(self, folder: epath.PathLike) -> None:
+        """Write its files."""
+        for name, content in self.files.items():
+            (epath.Path(folder) / name).write_bytes(content)
+
+    def _check_lossless(self) -> None:
+        for text in ("a  b\n\tc 12", " x", "x ", *MODES.values()):
+            if (found := self.decode(self.encode(text))) != text:
+                raise ValueError(f"the tokenizer is not lossless: {text!r} becomes {found!r}.")
+        if len(set(self.symbols.modes.values())) != len(MODES):
+            raise ValueError(f"mode tokens do not encode to different ids: {self.symbols.modes}.")
+
+
+class SentencePiece(Tokenizer):
     """A SentencePiece model whose last 100 subwords are the sentinels `<extra_id_0..99>`.
 
     `<extra_id_i>` is id V - 1 - i, as in T5; the embeddings are reused, none are added
@@ -43,16 +122,17 @@ class Tokenizer:
 
     Args:
         model: SentencePiece.
-        inputs_eos: whether inputs with gaps end with EOS, which is how the model that this comes with was trained
-            (`ul2r.Denoiser.inputs_eos`).
-        gaps_trained: whether that model was trained on gaps at all; None if nobody knows.
+        trained: what `Tokenizer` takes.
 
     Raises:
         ValueError: the vocabulary is not byte-complete, too small, or a mode token does not resolve.
     """
 
-    def __init__(self, model: bytes, *, inputs_eos: bool = False, gaps_trained: bool | None = None):
-        self.model, self.inputs_eos, self.gaps_trained = model, inputs_eos, gaps_trained
+    FILE: ClassVar = "tokenizer.model"
+
+    def __init__(self, model: bytes, **trained: Any):
+        super().__init__(**trained)
+        self.files = {self.FILE: model}
         self._sp = sentencepiece.SentencePieceProcessor(model_proto=model)
         self.vocab_size = self._sp.vocab_size()
         self._byte_ids = [self._sp.piece_to_id(f"<0x{b:02X}>") for b in range(256)]
@@ -69,11 +149,7 @@ class Tokenizer:
                 f"a vocabulary of {self.vocab_size} leaves no room for {N_SENTINELS} sentinels "
                 "after the 259 special and byte pieces: at least 360 are needed."
             )
-        for text in ("a  b\n\tc 12", *MODES.values()):
-            if self.decode(self.encode(text)) != text:
-                raise ValueError(f"the tokenizer is not lossless: {text!r} does not survive it.")
-        if len(set(self.symbols.modes.values())) != len(MODES):
-            raise ValueError(f"mode tokens do not encode to different ids: {self.symbols.modes}.")
+        self._check_lossless()
 
     @property
     def first_sentinel(self) -> int:
@@ -81,14 +157,14 @@ class Tokenizer:
         return self.vocab_size - N_SENTINELS
 
     @cached_property
-    def symbols(self) -> Symbols:
+    def symbols(self) -> Symbols:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Sentinels in order, and each mode's ids."""
         sentinels = tuple(range(self.vocab_size - 1, self.first_sentinel - 1, -1))
         return Symbols(sentinels, {k: tuple(self.encode(v)) for k, v in MODES.items()})
 
     @cached_property
-    def token_bytes(self) -> list[bytes]:
-        """The text of each id, in UTF-8; nothing for sentinels and control symbols."""
+    def token_bytes(self) -> list[bytes]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """See `Tokenizer`."""
         ids = range(self.first_sentinel)
         found = [b"" if self._sp.is_control(i) else self._sp.id_to_piece(i).replace("▁", " ").encode() for i in ids]
         for byte, i in enumerate(self._byte_ids):
@@ -96,13 +172,16 @@ class Tokenizer:
         found[UNK_ID] = b""
         return found + [b""] * N_SENTINELS
 
-    @property
-    def hash(self) -> str:
-        """Identifies the tokenizer in checkpoints and manifests."""
-        return hashlib.sha256(self.model).hexdigest()[:16]
+    def piece(self, i: int) -> str:
+        """A subword as the model has it, with a low line for each space."""
+        return self._sp.id_to_piece(i)
+
+    def piece_score(self, i: int) -> float:
+        """Log-probability of a subword."""
+        return self._sp.get_score(i)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of ordinary text. `<extra_id_0>` written in it is characters, not a sentinel."""
+        """See `Tokenizer`."""
         ids = self._sp.encode(text)
         if max(ids, default=0) < self.first_sentinel:
             return ids
@@ -113,25 +192,17 @@ class Tokenizer:
         return spelt
 
     def encode_documents(self, texts: list[str]) -> list[list[int]]:
-        """`encode` of each, on all cores."""
+        """See `Tokenizer`."""
         ids = self._sp.encode(texts, num_threads=-1)
         return [
             self.encode(t) if max(i, default=0) >= self.first_sentinel else i for t, i in zip(texts, ids, strict=True)
         ]
 
-    def decode(self, ids: Iterable[Any]) -> str:
-        """Text of ids; sentinels become `<extra_id_i>`, padding, BOS and EOS nothing."""
-        parts, held = [], []
-        for i in map(int, ids):
-            if self.first_sentinel <= i < self.vocab_size:
-                parts += [self._sp.decode(held), f"<extra_id_{self.vocab_size - 1 - i}>"]
-                held = []
-            elif i not in (PAD_ID, EOS_ID):
-                held.append(i)
-        return "".join(parts) + self._sp.decode(held)
+    def _decode_text(self, ids: list[int]) -> str:
+        return self._sp.decode([i for i in ids if i not in (PAD_ID, EOS_ID)])
 
     @classmethod
-    def train(cls, texts: Iterable[str], vocab_size: int, *, max_bytes: int = 4_000_000) -> "Tokenizer":
+    def train(cls, texts: Iterable[str], vocab_size: int, *, max_bytes: int = 4_000_000) -> "SentencePiece":
         """Train on the first `max_bytes` of `texts`.
 
         Paper: PaLM (arXiv:2204.02311) section 4, vocabulary; unigram model, our choice (unstated there):
@@ -168,13 +239,9 @@ class Tokenizer:
             ) from e
         return cls(out.getvalue())
 
-    def save(self, path: Path) -> None:
-        """Write the SentencePiece model."""
-        path.write_bytes(self.model)
-
     @classmethod
-    def load(cls, path: epath.PathLike, **trained: Any) -> "Tokenizer":
-        """Read a SentencePiece model; `trained` is what `Tokenizer` takes beside it.
+    def load(cls, path: epath.PathLike, **trained: Any) -> "SentencePiece":
+        """Read a SentencePiece model.
 
         Raises:
             ValueError: no such file, or not a SentencePiece model.

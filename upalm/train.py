@@ -27,7 +27,8 @@ from upalm.data import Corpus, DataConfig, Loader, Weighted, built_folders, open
 from upalm.loss import LossSums, loss_fn
 from upalm.model import Decoder, ModelConfig
 from upalm.optim import Adafactor, Optimizer
-from upalm.tokenizer import Tokenizer
+from upalm.tokenizer import SentencePiece, Tokenizer
+from upalm.tokenizer_json import has_tokenizer, load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -194,13 +195,13 @@ def prepare(config: TrainConfig) -> tuple[Decoder, Tokenizer]:
 
 def _tokenizer(config: TrainConfig, vocab_size: int) -> Tokenizer:
     """The run's, if it is being resumed; that of built shards; or one trained on the text."""
-    if (config.out / "tokenizer.model").is_file():
-        return Tokenizer.load(config.out / "tokenizer.model")
+    if has_tokenizer(config.out):
+        return load_tokenizer(config.out)
     if folders := built_folders(config.data.source):
-        return Tokenizer.load(Path(next(iter(folders))) / "tokenizer.model")
+        return load_tokenizer(next(iter(folders)))
     corpus = text.load(config.data.source, skip_undecodable=config.data.skip_undecodable)
     order = np.random.default_rng(config.seed).permutation(len(corpus.train))
-    return Tokenizer.train((corpus.train[i].text for i in order), vocab_size)
+    return SentencePiece.train((corpus.train[i].text for i in order), vocab_size)
 
 
 def fit(
@@ -225,7 +226,7 @@ def fit(
     optimizer = config.optimizer.build(config.n_steps)
     inputs_eos = tokenizer.inputs_eos or any(d.inputs_eos for d in loader.mixture)
     gaps_trained = bool(tokenizer.gaps_trained) or any(d.n_sentinels(config.data.seq_len) for d in loader.mixture)
-    learnt = Tokenizer(tokenizer.model, inputs_eos=inputs_eos, gaps_trained=gaps_trained)
+    learnt = tokenizer.trained(inputs_eos=inputs_eos, gaps_trained=gaps_trained)
     describe(config.out, model.config, learnt, config.identity())
     checkpoints = Checkpoints(config.out)
     state = TrainState(model, optimizer.init(model))  # pyright: ignore[reportArgumentType]

@@ -16,7 +16,7 @@ from upalm.evals.statistics import Estimate, mean, ratio
 from upalm.infer import Mode, infill_batch, prompt_ids, score
 from upalm.model import Decoder
 from upalm.text import Document
-from upalm.tokenizer import EOS_ID, Tokenizer
+from upalm.tokenizer import Tokenizer
 
 _LN2 = float(np.log(2))
 
@@ -172,11 +172,11 @@ def forced(model: Decoder, tokenizer: Tokenizer, rows: Sequence[Row], mode: Mode
             ids = tokenizer.encode(span)
             target += [sentinel, *ids]
             is_span += [False] + [True] * len(ids)
-        examples.append((prompt_ids(tokenizer, row.parts, mode), [*target, EOS_ID]))
+        examples.append((prompt_ids(tokenizer, row.parts, mode), [*target, tokenizer.symbols.eos_id]))
         spans.append(np.array([*is_span, False]))
     columns = [
         (-x.log_probs[inside].sum(), inside.sum(), x.is_best[inside].sum(), -x.log_probs[1:][~inside[1:]].mean())
-        for x, inside in zip(score(model, examples), spans, strict=True)
+        for x, inside in zip(score(model, examples, bos_id=tokenizer.symbols.bos_id), spans, strict=True)
     ]
     nll, n_tokens, n_best, closing_nll = np.array(columns).T
     bits = Bits(nll / _LN2, np.array([row.n_bytes for row in rows]))
@@ -196,13 +196,15 @@ def left_only_bits(
 ) -> Bits:
     """Bits of single spans as a continuation of the left context."""
     examples = [(prompt_ids(tokenizer, row.parts[:1], mode), tokenizer.encode(row.spans[0])) for row in rows]
-    bits = [-x.log_probs.sum() / _LN2 for x in score(model, examples, attention=attention)]
+    scored = score(model, examples, attention=attention, bos_id=tokenizer.symbols.bos_id)
+    bits = [-x.log_probs.sum() / _LN2 for x in scored]
     return Bits(np.array(bits), np.array([row.n_bytes for row in rows]))
 
 
 def text_bits(model: Decoder, tokenizer: Tokenizer, texts: Sequence[str]) -> Bits:
     """Bits of whole texts, left to right."""
-    bits = [-x.log_probs.sum() / _LN2 for x in score(model, [([], tokenizer.encode(t)) for t in texts])]
+    examples = [([], tokenizer.encode(t)) for t in texts]
+    bits = [-x.log_probs.sum() / _LN2 for x in score(model, examples, bos_id=tokenizer.symbols.bos_id)]
     return Bits(np.array(bits), np.array([len(t.encode()) for t in texts]))
 
 
