@@ -19,22 +19,17 @@ import upalm
 from upalm import metrics, recipe, report, text, train, ul2r
 from upalm.checkpoint import description, load_model
 from upalm.data import DataConfig, Loader
-from upalm.decode import Attention
 from upalm.evals import infilling
-from upalm.evals.statistics import Estimate, mean, ratio
-from upalm.infer import prompt_ids
+from upalm.evals.held_out import Rows, measure, rows_of
+from upalm.evals.statistics import Estimate, ratio
 from upalm.layers import key_range
 from upalm.model import Decoder
 from upalm.optim import Adafactor, Schedule
 from upalm.scaling import train_flops_per_token
-from upalm.shards import Tokens
-from upalm.tokenizer import Tokenizer
+from upalm.shards import encode
 
 SHIPPED = Path(upalm.__file__).parent / "assets" / "palm_tiny"
 FORKS = ("causal", "ul2r")
-MODES = ("none", "nlu", "nlg")
-MAX_SPAN = 40
-LEFT_ONLY_FORMS: tuple[tuple[str, Attention], ...] = (("none", "causal"), ("none", "prefix"), ("s2s", "prefix"))
 SHOWN = ("causal_bits_per_byte", "infill_bits_per_byte", "infill_gain", "suffix_use", "format_ok")
 
 
@@ -120,13 +115,10 @@ def main(args: Quickstart) -> None:
     for config in forks.values():  # before anything is trained
         train.check_folder(config)
     corpus = text.load(args.data, skip_undecodable=args.skip_undecodable)
-    lines, words = rows_of(corpus, longest, base.config.seq_len, args.n_rows)
+    lines, words = rows_of(corpus.validation, longest, base.config.seq_len, args.n_rows)
     if corpus.skipped:
         print(f"skipped {len(corpus.skipped)} files that are not UTF-8: {', '.join(corpus.skipped)}")
-    tokens, held_out = (
-        Tokens.of(tokenizer.encode_documents([d.text for d in documents]))
-        for documents in (corpus.train, corpus.validation)
-    )
+    tokens, held_out = (encode(tokenizer, documents) for documents in (corpus.train, corpus.validation))
     models = {"base": base}
     for name, config in forks.items():
         print(f"\n{name}: {args.n_steps} steps of {args.batch_size} x {config.data.seq_len} tokens", flush=True)
@@ -137,7 +129,7 @@ def main(args: Quickstart) -> None:
         for i, (name, model) in enumerate(models.items()):
             trained_on = ul2r.mixture(forks[name].data.mixture) if name in forks else ()
             asked = longest if any(d.inputs_eos for d in trained_on) else tokenizer
-            rows[name] = measure(model, asked, corpus, lines, words, args)
+            rows[name] = measure(model, asked, corpus.validation, lines, words, n_decoded=args.n_decoded)
             bar.update(i + 1)
     results = {
         "extra_compute": extra_compute(base, base_folder, forks["ul2r"]),
@@ -159,81 +151,7 @@ def pretrain(args: Quickstart) -> Path:
     return train.run(config)
 
 
-def rows_of(
-    corpus: text.Corpus, tokenizer: Tokenizer, seq_len: int, n: int
-) -> tuple[list[infilling.Row], list[infilling.Row]]:
-    """Held-out gaps that fit a row with any mode token and the most that decoding may add."""
-    most_new = MAX_SPAN + 2
-
-    def fits(row: infilling.Row) -> bool:
-        n_prompt = max(len(prompt_ids(tokenizer, row.parts, mode)) for mode in MODES)
-        n_target = sum(len(tokenizer.encode(span)) + 1 for span in row.spans) + 1
-        return 1 + n_prompt + max(n_target, most_new) <= seq_len
-
-    return infilling.line_rows(corpus.validation, n, fits), infilling.word_rows(corpus.validation, n, fits)
-
-
 # --- Measurements ---------------------------------------------------------------------------------
-
-
-@dataclass
-class Rows:
-    """What was measured of one model, row by row, so that models can be compared in pairs."""
-
-    causal: infilling.Bits
-    infill: infilling.Bits
-    infill_mode: str
-    multi: infilling.Bits
-    left_only: infilling.Bits
-    left_only_form: str
-    shuffled: infilling.Bits
-    free: infilling.Decoded
-    filled: infilling.Decoded
-    exact: np.ndarray
-
-    def prediction(self, i: int) -> str:
-        return self.filled.spans[i][0].split("\n")[0].strip()
-
-    def estimates(self) -> dict[str, Estimate]:
-        n_bytes = self.infill.n_bytes
-        return {
-            "causal_bits_per_byte": ratio(*self.causal),
-            "infill_bits_per_byte": ratio(*self.infill),
-            "left_only_bits_per_byte": ratio(*self.left_only),
-            "infill_gain": infilling.infill_gain(self.left_only, self.infill),
-            "infill_gain_shuffled": infilling.infill_gain(self.left_only, self.shuffled),
-            "suffix_use": ratio(self.shuffled.bits - self.infill.bits, n_bytes),
-            "multi_span_bits_per_byte": ratio(*self.multi),
-            "format_ok": mean(self.free.format_ok),
-            "line_exact_match": mean(self.exact),
-        }
-
-
-def measure(model: Decoder, tokenizer: Tokenizer, corpus, lines, words, args: Quickstart) -> Rows:
-    """Each model at its best: the mode token, and the form of left-only continuation, that suit it most."""
-    excerpts = list(
-        infilling.excerpts(corpus.validation, args.n_rows, lambda x: len(tokenizer.encode(x)) <= model.config.seq_len)
-    )
-    infills = {mode: infilling.forced(model, tokenizer, lines, mode).bits for mode in MODES}
-    mode = min(infills, key=lambda m: infills[m].bits.sum())
-    left_only = {
-        f"{m}, {attention}": infilling.left_only_bits(model, tokenizer, lines, m, attention)
-        for m, attention in LEFT_ONLY_FORMS
-    }
-    form = min(left_only, key=lambda f: left_only[f].bits.sum())
-    few = lines[: args.n_decoded]
-    return Rows(
-        causal=infilling.text_bits(model, tokenizer, excerpts),
-        infill=infills[mode],
-        infill_mode=mode,
-        multi=infilling.forced(model, tokenizer, words, mode).bits,
-        left_only=left_only[form],
-        left_only_form=form,
-        shuffled=infilling.forced(model, tokenizer, infilling.shuffled_suffixes(lines), mode).bits,
-        free=infilling.decode_rows(model, tokenizer, few, mode, max_new_tokens=MAX_SPAN, constrained=False),
-        filled=(filled := infilling.decode_rows(model, tokenizer, few, mode, max_new_tokens=MAX_SPAN)),
-        exact=infilling.exact_lines(filled, few),
-    )
 
 
 def differences(rows: dict[str, Rows]) -> dict[str, Estimate]:

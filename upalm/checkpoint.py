@@ -217,11 +217,11 @@ def read_weights(template: Any, path: Path) -> Any:
     """
 
     def read(array: Any, leaf: Any) -> jax.Array:
-        def part(index: tuple[slice, ...]) -> np.ndarray:
+        def part(index: tuple[slice, ...] | None) -> np.ndarray:
             return array[index].astype(leaf.dtype) if index else array[:].astype(leaf.dtype)
 
         if leaf.sharding is None:
-            return jnp.asarray(part(()))
+            return jnp.asarray(part(None))
         return jax.make_array_from_callback(leaf.shape, leaf.sharding, part)
 
     try:

@@ -3,7 +3,7 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import tyro
 
@@ -109,6 +109,50 @@ class Sample(_Infer):
 
 
 @dataclass(frozen=True)
+class Eval:
+    """Measure a checkpoint on held-out text: `upalm eval --help`."""
+
+    words: tyro.conf.Positional[tuple[str, ...]] = ()
+    """See `--help` of the subcommand."""
+
+    def __call__(self) -> None:
+        from upalm import cli_eval  # imports JAX
+
+        cli_eval.main(list(self.words))
+
+
+@dataclass(frozen=True)
+class _Interop:
+    words: tyro.conf.Positional[tuple[str, ...]] = ()
+    """See `--help` of the subcommand."""
+
+    name: ClassVar = ""
+
+    def __call__(self) -> None:
+        from upalm import cli_interop  # imports JAX
+
+        cli_interop.main([self.name, *self.words])
+
+
+class ImportHf(_Interop):
+    """Open a Cohere-architecture checkpoint of Hugging Face: `upalm import-hf SOURCE DEST`."""
+
+    name = "import-hf"
+
+
+class ImportPalm(_Interop):
+    """Open a .pt file of PaLM-rlhf-pytorch: `upalm import-palm SOURCE DEST --tokenizer FOLDER`."""
+
+    name = "import-palm"
+
+
+class ExportHf(_Interop):
+    """Write a checkpoint for transformers: `upalm export-hf CHECKPOINT DEST`."""
+
+    name = "export-hf"
+
+
+@dataclass(frozen=True)
 class Cite:
     """Print the BibTeX of upalm, U-PaLM, UL2 and PaLM."""
 
@@ -122,11 +166,18 @@ Command = (
     | Annotated[Infill, tyro.conf.subcommand("infill")]
     | Annotated[Sample, tyro.conf.subcommand("sample")]
     | Annotated[Data, tyro.conf.subcommand("data")]
+    | Annotated[Eval, tyro.conf.subcommand("eval")]
+    | Annotated[ImportHf, tyro.conf.subcommand("import-hf")]
+    | Annotated[ImportPalm, tyro.conf.subcommand("import-palm")]
+    | Annotated[ExportHf, tyro.conf.subcommand("export-hf")]
     | Annotated[Cite, tyro.conf.subcommand("cite")]
 )
 
 
-_PASSED_ON = {"infill": Infill, "sample": Sample, "data": Data}  # what follows belongs to another parser
+_PASSED_ON = {  # what follows belongs to another parser
+    **{"infill": Infill, "sample": Sample, "data": Data, "eval": Eval},
+    **{"import-hf": ImportHf, "import-palm": ImportPalm, "export-hf": ExportHf},
+}
 
 
 def main() -> None:

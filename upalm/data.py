@@ -18,7 +18,7 @@ from absl import flags
 
 from upalm import text, ul2r
 from upalm.batch import Batch
-from upalm.shards import SPLITS, Shards, Tokens, encode, is_folder_of_shards
+from upalm.shards import SPLITS, Shards, Tokens, encode, is_folder_of_shards, manifest_hash
 from upalm.tokenizer import Symbols, Tokenizer
 
 _WINDOW_BLOCKS = 64
@@ -96,6 +96,11 @@ def built_folders(source: str) -> dict[str, float]:
         if not is_folder_of_shards(folder):
             raise ValueError(f"no shards at {folder!r}: only folders made by `upalm data build` can be mixed.")
     return weights
+
+
+def manifests(source: str) -> dict[str, str]:
+    """SHA-256 of the manifest of each folder of shards that a source names: what was trained on, to the byte."""
+    return {folder: manifest_hash(folder) for folder in built_folders(source)}
 
 
 def open_source(config: DataConfig, tokenizer: Tokenizer) -> tuple[list[Weighted], list[Weighted]]:

@@ -14,7 +14,6 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -347,7 +346,8 @@ def _found(source: str | Path) -> Path:
     except ImportError as e:
         raise ValueError(f"no folder {source}; as a name on the hub it needs: pip install 'upalm[hf]'.") from e
     try:
-        return Path(huggingface_hub.snapshot_download(str(source), allow_patterns=["*.json", "*.safetensors", "*.jinja"]))
+        wanted = ["*.json", "*.safetensors", "*.jinja"]
+        return Path(huggingface_hub.snapshot_download(str(source), allow_patterns=wanted))
     except (HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, OSError) as e:
         raise ValueError(f"no folder {source}, and the hub could not be asked for it: {e}") from e
 
@@ -375,14 +375,14 @@ def model_config(there: dict[str, Any], source: object) -> ModelConfig:
             "`upalm import-palm` the PaLM of PaLM-rlhf-pytorch."
         )
     rope = there.get("rope_parameters") or there.get("rope_scaling") or {}
-    theta = rope.get("rope_theta", there.get("rope_theta"))
+    theta = rope.get("rope_theta") or there.get("rope_theta") or 0.0
     kind = rope.get("rope_type", rope.get("type", "default"))
     refused = {
         "attention_bias": there.get("attention_bias", False),
         "hidden_act": there.get("hidden_act", "silu") != "silu",
         "rope_type": kind != "default",
         "quantization_config": "quantization_config" in there,
-        "rope_theta": theta is None,
+        "rope_theta": not theta > 0,
     }
     if wrong := [name for name, is_wrong in refused.items() if is_wrong]:
         values = {"rope_type": kind, "rope_theta": theta} | {name: there.get(name) for name in wrong if name in there}
@@ -521,7 +521,8 @@ def export_hf(
     refuse_inexpressible(config)
     with ExitStack() as stack, new_folder(dest) as folder:
         arrays, tokenizer = stack.enter_context(_arrays_of(checkpoint))
-        kinds = {name: arrays(name, None) if dtype == "keep" else np.dtype(_numpy_name(dtype)) for name in _stored(config)}
+        asked = None if dtype == "keep" else DTYPES[next(k for k, v in _TORCH_NAMES.items() if v == dtype)]
+        kinds = {name: asked or arrays(name, None) for name in to_arrays(empty_model(config))}
         n_bytes = _write_shards(folder, arrays, config, kinds, shard_bytes, progress)
         names = {_TORCH_NAMES[_NAMES[d]] for d in kinds.values()}
         chosen = "float32" if len(names) > 1 else names.pop()
@@ -545,17 +546,9 @@ def refuse_inexpressible(config: ModelConfig) -> None:
             "--start.model.norm layernorm, or import without --norm rms, to export."
         )
     if config.xpos_scale_base:
-        raise ValueError("xPos has no counterpart in the Cohere architecture: train with --start.model.xpos-scale-base 0.")
+        raise ValueError("xPos has no counterpart in the Cohere architecture: use --start.model.xpos-scale-base 0.")
     if config.qk_norm == "l2":
-        raise ValueError("queries and keys of unit length have no counterpart there: train with --start.model.qk-norm none.")
-
-
-def _numpy_name(dtype: str) -> Any:
-    return ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype
-
-
-def _stored(config: ModelConfig) -> list[str]:
-    return list(to_arrays(empty_model(config)))
+        raise ValueError("queries and keys of unit length have no counterpart there: use --start.model.qk-norm none.")
 
 
 @contextmanager

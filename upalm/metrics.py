@@ -61,6 +61,12 @@ class Bar:
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
+    def of(self, done: int, total: int) -> None:
+        """Now at `done` of `total`, where that is known only now."""
+        self._total = total
+        self._progress.update(self._task, total=total)
+        self.update(done)
+
     def update(self, done: int, note: str = "") -> None:
         """Now at `done` of the total."""
         self._done = done

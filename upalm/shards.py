@@ -202,6 +202,11 @@ class Manifest:
         return sum(s.tokens for s in self.shards if s.split == split)
 
 
+def manifest_hash(folder: str) -> str:
+    """SHA-256 of a folder's manifest, which has the checksum of every shard."""
+    return _sha256(epath.Path(folder) / "manifest.json")
+
+
 def is_folder_of_shards(source: str) -> bool:
     """Whether `source` was made by `build` (and is not a checkpoint)."""
     path = epath.Path(source) / "manifest.json"

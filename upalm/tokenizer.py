@@ -54,6 +54,8 @@ class Tokenizer(ABC):
     """The text of each id, in UTF-8; nothing for sentinels and control symbols."""
     files: dict[str, bytes]
     """What `save` writes, by name."""
+    sentinels_are: str = "the last 100 subwords of the vocabulary"
+    """How they were chosen."""
 
     def __init__(self, *, inputs_eos: bool = False, gaps_trained: bool | None = None):
         self.inputs_eos, self.gaps_trained = inputs_eos, gaps_trained

@@ -55,6 +55,7 @@ class JsonTokenizer(Tokenizer):
         super().__init__(**trained)
         self.files = {self.FILE: content, self.ROLES_FILE: roles.to_bytes(), **companions}
         self.roles, self._vocabulary = roles, _Vocabulary.read(content)
+        self.sentinels_are = roles.sentinels_are
         self._tokenizer = _open(content, special=set(roles.sentinels))
         self.vocab_size = max(self._vocabulary.ids.values()) + 1
         known = set(self._vocabulary.ids.values())
@@ -154,9 +155,10 @@ def load_tokenizer(path: epath.PathLike, **trained: Any) -> Tokenizer:
         raise ValueError(f"{folder}: {e}") from e
 
 
-def companions(folder: epath.Path) -> dict[str, bytes]:
+def companions(folder: epath.PathLike) -> dict[str, bytes]:
     """The files that other software reads beside a folder's tokenizer.json."""
-    return {name: (folder / name).read_bytes() for name in JsonTokenizer.COMPANIONS if (folder / name).is_file()}
+    paths = [epath.Path(folder) / name for name in JsonTokenizer.COMPANIONS]
+    return {path.name: path.read_bytes() for path in paths if path.is_file()}
 
 
 def has_tokenizer(folder: epath.PathLike) -> bool:

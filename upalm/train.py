@@ -23,7 +23,7 @@ import optax
 from upalm import metrics, text, ul2r
 from upalm.batch import Batch
 from upalm.checkpoint import Checkpoints, describe, description, load_model
-from upalm.data import Corpus, DataConfig, Loader, Weighted, built_folders, open_source
+from upalm.data import Corpus, DataConfig, Loader, Weighted, built_folders, manifests, open_source
 from upalm.loss import LossSums, loss_fn
 from upalm.model import Decoder, ModelConfig
 from upalm.optim import Adafactor, Optimizer
@@ -227,7 +227,7 @@ def fit(
     inputs_eos = tokenizer.inputs_eos or any(d.inputs_eos for d in loader.mixture)
     gaps_trained = bool(tokenizer.gaps_trained) or any(d.n_sentinels(config.data.seq_len) for d in loader.mixture)
     learnt = tokenizer.trained(inputs_eos=inputs_eos, gaps_trained=gaps_trained)
-    describe(config.out, model.config, learnt, config.identity())
+    describe(config.out, model.config, learnt, config.identity(), manifests(config.data.source))
     checkpoints = Checkpoints(config.out)
     state = TrainState(model, optimizer.init(model))  # pyright: ignore[reportArgumentType]
     step = checkpoints.latest() or 0

@@ -1,0 +1,114 @@
+"""What a model makes of held-out text: bits a byte left to right and in gaps, and what it decodes there."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from upalm.decode import Attention
+from upalm.evals import infilling
+from upalm.evals.infilling import Row
+from upalm.evals.statistics import Estimate, mean, ratio
+from upalm.infer import prompt_ids
+from upalm.model import Decoder
+from upalm.text import Document
+from upalm.tokenizer import Tokenizer
+
+MODES = ("none", "nlu", "nlg")
+_MAX_SPAN = 40
+_LEFT_ONLY_FORMS: tuple[tuple[str, Attention], ...] = (("none", "causal"), ("none", "prefix"), ("s2s", "prefix"))
+
+
+def rows_of(documents: Sequence[Document], tokenizer: Tokenizer, seq_len: int, n: int) -> tuple[list[Row], list[Row]]:
+    """Single-line and three-span gaps that fit a row with any mode token and the most that decoding may add.
+
+    Raises:
+        ValueError: the documents are too short.
+    """
+    most_new = _MAX_SPAN + 2
+
+    def fits(row: Row) -> bool:
+        n_prompt = max(len(prompt_ids(tokenizer, row.parts, mode)) for mode in MODES)
+        n_target = sum(len(tokenizer.encode(span)) + 1 for span in row.spans) + 1
+        return 1 + n_prompt + max(n_target, most_new) <= seq_len
+
+    return infilling.line_rows(documents, n, fits), infilling.word_rows(documents, n, fits)
+
+
+@dataclass
+class Rows:
+    """What was measured of one model, row by row, so that models can be compared in pairs."""
+
+    causal: infilling.Bits
+    infill: infilling.Bits
+    infill_mode: str
+    multi: infilling.Bits
+    left_only: infilling.Bits
+    left_only_form: str
+    shuffled: infilling.Bits
+    free: infilling.Decoded
+    filled: infilling.Decoded
+    exact: np.ndarray
+
+    def prediction(self, i: int) -> str:
+        """The first line of what was decoded for a gap."""
+        return self.filled.spans[i][0].split("\n")[0].strip()
+
+    def estimates(self) -> dict[str, Estimate]:
+        """Each metric, with its interval."""
+        n_bytes = self.infill.n_bytes
+        return {
+            "causal_bits_per_byte": ratio(*self.causal),
+            "infill_bits_per_byte": ratio(*self.infill),
+            "left_only_bits_per_byte": ratio(*self.left_only),
+            "infill_gain": infilling.infill_gain(self.left_only, self.infill),
+            "infill_gain_shuffled": infilling.infill_gain(self.left_only, self.shuffled),
+            "suffix_use": ratio(self.shuffled.bits - self.infill.bits, n_bytes),
+            "multi_span_bits_per_byte": ratio(*self.multi),
+            "format_ok": mean(self.free.format_ok),
+            "line_exact_match": mean(self.exact),
+        }
+
+
+def measure(
+    model: Decoder,
+    tokenizer: Tokenizer,
+    documents: Sequence[Document],
+    lines: Sequence[Row],
+    words: Sequence[Row],
+    *,
+    n_decoded: int,
+) -> Rows:
+    """A model at its best: the mode token, and the form of left-only continuation, that suit it most.
+
+    Args:
+        model: to measure.
+        tokenizer: of the model.
+        documents: for whole texts, as many as there are `lines`.
+        lines: single-line gaps, from `rows_of`.
+        words: three-span gaps, likewise.
+        n_decoded: of the `lines`, how many are also decoded.
+    """
+    excerpts = list(
+        infilling.excerpts(documents, len(lines), lambda x: len(tokenizer.encode(x)) <= model.config.seq_len)
+    )
+    infills = {mode: infilling.forced(model, tokenizer, lines, mode).bits for mode in MODES}
+    mode = min(infills, key=lambda m: infills[m].bits.sum())
+    left_only = {
+        f"{m}, {attention}": infilling.left_only_bits(model, tokenizer, lines, m, attention)
+        for m, attention in _LEFT_ONLY_FORMS
+    }
+    form = min(left_only, key=lambda f: left_only[f].bits.sum())
+    few = lines[:n_decoded]
+    return Rows(
+        causal=infilling.text_bits(model, tokenizer, excerpts),
+        infill=infills[mode],
+        infill_mode=mode,
+        multi=infilling.forced(model, tokenizer, words, mode).bits,
+        left_only=left_only[form],
+        left_only_form=form,
+        shuffled=infilling.forced(model, tokenizer, infilling.shuffled_suffixes(lines), mode).bits,
+        free=infilling.decode_rows(model, tokenizer, few, mode, max_new_tokens=_MAX_SPAN, constrained=False),
+        filled=(filled := infilling.decode_rows(model, tokenizer, few, mode, max_new_tokens=_MAX_SPAN)),
+        exact=infilling.exact_lines(filled, few),
+    )
