@@ -72,6 +72,21 @@ for sizes in ((8, 1), (1, 8), (1, 1)):
 """
 
 
+_READS = """
+from upalm.checkpoint import to_arrays
+tokenizer = SentencePiece.load(sys.argv[2])
+export(folder, model, tokenizer, {})
+expected = to_arrays(load_model(folder)[0])
+for sizes in ((8, 1), (1, 8), (2, 4)):
+    mesh = make_mesh(*sizes)
+    read, _ = load_model(folder, mesh)
+    assert read.blocks.wq.sharding.shard_shape((2, 32, 8, 8)) == (2, 32 // sizes[0], 8 // sizes[1], 8)
+    for name, array in to_arrays(read).items():
+        assert array.sharding.mesh.shape == mesh.shape
+        np.testing.assert_array_equal(array, expected[name])
+"""
+
+
 def on_eight_devices(code, *arguments):
     flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     command = [sys.executable, "-c", _EIGHT + code, *map(str, arguments)]
@@ -88,6 +103,12 @@ def test_a_mesh_changes_no_sample(tmp_path):
 def test_a_checkpoint_of_one_mesh_is_sampled_on_another(tmp_path, tokenizer):
     tokenizer.save(tmp_path)
     on_eight_devices(_MOVES, tmp_path / "run", tmp_path / "tokenizer.model")
+
+
+@pytest.mark.slow
+def test_weights_are_read_straight_into_their_shards(tmp_path, tokenizer):
+    tokenizer.save(tmp_path)
+    on_eight_devices(_READS, tmp_path / "weights", tmp_path / "tokenizer.model")
 
 
 def test_every_parameter_of_540b_has_its_place():

@@ -269,7 +269,7 @@ def import_hf(
         source: a folder with config.json, safetensors and tokenizer.json, or a name on the Hugging Face hub.
         dest: folder to make.
         norm: `rms` folds LayerNorm into RMS norm (see `fold_layernorm`), in float32; that cannot be exported back.
-        progress: called with bytes done and in all.
+        progress: called with tensors done and in all.
 
     Raises:
         ValueError: another architecture, missing, surplus, misshapen or damaged arrays, weights that contradict
@@ -281,9 +281,8 @@ def import_hf(
     config = fold_layernorm(tied) if norm == "rms" else tied
     tokenizer = _imported_tokenizer(source, there, config)
     files = _weight_files(source)
-    with ExitStack() as stack, new_folder(dest) as folder:
-        opened = [stack.enter_context(_opened(path)) for path in files]
-        where, dtypes, ignored = _check_tensors(opened, files, tied)
+    where, dtypes, ignored = _check_tensors(files, tied)
+    with new_folder(dest) as folder:
         arrays = {}
         for name, leaf in to_arrays(empty_model(config)).items():
             changes = norm == "rms" and is_centred(name, config)
@@ -295,35 +294,37 @@ def import_hf(
         describe(folder, config, tokenizer, run)
         writer = ArrayWriter(folder / WEIGHTS, arrays)
         try:
-            _copy(opened, where, writer, tied, config, progress)
+            _copy(files, where, writer, tied, config, progress)
         finally:
             writer.close()
     return Imported(dest, config, tokenizer, "/".join(sorted({_NAMES[d] for d in dtypes.values()})), ignored)
 
 
-def _copy(opened: list[Any], where, writer: ArrayWriter, tied: ModelConfig, config: ModelConfig, progress) -> None:
-    """Every tensor into its place; `config` says whether it is centred on the way."""
-    total, done = sum(file.get_slice(name).get_shape()[0] for file in opened for name in file.keys()), 0
-    folds = config.norm == "rms"
+def _copy(files: list[Path], where, writer: ArrayWriter, tied: ModelConfig, config: ModelConfig, progress) -> None:
+    """Every tensor into its place; `config` says whether it is centred on the way. One file is open at a time: what
+    has been read of a file stays in memory until it is closed.
+    """
+    folds, done = config.norm == "rms", 0
 
-    def put(name: str, first: int, array: np.ndarray) -> None:
-        writer.write(name, first, centred(array) if folds and is_centred(name, config) else array)
+    def put(there: str, tensor: Any) -> None:
+        name, layer = where[there]
+        changes = folds and is_centred(name, config)
+        if layer >= 0:
+            array = _here(name, tensor[:], tied)
+            writer.write(name, layer * array.size, centred(array) if changes else array)
+            return
+        for first, rows in _pieces(tensor):
+            writer.write(name, first, centred(rows) if changes else rows)
+            if name == "embed" and folds and tied.tied_head:
+                writer.write("head", first, rows)
 
-    for file in opened:
-        for there in file.keys():
-            tensor = file.get_slice(there)
-            done += tensor.get_shape()[0]
-            if there in where:
-                name, layer = where[there]
-                if layer >= 0:
-                    array = _here(name, tensor[:], tied)
-                    put(name, layer * array.size, array)
-                else:
-                    for first, rows in _pieces(tensor):
-                        put(name, first, rows)
-                        if name == "embed" and folds and tied.tied_head:
-                            writer.write("head", first, rows)
-            progress(done, total)
+    for path in files:
+        with _opened(path) as file:
+            for there in file.keys():
+                if there in where:
+                    put(there, file.get_slice(there))
+                    done += 1
+                    progress(done, len(where))
 
 
 def _pieces(tensor: Any) -> Iterator[tuple[int, np.ndarray]]:
@@ -439,7 +440,7 @@ def _imported_tokenizer(source: Path, there: dict[str, Any], config: ModelConfig
 
 
 def _check_tensors(
-    opened: list[Any], files: list[Path], config: ModelConfig
+    files: list[Path], config: ModelConfig
 ) -> tuple[dict[str, tuple[str, int]], dict[str, np.dtype], list[str]]:
     """The tensors to read, the dtype of each array here, and names that are not weights.
 
@@ -447,18 +448,19 @@ def _check_tensors(
         ValueError: missing, surplus, twice, misshapen, of a dtype that is not read, or layers that differ in dtype.
     """
     where, found, dtypes = _names(config), {}, {}
-    for file, path in zip(opened, files, strict=True):
-        for there in file.keys():
-            if there in found:
-                raise ValueError(f"{there} is both in {found[there]} and in {path}.")
-            found[there] = path
-            if there in where:
-                _check_tensor(there, file.get_slice(there), where[there][0], config, path, dtypes)
+    for path in files:
+        with _opened(path) as file:
+            for there in file.keys():
+                if there in found:
+                    raise ValueError(f"{there} is both in {found[there]} and in {path}.")
+                found[there] = path
+                if there in where:
+                    _check_tensor(there, file.get_slice(there), where[there][0], config, path, dtypes)
     if missing := sorted(where.keys() - found.keys()):
         raise ValueError(f"{files[0].parent} lacks {missing[:3]} ({len(missing)} tensors) that config.json speaks of.")
     surplus = sorted(name for name in found.keys() - where.keys() if not _BUFFER.fullmatch(name))
     if surplus == [_TOP["head"]]:  # tied, and stored all the same
-        _check_tied(opened)
+        _check_tied(found)
         surplus = []
     if surplus:
         raise ValueError(f"{found[surplus[0]]} has {surplus[:3]} ({len(surplus)} tensors) that config.json lacks.")
@@ -476,11 +478,13 @@ def _check_tensor(there: str, tensor: Any, name: str, config: ModelConfig, path:
         raise ValueError(f"{path}: {there} is {tensor.get_dtype()}, other layers are {_NAMES[dtypes[name]]}.")
 
 
-def _check_tied(opened: list[Any]) -> None:
-    slices = {name: f.get_slice(name) for f in opened for name in f.keys() if name in (_TOP["embed"], _TOP["head"])}
-    pairs = zip(*(_pieces(slices[_TOP[name]]) for name in ("embed", "head")), strict=True)
-    if any(not np.array_equal(a, b) for (_, a), (_, b) in pairs):
-        raise ValueError("config.json ties the embeddings, but lm_head.weight differs: set tie_word_embeddings.")
+def _check_tied(found: dict[str, Path]) -> None:
+    with ExitStack() as stack:
+        names = (_TOP["embed"], _TOP["head"])
+        files = [stack.enter_context(_opened(found[name])) for name in names]
+        slices = [file.get_slice(name) for file, name in zip(files, names, strict=True)]
+        if any(not np.array_equal(a, b) for (_, a), (_, b) in zip(*map(_pieces, slices), strict=True)):
+            raise ValueError("config.json ties the embeddings, but lm_head.weight differs: set tie_word_embeddings.")
 
 
 # --- Export ---------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from upalm.decode import Attention
 from upalm.evals import infilling
 from upalm.evals.infilling import Row
 from upalm.evals.statistics import Estimate, mean, ratio
-from upalm.infer import prompt_ids
+from upalm.infer import Mode, prompt_ids
 from upalm.model import Decoder
 from upalm.text import Document
 from upalm.tokenizer import Tokenizer
@@ -28,11 +28,15 @@ def rows_of(documents: Sequence[Document], tokenizer: Tokenizer, seq_len: int, n
     most_new = _MAX_SPAN + 2
 
     def fits(row: Row) -> bool:
-        n_prompt = max(len(prompt_ids(tokenizer, row.parts, mode)) for mode in MODES)
-        n_target = sum(len(tokenizer.encode(span)) + 1 for span in row.spans) + 1
-        return 1 + n_prompt + max(n_target, most_new) <= seq_len
+        return max(_n_tokens(tokenizer, row, mode, most_new) for mode in MODES) <= seq_len
 
     return infilling.line_rows(documents, n, fits), infilling.word_rows(documents, n, fits)
+
+
+def _n_tokens(tokenizer: Tokenizer, row: Row, mode: Mode, most_new: int = 0) -> int:
+    """Of a gap with BOS, prompt and answer."""
+    n_target = sum(len(tokenizer.encode(span)) + 1 for span in row.spans) + 1
+    return 1 + len(prompt_ids(tokenizer, row.parts, mode)) + max(n_target, most_new)
 
 
 @dataclass
@@ -46,6 +50,8 @@ class Rows:
     left_only: infilling.Bits
     left_only_form: str
     shuffled: infilling.Bits
+    shuffled_rows: np.ndarray
+    """Of the gaps, those that also fit with the text after another."""
     free: infilling.Decoded
     filled: infilling.Decoded
     exact: np.ndarray
@@ -56,14 +62,14 @@ class Rows:
 
     def estimates(self) -> dict[str, Estimate]:
         """Each metric, with its interval."""
-        n_bytes = self.infill.n_bytes
+        infill = self.infill.of(self.shuffled_rows)
         return {
             "causal_bits_per_byte": ratio(*self.causal),
             "infill_bits_per_byte": ratio(*self.infill),
             "left_only_bits_per_byte": ratio(*self.left_only),
             "infill_gain": infilling.infill_gain(self.left_only, self.infill),
-            "infill_gain_shuffled": infilling.infill_gain(self.left_only, self.shuffled),
-            "suffix_use": ratio(self.shuffled.bits - self.infill.bits, n_bytes),
+            "infill_gain_shuffled": infilling.infill_gain(self.left_only.of(self.shuffled_rows), self.shuffled),
+            "suffix_use": ratio(self.shuffled.bits - infill.bits, infill.n_bytes),
             "multi_span_bits_per_byte": ratio(*self.multi),
             "format_ok": mean(self.free.format_ok),
             "line_exact_match": mean(self.exact),
@@ -100,6 +106,10 @@ def measure(
     }
     form = min(left_only, key=lambda f: left_only[f].bits.sum())
     few = lines[:n_decoded]
+    shuffled = infilling.shuffled_suffixes(lines)
+    fitting = [i for i, row in enumerate(shuffled) if _n_tokens(tokenizer, row, mode) <= model.config.seq_len]
+    if not fitting:
+        raise ValueError(f"no gap fits rows of {model.config.seq_len} with the text after another: give longer text.")
     return Rows(
         causal=infilling.text_bits(model, tokenizer, excerpts),
         infill=infills[mode],
@@ -107,7 +117,8 @@ def measure(
         multi=infilling.forced(model, tokenizer, words, mode).bits,
         left_only=left_only[form],
         left_only_form=form,
-        shuffled=infilling.forced(model, tokenizer, infilling.shuffled_suffixes(lines), mode).bits,
+        shuffled=infilling.forced(model, tokenizer, [shuffled[i] for i in fitting], mode).bits,
+        shuffled_rows=np.array(fitting),
         free=infilling.decode_rows(model, tokenizer, few, mode, max_new_tokens=_MAX_SPAN, constrained=False),
         filled=(filled := infilling.decode_rows(model, tokenizer, few, mode, max_new_tokens=_MAX_SPAN)),
         exact=infilling.exact_lines(filled, few),

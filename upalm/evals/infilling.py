@@ -39,6 +39,10 @@ class Bits(NamedTuple):
     bits: np.ndarray
     n_bytes: np.ndarray
 
+    def of(self, rows: np.ndarray) -> "Bits":
+        """Those of some rows."""
+        return Bits(self.bits[rows], self.n_bytes[rows])
+
 
 # --- Rows -----------------------------------------------------------------------------------------
 
