@@ -16,7 +16,8 @@ from upalm.checkpoint import export, load_model
 from upalm.data import DataConfig
 from upalm.model import PALM
 from upalm.optim import Adafactor, Schedule
-from upalm.train import Scratch, TrainConfig, run
+from upalm.run import run
+from upalm.train import Scratch, TrainConfig
 
 TINY = TrainConfig(
     out=Path("runs/palm_tiny"),

@@ -23,8 +23,10 @@ from upalm.evals import infilling
 from upalm.evals.held_out import Rows, measure, rows_of
 from upalm.evals.statistics import Estimate, ratio
 from upalm.layers import key_range
+from upalm.loop import check_folder, fit
 from upalm.model import Decoder
 from upalm.optim import Adafactor, Schedule
+from upalm.run import run
 from upalm.scaling import train_flops_per_token
 from upalm.shards import encode
 
@@ -113,7 +115,7 @@ def main(args: Quickstart) -> None:
     longest = tokenizer.trained(inputs_eos=True)
     forks = {name: args.fork(name, base_folder, base.config.seq_len) for name in FORKS}
     for config in forks.values():  # before anything is trained
-        train.check_folder(config)
+        check_folder(config)
     corpus = text.load(args.data, skip_undecodable=args.skip_undecodable)
     lines, words = rows_of(corpus.validation, longest, base.config.seq_len, args.n_rows)
     if corpus.skipped:
@@ -122,7 +124,7 @@ def main(args: Quickstart) -> None:
     models = {"base": base}
     for name, config in forks.items():
         print(f"\n{name}: {args.n_steps} steps of {args.batch_size} x {config.data.seq_len} tokens", flush=True)
-        models[name] = train.fit(config, base, tokenizer, tokens, held_out, title=name)
+        models[name] = fit(config, base, tokenizer, tokens, held_out, title=name)
 
     rows: dict[str, Rows] = {}
     with metrics.Bar("evaluate", len(models)) as bar:
@@ -148,7 +150,7 @@ def pretrain(args: Quickstart) -> Path:
     data = replace(config.data, source=args.data, skip_undecodable=args.skip_undecodable)
     config = replace(config, out=args.out / "base", data=data, seed=args.seed)
     print(f"pretraining {config.n_steps} steps: about an hour on 2 CPU cores; Ctrl-C and run again to resume")
-    return train.run(config)
+    return run(config)
 
 
 # --- Measurements ---------------------------------------------------------------------------------

@@ -17,7 +17,8 @@ import tyro
 
 from upalm.data import DataConfig
 from upalm.optim import Adafactor, Schedule
-from upalm.train import Continue, TrainConfig, run
+from upalm.run import run
+from upalm.train import Continue, TrainConfig
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ import tyro
 import upalm
 from upalm.data import DataConfig
 from upalm.optim import Adafactor, Schedule
-from upalm.train import Continue, TrainConfig, run
+from upalm.run import run
+from upalm.train import Continue, TrainConfig
 
 UL2R = TrainConfig(
     out=Path("runs/ul2r_tiny"),

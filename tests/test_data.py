@@ -26,9 +26,9 @@ def tokens():
     return Tokens.of(documents((0, 1, 2, 50, 700, 3000, 9)))
 
 
-def loader(tokens, seed=0, process=(0, 1), **changes):
+def loader(tokens, seed=0, rows=None, skips=(), **changes):
     config = DataConfig(**{"seq_len": 128, "batch_size": 4} | changes)
-    return Loader(tokens, config, SYMBOLS, seed=seed, process=process)
+    return Loader(tokens, config, SYMBOLS, seed=seed, rows=rows, skips=skips)
 
 
 def rows_in(made, windows):
@@ -135,10 +135,28 @@ def test_a_batch_is_a_pure_function_of_seed_and_step(tokens):
 @pytest.mark.parametrize("count", [1, 2, 8])
 def test_processes_share_a_batch(tokens, count):
     whole = [loader(tokens, batch_size=8).batch(k) for k in range(20)]
-    parts = [loader(tokens, batch_size=8, process=(i, count)) for i in range(count)]
+    parts = [loader(tokens, batch_size=8, rows={8: np.array_split(np.arange(8), count)[i]}) for i in range(count)]
     for k, batch in enumerate(whole):
         shared = [np.concatenate(x) for x in zip(*(part.batch(k) for part in parts), strict=True)]
         assert digest([shared]) == digest([batch])
+
+
+def test_a_ramp_takes_the_same_rows_in_larger_batches(tokens):
+    """PaLM's: rows go on where they were, and no row is left out or taken twice."""
+    ramp = loader(tokens, batch_size=2, batch_ramp=((3, 4), (5, 8)))
+    assert [len(ramp.batch(k).input_tokens) for k in range(7)] == [2, 2, 2, 4, 4, 8, 8]
+    whole = loader(tokens, batch_size=30).batch(0)
+    joined = [np.concatenate(x) for x in zip(*(ramp.batch(k) for k in range(7)), strict=True)]
+    assert digest([joined]) == digest([whole])
+    config = DataConfig(batch_size=512, batch_ramp=((50_000, 1024), (115_000, 2048)))
+    tokens_at = [config.rows_before(step) * 2048 / 1e9 for step in (50_000, 115_000, 255_000)]
+    assert [round(t, 1) for t in tokens_at] == [52.4, 188.7, 775.9]  # PaLM 540B, fact sheet 3.3
+
+
+def test_skipped_batches_are_left_out_and_the_rest_follow(tokens):
+    plain, skipping = loader(tokens, batch_size=4), loader(tokens, batch_size=4, skips=[(2, 3), (4, 1)])
+    taken = [0, 1, 5, 6, 8, 9]
+    assert digest(skipping.batch(k) for k in range(6)) == digest(plain.batch(k) for k in taken)
 
 
 @pytest.mark.slow
@@ -222,6 +240,9 @@ def test_18_bytes_a_token(tokens):
         ({"mixture": "PrefixLM(name='s', rate=0.1)"}, "rate"),
         ({"seq_len": 4}, "at least 8"),
         ({"batch_size": 0}, "at least"),
+        ({"batch_ramp": ((5, 8), (5, 16))}, "rising steps"),
+        ({"batch_ramp": ((0, 8),)}, "rising steps"),
+        ({"batch_ramp": ((5, 0),)}, "at least 1 row"),
     ],
 )
 def test_bad_config(change, message):
@@ -234,8 +255,6 @@ def test_bad_sources(tokens):
         loader(Tokens.of([[5] * 300 + [950] + [6] * 300])).batch(0)
     with pytest.raises(ValueError, match="expected at least 2"):
         loader(Tokens.of([[]]))
-    with pytest.raises(ValueError, match="no multiple of the 3 processes"):
-        loader(tokens, process=(0, 3))
     with pytest.raises(ValueError, match="one kind at a time"):
         loader([Weighted(tokens), Weighted(Tokens.of_pairs([([1], [2])] * 9))])
 

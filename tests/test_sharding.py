@@ -9,16 +9,16 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from upalm.checkpoint import empty_model
-from upalm.model import PALM
-from upalm.sharding import make_mesh, param_shardings
+from upalm.model import PALM, param_shardings
+from upalm.sharding import make_mesh
 
 _EIGHT = """
 import jax, jax.numpy as jnp, numpy as np, sys
 from upalm.checkpoint import Checkpoints, describe, export, load_model
 from upalm.decode import Task, Unstacked, _prefill, decode
-from upalm.model import Decoder, ModelConfig
+from upalm.model import Decoder, ModelConfig, shard
 from upalm.sampling import Sampler
-from upalm.sharding import make_mesh, shard
+from upalm.sharding import make_mesh
 from upalm.tokenizer import SentencePiece, Symbols
 from pathlib import Path
 

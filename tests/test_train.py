@@ -12,12 +12,15 @@ import numpy as np
 import optax
 import pytest
 
-from upalm import shards, train
+from upalm import loop, shards, train
 from upalm.checkpoint import Checkpoints, export, load_model, to_arrays
 from upalm.data import DataConfig, Loader
+from upalm.loop import Interrupted
 from upalm.loss import loss_fn
+from upalm.metrics import OF_THE_MACHINE
 from upalm.model import Decoder, ModelConfig
 from upalm.optim import Adafactor, AdamW, Schedule
+from upalm.run import prepare, run
 from upalm.shards import Tokens
 
 MODEL = ModelConfig(vocab_size=512, d_model=32, n_layers=2, n_heads=2, d_head=16, d_ff=64, seq_len=64)
@@ -46,7 +49,7 @@ def tokens(tokenizer, source_text):
 
 def fit(config, tokenizer, tokens, model=None):
     model = Decoder(MODEL, key=jax.random.key(0)) if model is None else model
-    return train.fit(config, model, tokenizer, tokens, tokens)
+    return loop.fit(config, model, tokenizer, tokens, tokens)
 
 
 def same(a, b):
@@ -96,16 +99,16 @@ def test_resumed_is_uninterrupted_bit_for_bit(config, tokenizer, tokens, optimiz
             signal.raise_signal(signal.SIGINT)
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(train, "train_step", stopping)
-    with pytest.raises(train.Interrupted, match="after step 5"):
+    monkeypatch.setattr(loop, "train_step", stopping)
+    with pytest.raises(Interrupted, match="after step 5"):
         fit(broken, tokenizer, tokens)
-    monkeypatch.setattr(train, "train_step", real)
+    monkeypatch.setattr(loop, "train_step", real)
     resumed = fit(broken, tokenizer, tokens)
     assert same(whole, resumed)
 
     def lines(folder):
         rows = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
-        return [{k: v for k, v in row.items() if k != "tokens_per_second"} for row in rows]
+        return [{k: v for k, v in row.items() if k not in OF_THE_MACHINE} for row in rows]
 
     assert lines(config.out) == lines(broken.out)
     loaded, _ = load_model(broken.out)
@@ -138,7 +141,7 @@ CHILD = f"""
 import sys
 from pathlib import Path
 import jax, numpy as np
-from upalm import shards, train
+from upalm import loop, shards, train
 from upalm.data import DataConfig
 from upalm.shards import Tokens
 from upalm.model import Decoder, ModelConfig
@@ -154,7 +157,7 @@ config = train.TrainConfig(
     eval_every=4, eval_batches=2,
 )
 print("ready", flush=True)
-train.fit(config, Decoder(model, key=jax.random.key(0)), SentencePiece.load(at / "tokenizer.model"), tokens, tokens)
+loop.fit(config, Decoder(model, key=jax.random.key(0)), SentencePiece.load(at / "tokenizer.model"), tokens, tokens)
 """
 
 
@@ -272,18 +275,18 @@ def test_rows_longer_than_the_models(config, tokenizer, tmp_path):
     data = dataclasses.replace(config.data, seq_len=128)
     config = dataclasses.replace(config, start=train.Continue(tmp_path / "m"), data=data)
     with pytest.raises(ValueError, match="rows of 128 are longer than the model's 64"):
-        train.prepare(config)
+        prepare(config)
 
 
 def test_trains_from_shards_with_their_tokenizer(config, tokenizer, tmp_path, source_text):
     (tmp_path / "a.txt").write_text(source_text)
     shards.build(str(tmp_path / "a.txt"), str(tmp_path / "built"), tokenizer)
     data = dataclasses.replace(config.data, source=str(tmp_path / "built"))
-    out = train.run(dataclasses.replace(config, data=data, n_steps=2))
+    out = run(dataclasses.replace(config, data=data, n_steps=2))
     assert load_model(out)[1].hash == tokenizer.hash
     small = train.Scratch(dataclasses.replace(MODEL, vocab_size=400))
     with pytest.raises(ValueError, match="512 subwords, the model 400 embeddings"):
-        train.run(dataclasses.replace(config, out=tmp_path / "b", start=small, data=data))
+        run(dataclasses.replace(config, out=tmp_path / "b", start=small, data=data))
 
 
 @pytest.mark.parametrize("change", [{"n_steps": 0}, {"accumulation": 3}])

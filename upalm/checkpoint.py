@@ -8,13 +8,13 @@ model.safetensors the weights alone (an export)
 
 import hashlib
 import json
-import platform
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
@@ -23,15 +23,19 @@ import numpy as np
 import orbax.checkpoint as ocp
 import safetensors
 import safetensors.numpy
-from jax.sharding import Mesh
+from etils import epath
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, SingleDeviceSharding
 
-from upalm.model import Decoder, ModelConfig
-from upalm.sharding import param_shardings
+from upalm.hosts import all_read, is_first, versions
+from upalm.model import Decoder, ModelConfig, param_shardings
 from upalm.tokenizer import Tokenizer
 from upalm.tokenizer_json import load_tokenizer
 
 _FORMAT = 1
 WEIGHTS = "model.safetensors"
+T = TypeVar("T")
+_WRITE_ERRORS = (OSError, RuntimeError, ValueError)
 _READ_ERRORS = (ValueError, OSError, KeyError, TypeError, RuntimeError)  # what Orbax raises on damage
 
 
@@ -74,18 +78,30 @@ def describe(
     tokenizer: Tokenizer,
     run: dict[str, Any],
     data_manifests: Mapping[str, str] = MappingProxyType({}),
+    settings: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write `config.json` and the tokenizer; `data_manifests` are checksums of what it was trained on, by folder."""
+    """Write `config.json` and the tokenizer, on the first process.
+
+    Args:
+        folder: to write to.
+        config: the model's shape.
+        tokenizer: of the model.
+        run: what decided the numbers.
+        data_manifests: checksums of what it was trained on, by folder.
+        settings: all of the run's, from which it can be run again.
+    """
+    if not is_first():
+        return
     folder.mkdir(parents=True, exist_ok=True)
-    packages = ("jax", "equinox", "optax", "grain", "orbax-checkpoint", "upalm")
     description = {
         "format": _FORMAT,
         "model": asdict(config),
         "tokenizer_hash": tokenizer.hash,
         "inputs_eos": tokenizer.inputs_eos,
         "gaps_trained": tokenizer.gaps_trained,
-        "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
+        "versions": versions(),
         "data_manifests": dict(data_manifests),
+        "settings": dict(settings) if settings is not None else None,
         "run": run,
     }
     (folder / "config.json").write_text(json.dumps(description, indent=1) + "\n")
@@ -111,52 +127,181 @@ def description(folder: Path) -> dict[str, Any]:
     return found
 
 
-class Checkpoints:
-    """The numbered states of a run, written by Orbax in the background, visible only when complete."""
+@jax.jit
+def checksums(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Of each array: its bits as whole numbers, each times an odd number of its place, summed modulo 2^32.
 
-    def __init__(self, folder: Path, *, keep: int = 2):
-        self.folder = folder / "steps"
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
-        self._manager = ocp.CheckpointManager(
-            self.folder.absolute(),
-            options=options,
-            item_handlers={name: ocp.StandardCheckpointHandler() for name in ("model", "optimizer")},
+    A flipped bit changes the sum, whichever it is. The order of adding does not, so that every mesh finds the same.
+    """
+
+    def checksum(x: jax.Array) -> jax.Array:
+        width = x.dtype.itemsize * 8
+        bits = jax.lax.bitcast_convert_type(x, f"uint{width}").astype(jnp.uint32)
+        place = jnp.zeros(x.shape, jnp.uint32)
+        for axis in range(x.ndim):
+            index = jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+            place = place * jnp.uint32(0x9E3779B1) + index
+        return jnp.sum(bits * (2 * place + 1), dtype=jnp.uint32)
+
+    return {name: checksum(jnp.asarray(x)) for name, x in arrays.items()}
+
+
+class Checkpoints:
+    """The numbered states of a run, written by Orbax in the background, visible only when complete.
+
+    Beside the state of step k lies what `checksums` found in it, so that damage shows when it is read.
+
+    Args:
+        folder: of the run, on a disk or in a bucket (gs://...); they lie in its `steps`.
+        keep: newest ones to keep.
+        keep_every: keep those of steps that are multiples of this, too; 0 keeps none of them.
+    """
+
+    def __init__(self, folder: epath.PathLike, *, keep: int = 2, keep_every: int = 0):
+        self.folder = epath.Path(folder) / "steps"
+        if "://" not in str(folder):
+            self.folder = epath.Path(Path(str(folder)).absolute()) / "steps"
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, keep_period=keep_every or None, cleanup_tmp_directories=True
         )
+        handlers = {name: ocp.StandardCheckpointHandler() for name in ("model", "optimizer")}
+        self._open = lambda: ocp.CheckpointManager(
+            self.folder, options=options, item_handlers=handlers | {"about": ocp.JsonCheckpointHandler()}
+        )
+        self._manager = self._open()
+
+    def steps(self) -> list[int]:
+        """Steps done at each complete checkpoint, newest first."""
+        return sorted(self._manager.all_steps(), reverse=True)
 
     def latest(self) -> int | None:
         """Steps done at the newest complete checkpoint."""
-        return self._manager.latest_step()
+        return next(iter(self.steps()), None)
 
-    def save(self, step: int, model: Decoder, opt_state: Any) -> None:
-        """Start writing the state after `step` steps; an existing one is left alone."""
+    def save(self, step: int, model: Decoder, opt_state: Any, about: Mapping[str, Any] = MappingProxyType({})) -> None:
+        """Start writing the state after `step` steps; an existing one is left alone.
+
+        Raises:
+            OSError: what was to be written could not be, this time or the time before; earlier ones are intact.
+        """
         if self.latest() == step:
             return
         items = {"model": to_arrays(model), "optimizer": to_arrays(opt_state)}
-        save = {name: ocp.args.StandardSave(arrays) for name, arrays in items.items()}
-        self._manager.save(step, args=ocp.args.Composite(**save))
+        sums = {name: jax.device_get(checksums(arrays)) for name, arrays in items.items()}
+        sums = {name: {k: int(v) for k, v in found.items()} for name, found in sums.items()}
+        save: dict[str, Any] = {name: ocp.args.StandardSave(arrays) for name, arrays in items.items()}
+        save["about"] = ocp.args.JsonSave({"checksums": sums, **about})
+        with self._writing(f"checkpoint {step}"):
+            self._manager.save(step, args=ocp.args.Composite(**save))
 
-    def restore(self, item: str, template: Any) -> Any:
-        """`model` or `optimizer` of the newest checkpoint, in the shape of `template`.
+    def about(self, step: int) -> dict[str, Any]:
+        """What `save` was told beside the state; nothing for those of older versions.
+
+        Raises:
+            ValueError: damaged.
+        """
+        if not (self.folder / str(step) / "about").exists():
+            return {}
+        try:
+            found = self._manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))["about"]
+        except _READ_ERRORS as e:
+            raise ValueError(f"{self.folder}/{step} is damaged: {e}") from e
+        return dict(found)
+
+    def restore(self, item: str, template: Any, step: int | None = None) -> Any:
+        """`model` or `optimizer` of a checkpoint, the newest if none is named, in the shape and layout of `template`.
 
         Raises:
             ValueError: no checkpoint, one of another model, or a damaged one (named).
         """
-        step = self.latest()
-        where = f"{self.folder}/{step}"
+        step = self.latest() if step is None else step
         if step is None:
             raise ValueError(f"no checkpoint in {self.folder}.")
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, to_arrays(template))
+        where = f"{self.folder}/{step}"
+        here = SingleDeviceSharding(jax.local_devices()[0])  # else Orbax wants the devices that it was written on
+        abstract = {
+            name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None) or here)
+            for name, x in to_arrays(template).items()
+        }
+        arrays, expected, error = {}, None, None
         try:
             args = ocp.args.Composite(**{item: ocp.args.StandardRestore(abstract)})
             arrays = self._manager.restore(step, args=args)[item]
+            expected = self.about(step).get("checksums", {}).get(item)
         except _READ_ERRORS as e:
-            raise ValueError(f"cannot read {item} of {where} (damaged, or of another model): {e}") from e
+            reason = str(e).strip().split("\n")[0][:300]
+            error = ValueError(f"cannot read {item} of {where} (damaged, or of another model): {reason}")
+        all_read(error)
+        if expected is not None:
+            found = {k: int(v) for k, v in jax.device_get(checksums(arrays)).items()}
+            if wrong := sorted(k for k in expected.keys() | found.keys() if expected.get(k) != found.get(k)):
+                raise ValueError(f"{where} is damaged: the checksum of {item} {wrong[:3]} ({len(wrong)}) is another.")
         return from_arrays(template, arrays, where)
 
-    def close(self) -> None:
-        """Wait for what is being written."""
-        self._manager.wait_until_finished()
+    def newest(self, read: Callable[[int], T]) -> tuple[int, T] | None:
+        """Step and contents of the newest checkpoint that `read` can read; None if there is no checkpoint.
+
+        Those that it cannot, because they are damaged, are named on the way.
+
+        Raises:
+            ValueError: there are some, and none can be read.
+        """
+        damaged = []
+        for step in self.steps():
+            try:
+                return step, read(step)
+            except ValueError as e:
+                damaged.append(str(e))
+                print(f"warning: {e}\nwarning: passing over checkpoint {step} for the one before", file=sys.stderr)
+        if damaged:
+            raise ValueError(f"none of the {len(damaged)} checkpoints in {self.folder} can be read: {damaged[0]}")
+        return None
+
+    def discard_after(self, step: int, aside: str) -> list[int]:
+        """Move checkpoints later than `step` into the folder `aside` of the run. Returns their steps."""
+        later = [k for k in self.steps() if k > step]
+        self.wait()
+        if later and is_first():
+            (self.folder.parent / aside).mkdir(parents=True, exist_ok=True)
+            for k in later:
+                target = self.folder.parent / aside / str(k)
+                if target.exists():
+                    target.rmtree()
+                (self.folder / str(k)).rename(target)
+        multihost_utils.sync_global_devices(f"discarded after {step}")
         self._manager.close()
+        self._manager = self._open()
+        return later
+
+    @contextmanager
+    def _writing(self, what: str) -> Iterator[None]:
+        """Errors of the disk, whatever Orbax makes of them."""
+        try:
+            yield
+        except _WRITE_ERRORS as e:
+            last = f"the last good one is {self.folder}/{self.latest()}" if self.latest() else "there is none before"
+            reason = str(e).strip().split("\n")[-1][:300]
+            raise OSError(f"{what} of {self.folder} could not be written ({reason}); {last}.") from e
+
+    def wait(self) -> None:
+        """Until what is being written is there.
+
+        Raises:
+            OSError: see `save`.
+        """
+        with self._writing("a checkpoint"):
+            self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Wait for what is being written.
+
+        Raises:
+            OSError: see `save`.
+        """
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
 
 
 def empty_model(config: ModelConfig) -> Decoder:
@@ -183,7 +328,10 @@ def load_model(folder: str | Path, mesh: Mesh | None = None) -> tuple[Decoder, T
         return read_weights(template, weights), tokenizer
     checkpoints = Checkpoints(folder)
     try:
-        return checkpoints.restore("model", template), tokenizer
+        found = checkpoints.newest(lambda step: checkpoints.restore("model", template, step))
+        if found is None:
+            raise ValueError(f"no checkpoint in {checkpoints.folder}.")
+        return found[1], tokenizer
     finally:
         checkpoints.close()
 

@@ -6,7 +6,7 @@ Dims: B batch rows, T positions.
 import bisect
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -42,6 +42,9 @@ class DataConfig:
     """Positions in a row."""
     batch_size: int = 16
     """Rows in a batch, of all processes together."""
+    batch_ramp: tuple[tuple[int, int], ...] = ()
+    """(step, rows) from which on a batch has that many rows; `batch_size` before. PaLM 540B: 512, then
+    ((50000, 1024), (115000, 2048))."""
     layout: Literal["concatenated", "documents"] = "concatenated"
     """Chunks are cut from the documents end to end, as in the paper, or never reach over a document's end."""
     joint_budget: bool = False
@@ -58,6 +61,23 @@ class DataConfig:
                 f"seq_len {self.seq_len}, batch_size {self.batch_size}, n_workers {self.n_workers}: "
                 "expected at least 8, 1 and 0."
             )
+
+        steps = [0, *(step for step, _ in self.batch_ramp)]
+        if any(a >= b for a, b in pairwise(steps)) or any(rows < 1 for _, rows in self.batch_ramp):
+            raise ValueError(f"batch_ramp {self.batch_ramp}: expected rising steps above 0, and at least 1 row.")
+
+    def batch_sizes(self) -> list[int]:
+        """All that there are, in order."""
+        return [self.batch_size, *(rows for _, rows in self.batch_ramp)]
+
+    def batch_size_at(self, step: int) -> int:
+        """Rows in the batch of a step."""
+        return [rows for first, rows in ((0, self.batch_size), *self.batch_ramp) if first <= step][-1]
+
+    def rows_before(self, step: int) -> int:
+        """Rows in the batches of all earlier steps."""
+        edges = [0, *(first for first, _ in self.batch_ramp if first < step), step]
+        return sum(n * (b - a) for n, (a, b) in zip(self.batch_sizes(), pairwise(edges), strict=False))
 
     def budget(self) -> ul2r.Budget:
         """How long segments may get."""
@@ -214,11 +234,12 @@ class Loader:
         config: batch and mixture.
         symbols: of the tokenizer.
         seed: decides order and noise.
-        process: index and number of the processes that share each batch; this one makes its part of the rows.
+        rows: of a batch, those that this process makes, by batch size; all without it.
+        skips: (step, batches): from that step on, so many batches more are left out.
 
     Raises:
-        ValueError: an empty corpus, a batch that does not divide, or what `ul2r.Segmenter` refuses; and when a row is
-            made, a text with sentinels in it.
+        ValueError: an empty corpus, or what `ul2r.Segmenter` refuses; and when a row is made, a text with sentinels in
+            it.
     """
 
     def __init__(
@@ -228,7 +249,8 @@ class Loader:
         symbols: Symbols,
         *,
         seed: int,
-        process: tuple[int, int] = (0, 1),
+        rows: Mapping[int, np.ndarray] | None = None,
+        skips: Sequence[tuple[int, int]] = (),
     ):
         weighted = [Weighted(source)] if isinstance(source, (Tokens, Shards)) else list(source)
         self.corpora = [corpus for corpus, _ in weighted]
@@ -237,11 +259,9 @@ class Loader:
                 raise ValueError(f"the corpus has {corpus.n_tokens} tokens: expected at least 2.")
         if len({corpus.is_supervised for corpus in self.corpora}) > 1:
             raise ValueError("plain text and (inputs, targets) corpora are mixed: train on one kind at a time.")
-        if config.batch_size % process[1]:
-            raise ValueError(f"batch_size {config.batch_size} is no multiple of the {process[1]} processes.")
         if not 0 <= seed < 1 << 64:
             raise ValueError(f"seed is {seed}, expected 0 to 2^64 - 1.")
-        self.config, self.seed, self.process = config, seed, process
+        self.config, self.seed, self.rows, self.skips = config, seed, rows, tuple(skips)
         self.mixture = ul2r.SUPERVISED if self.corpora[0].is_supervised else ul2r.mixture(config.mixture)
         self.segmenters = [ul2r.Segmenter(d, config.budget(), symbols) for d in self.mixture]
         self._sentinels = set(symbols.sentinels)
@@ -326,16 +346,20 @@ class Loader:
                 yield segment, segmenter.framed(ul2r.Example(chunk[:n], chunk[n:]))
 
     def batch(self, step: int) -> Batch:
-        """This process's rows of a step, [B / processes, T]."""
-        index, count = self.process
-        n = self.config.batch_size // count
-        batch, noise = Batch.empty(n, self.config.seq_len), self._noise()
-        for b in range(n):
+        """This process's rows of a step, [rows, T]."""
+        size, first = self.config.batch_size_at(step), self.first_row(step)
+        numbers = np.arange(size) if self.rows is None else self.rows[size]
+        batch, noise = Batch.empty(len(numbers), self.config.seq_len), self._noise()
+        for b, number in enumerate((first + numbers).tolist()):
             row, at = Batch(*(x[b] for x in batch)), 0
-            number = step * self.config.batch_size + index * n + b
             for i, (segment, example) in enumerate(self._segments(number, noise)):
                 at = self.segmenters[segment.denoiser_id].write(row, at, example, i + 1, segment.denoiser_id)
         return batch
+
+    def first_row(self, step: int) -> int:
+        """The first row of a step's batch, counted from the beginning of training."""
+        skipped = sum(n * self.config.batch_size_at(at) for at, n in self.skips if at <= step)
+        return self.config.rows_before(step) + skipped
 
     def batches(self, first_step: int, n_steps: int) -> Iterator[Batch]:
         """Batches of `first_step` to `n_steps`, made by Grain ahead of their use. Its state is the step."""

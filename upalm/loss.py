@@ -13,7 +13,8 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from upalm.batch import Batch
-from upalm.model import Decoder, head_logits
+from upalm.model import LOGICAL_AXES, Decoder, head_logits
+from upalm.sharding import constrain, gather, keep
 
 Z_LOSS = 1e-4
 """Weight of log(Z)^2 (PaLM section 5)."""
@@ -46,8 +47,9 @@ def loss_fn(model: Decoder, batch: Batch, *, n_denoisers: int = 1) -> tuple[Floa
     """
     weights = jnp.asarray(batch.loss_weights)
     targets = jnp.asarray(batch.target_tokens)
+    table = gather({"embed": model.head_table}, LOGICAL_AXES)["embed"]  # once, for all chunks
     objective, log_probs = chunked_loss(  # pyright: ignore[reportGeneralTypeIssues]
-        model.head_table, model.hidden(batch), targets, weights, model.config.head_scale
+        table, model.hidden(batch), targets, weights, model.config.head_scale
     )
     ids = jnp.asarray(batch.denoiser_ids).astype(jnp.int32)
     is_denoiser = jax.nn.one_hot(ids, n_denoisers) * weights[..., None]
@@ -70,7 +72,7 @@ def chunked_loss(
 
     def chunk(total, of):
         x, targets, weights = of
-        log_probs, log_z = token_log_probs(head_logits(table, x, logit_scale), targets)
+        log_probs, log_z = token_log_probs(_logits(table, x, logit_scale), targets)
         return total + _objective(log_probs, log_z, weights), log_probs
 
     total, log_probs = lax.scan(chunk, jnp.float32(0), _chunks(x, targets, weights))
@@ -80,14 +82,15 @@ def chunked_loss(
 def _forward(table, x, targets, weights, logit_scale):
     def chunk(carry, of):
         (total, d_table), (x, targets, weights) = carry, of
-        logits, head_gradient = jax.vjp(partial(head_logits, scale=logit_scale), table, x)
+        logits, head_gradient = jax.vjp(partial(_logits, scale=logit_scale), table, x)
         log_probs, log_z = token_log_probs(logits, targets)
         pull = weights * (1 + 2 * Z_LOSS * log_z)
         d_logits = pull[..., None] * jnp.exp(logits - log_z[..., None]) - jnp.where(
             _is_target(logits, targets), weights[..., None], 0.0
         )
         d_table_here, d_x = head_gradient(d_logits)
-        return (total + _objective(log_probs, log_z, weights), d_table + d_table_here), (log_probs, d_x)
+        d_table = keep({"embed": d_table + d_table_here}, LOGICAL_AXES)["embed"]
+        return (total + _objective(log_probs, log_z, weights), d_table), (log_probs, d_x)
 
     start = (jnp.float32(0), jnp.zeros_like(table))
     (total, d_table), (log_probs, d_x) = lax.scan(chunk, start, _chunks(x, targets, weights))
@@ -100,6 +103,10 @@ def _backward(logit_scale, gradients, cotangents):
 
 
 chunked_loss.defvjp(_forward, _backward)
+
+
+def _logits(table, x, scale):
+    return constrain(head_logits(table, x, scale), "batch", None, "vocab")
 
 
 def _objective(log_probs, log_z, weights):

@@ -10,10 +10,12 @@ from typing import ClassVar, Literal
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import Array, Float, Int
 
 from upalm.batch import Batch
 from upalm.layers import Block, KeyRange, OutputMajor, key_range, matmul, normalise, rotary, unit_scale
+from upalm.sharding import LogicalAxes, constrain, gather, shardings
 
 
 @dataclass(frozen=True)
@@ -151,12 +153,14 @@ class Decoder(eqx.Module):
         mask_BTS = visible.mask(tokens_BT.shape[1])
 
         def body(x_BTD, block):
-            return block(x_BTD, tables, mask_BTS)[0], None
+            x_BTD, _ = gather(block, Block.AXES)(x_BTD, tables, mask_BTS)
+            return constrain(x_BTD, "batch", None, None), None
 
         if self.config.remat != "none":
             policy = _MATMULS_SAVED if self.config.remat == "matmuls" else None
             body = jax.checkpoint(body, policy=policy)
-        x_BTD, _ = jax.lax.scan(body, self.embed_tokens(tokens_BT), self.blocks)
+        x_BTD = constrain(self.embed_tokens(tokens_BT), "batch", None, None)
+        x_BTD, _ = jax.lax.scan(body, x_BTD, self.blocks)
         return normalise(x_BTD, self.norm, self.config)
 
     def embed_tokens(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
@@ -175,3 +179,20 @@ class Decoder(eqx.Module):
     def unstacked(self) -> list[Block]:
         """The blocks one by one: decoding copies less this way than under scan."""
         return [jax.tree.map(operator.itemgetter(i), self.blocks) for i in range(self.config.n_layers)]
+
+
+LOGICAL_AXES: dict[str, LogicalAxes] = {
+    **Decoder.AXES,
+    **{f"blocks.{name}": (None, *axes) for name, axes in Block.AXES.items()},  # stacked: a leading layer axis
+}
+"""What each axis of each parameter is; `sharding.PARAM_RULES` says where it lies."""
+
+
+def param_shardings(model: Decoder, mesh: Mesh | AbstractMesh) -> Decoder:
+    """The sharding of every parameter, in the shape of the model (arrays, or shapes only)."""
+    return shardings(model, LOGICAL_AXES, mesh)
+
+
+def shard(model: Decoder, mesh: Mesh) -> Decoder:
+    """The model with its parameters laid out on the mesh."""
+    return jax.device_put(model, param_shardings(model, mesh))

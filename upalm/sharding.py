@@ -1,57 +1,205 @@
 """Where arrays lie on a mesh: one table for parameters, one for activations.
 
-The mesh has the axes `data` and `model`; `jax.set_mesh` sets it, and without one nothing is split.
+The mesh has the axes `replica` (slices, joined by the data-centre network, each with all parameters), `data` (rows of
+the batch, and parameters split as in FSDP) and `model` (tensor parallelism). `jax.set_mesh` sets it; without one
+nothing is split. XLA partitions the program, from the constraints that are made here.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from upalm.layers import Block
-from upalm.model import Decoder
-
+AXES = ("replica", "data", "model")
 PARAM_RULES = {"embed": "data", "heads": "model", "mlp": "model", "vocab": "model", "kv_heads": None, None: None}
-"""Mesh axis of each logical axis that `AXES` names: FSDP over `data`, tensor parallelism over `model`."""
+"""Mesh axis of each logical axis of a parameter."""
+ACT_RULES = {"batch": ("replica", "data"), "heads": "model", "mlp": "model", "vocab": "model", None: None}
+"""Mesh axes of each logical axis of an activation."""
+
+LogicalAxes = tuple[str | None, ...]
 
 
-def make_mesh(n_data: int, n_model: int) -> Mesh:
-    """A mesh of `n_data` x `n_model` devices, whose program XLA partitions.
+# --- Meshes ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """How the devices are laid out. The numbers of a run depend on it by rounding alone."""
+
+    replicas: int = 1
+    """Copies of all parameters, which exchange gradients: slices of a TPU pod."""
+    data: int = 0
+    """Devices that rows and parameters are split over (FSDP); 0 takes all that are left."""
+    model: int = 1
+    """Devices that heads, feed-forward and vocabulary are split over."""
+
+    def build(self) -> Mesh | None:
+        """The mesh of all devices; None for a single one.
+
+        Raises:
+            ValueError: it does not divide the devices.
+        """
+        n, rest = len(jax.devices()), self.replicas * self.model
+        if min(self.replicas, self.model) < 1 or self.data < 0:
+            raise ValueError(f"{self}: expected replicas and model at least 1, data at least 0.")
+        data = self.data or max(n // rest, 1)
+        if data * rest != n:
+            raise ValueError(
+                f"a mesh of {self.replicas} replicas x {data} data x {self.model} model needs {data * rest} devices, "
+                f"there are {n}: choose numbers whose product that is."
+            )
+        return None if n == 1 else make_mesh(data, self.model, self.replicas)
+
+
+def make_mesh(n_data: int, n_model: int, n_replicas: int = 1) -> Mesh:
+    """A mesh of `n_replicas` x `n_data` x `n_model` devices, whose program XLA partitions.
 
     Raises:
         ValueError: there are not that many devices.
     """
-    n = len(jax.devices())
-    if n_data < 1 or n_model < 1 or n_data * n_model > n:
-        raise ValueError(f"a mesh of {n_data} x {n_model} needs {n_data * n_model} devices, there are {n}.")
-    devices = np.array(jax.devices()[: n_data * n_model]).reshape(n_data, n_model)
-    return Mesh(devices, ("data", "model"), axis_types=(AxisType.Auto, AxisType.Auto))
+    shape, n = (n_replicas, n_data, n_model), len(jax.devices())
+    if min(shape) < 1 or n_replicas * n_data * n_model > n:
+        sizes = " x ".join(map(str, shape if n_replicas > 1 else shape[1:]))
+        raise ValueError(f"a mesh of {sizes} needs {n_replicas * n_data * n_model} devices, there are {n}.")
+    devices = jax.devices()[: n_replicas * n_data * n_model]
+    if len({getattr(d, "slice_index", 0) for d in devices}) > 1:
+        laid = mesh_utils.create_hybrid_device_mesh((1, n_data, n_model), (n_replicas, 1, 1), devices)
+    elif len(devices) == n:
+        laid = mesh_utils.create_device_mesh(shape, devices)
+    else:
+        laid = np.array(devices).reshape(shape)
+    return Mesh(laid, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
-def param_shardings(model: Decoder, mesh: Mesh | AbstractMesh) -> Decoder:
-    """The sharding of every parameter, in the shape of the model (arrays, or shapes only).
+# --- Parameters -----------------------------------------------------------------------------------
 
-    An axis that its mesh axis does not divide is not split.
+
+def spec(axes: LogicalAxes, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
+    """Of a parameter. An axis that its mesh axis does not divide is not split."""
+    names = [PARAM_RULES[axis] for axis in axes]
+    fits = [a if a in mesh.shape and n % mesh.shape[a] == 0 else None for a, n in zip(names, shape, strict=True)]
+    return PartitionSpec(*fits)
+
+
+def specs(tree: Any, axes: Mapping[str, LogicalAxes], mesh: Mesh | AbstractMesh) -> Any:
+    """Of every leaf whose path ends with a parameter's name, such as an optimizer's moments; others are whole."""
+
+    def of(path: Any, leaf: Any) -> PartitionSpec:
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        found = [n for n in axes if name == n or name.endswith(f".{n}")]
+        longest = axes[max(found, key=len)] if found else ()
+        return spec(longest, leaf.shape, mesh) if len(longest) == len(leaf.shape) else PartitionSpec()
+
+    return jax.tree_util.tree_map_with_path(of, tree)
+
+
+def shardings(tree: Any, axes: Mapping[str, LogicalAxes], mesh: Mesh | AbstractMesh) -> Any:
+    """`specs` on a mesh."""
+    return jax.tree.map(lambda s: NamedSharding(mesh, s), specs(tree, axes, mesh), is_leaf=_is_spec)
+
+
+def _is_spec(x: Any) -> bool:
+    return isinstance(x, PartitionSpec)
+
+
+# --- Inside a program -----------------------------------------------------------------------------
+
+
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+    """An activation laid out by ACT_RULES, if a mesh is set; `axes` are its logical axes."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+
+    def fits(axis: str | None, n: int) -> Any:
+        names = ACT_RULES[axis]
+        names = tuple(a for a in ((names,) if isinstance(names, str) else names or ()) if a in mesh.shape)
+        return names if names and n % int(np.prod([mesh.shape[a] for a in names])) == 0 else None
+
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*(fits(a, n) for a, n in zip(axes, x.shape, strict=True))))
+
+
+def gather(tree: Any, axes: Mapping[str, LogicalAxes]) -> Any:
+    """Parameters whole over `data`, as a layer needs them; their gradients are scattered again on the way back."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.shape.get("data", 1) == 1:
+        return tree
+    kept = specs(tree, axes, mesh)
+    whole = jax.tree.map(lambda s: PartitionSpec(*(None if a == "data" else a for a in s)), kept, is_leaf=_is_spec)
+    return jax.tree.map(_gather, tree, whole, kept)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gather(w: jax.Array, whole: PartitionSpec, kept: PartitionSpec) -> jax.Array:
+    return jax.lax.with_sharding_constraint(w, whole)
+
+
+def _gather_forward(w, whole, kept):
+    return _gather(w, whole, kept), None
+
+
+def _gather_backward(whole, kept, _, gradient):
+    return (jax.lax.with_sharding_constraint(gradient, kept),)
+
+
+_gather.defvjp(_gather_forward, _gather_backward)
+
+
+def keep(tree: Any, axes: Mapping[str, LogicalAxes]) -> Any:
+    """Parameters, or what has their names, laid out by PARAM_RULES, if a mesh is set."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return tree
+    return jax.tree.map(jax.lax.with_sharding_constraint, tree, specs(tree, axes, mesh))
+
+
+# --- Rows -----------------------------------------------------------------------------------------
+
+
+def row_sharding(mesh: Mesh) -> NamedSharding:
+    """Of a batch [A, B, T]."""
+    return NamedSharding(mesh, PartitionSpec(None, ACT_RULES["batch"]))
+
+
+def rows_here(mesh: Mesh | None, n_rows: int, accumulation: int) -> np.ndarray:
+    """Which rows of a batch this process's devices work on, given [A, B / A, T] microbatches.
+
+    Raises:
+        ValueError: the devices do not divide the rows of a microbatch.
     """
-
-    def of(axes: tuple[str | None, ...], leaf: Any) -> NamedSharding:
-        names = [PARAM_RULES[axis] for axis in axes]
-        names = [None] * (leaf.ndim - len(names)) + names  # stacked leaves have a leading layer axis
-        fits = [a if a and n % mesh.shape[a] == 0 else None for a, n in zip(names, leaf.shape, strict=True)]
-        return NamedSharding(mesh, PartitionSpec(*fits))
-
-    tables = {**Decoder.AXES, **{f"blocks.{k}": v for k, v in Block.AXES.items()}}
-
-    def leaf_sharding(path, leaf):
-        return of(tables[jax.tree_util.keystr(path, simple=True, separator=".")], leaf)
-
-    return jax.tree_util.tree_map_with_path(leaf_sharding, model)
+    if mesh is None:
+        return np.arange(n_rows)
+    n_shards, b = mesh.shape["replica"] * mesh.shape["data"], n_rows // accumulation
+    if b % n_shards:
+        raise ValueError(
+            f"a batch of {n_rows} rows in {accumulation} microbatches has {b} rows each, no multiple of the "
+            f"{n_shards} shards of replica x data: change batch_size, accumulation or the mesh."
+        )
+    where = row_sharding(mesh).addressable_devices_indices_map((accumulation, b, 1))
+    columns = np.unique(np.concatenate([np.arange(b)[index[1]] for index in where.values() if index is not None]))
+    return (np.arange(accumulation)[:, None] * b + columns[None]).ravel()
 
 
-def shard(model: Decoder, mesh: Mesh) -> Decoder:
-    """The model with its parameters laid out on the mesh."""
-    return jax.device_put(model, param_shardings(model, mesh))
+def to_devices(mesh: Mesh | None, rows: Any, numbers: np.ndarray, n_rows: int, accumulation: int) -> Any:
+    """[A, B / A, T] arrays over all devices, from the rows `numbers` that this process has."""
+    b = n_rows // accumulation
+    if mesh is None:
+        return jax.tree.map(lambda x: x.reshape(accumulation, b, *x.shape[1:]), rows)
+    sharding, first = row_sharding(mesh), np.arange(accumulation)[:, None] * b
+
+    def spread(x: np.ndarray) -> jax.Array:
+        def part(index: Any) -> np.ndarray:
+            wanted = first[index[0]] + np.arange(b)[index[1]][None]
+            return x[np.searchsorted(numbers, wanted)]
+
+        return jax.make_array_from_callback((accumulation, b, *x.shape[1:]), sharding, part)
+
+    return jax.tree.map(spread, rows)
 
 
 def split_rows(tree: Any, n_rows: int) -> Any:
