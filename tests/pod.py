@@ -12,7 +12,7 @@ import numpy as np
 from upalm.checkpoint import load_model, to_arrays
 from upalm.metrics import OF_THE_MACHINE
 
-RECIPE = '''
+RECIPE = """
 from pathlib import Path
 import tyro
 from upalm.data import DataConfig
@@ -30,7 +30,7 @@ TINY = TrainConfig(
 CONFIGS = {"tiny": ("", TINY)}
 if __name__ == "__main__":
     run(tyro.extras.overridable_config_cli(CONFIGS))
-'''
+"""
 
 
 class Pod:

@@ -65,7 +65,7 @@ class Recipes:
 
 @dataclass(frozen=True)
 class Run:
-    """Run a recipe: `upalm run NAME CONFIG [--overrides]`, or `upalm run ./mine.py CONFIG`."""
+    """Run a recipe, `upalm run NAME CONFIG [--overrides]` or `upalm run ./mine.py ...`, or `upalm run --from OUT`."""
 
     words: tyro.conf.Positional[tuple[str, ...]] = ()
     """The recipe, and what goes to it; `upalm run NAME --help` lists its settings."""
@@ -74,6 +74,21 @@ class Run:
         if not self.words:
             raise ValueError(f"upalm run needs a recipe: there are {', '.join(recipe.names())}.")
         recipe.run(self.words[0], list(self.words[1:]))
+
+
+@dataclass(frozen=True)
+class Again:
+    """Run what a run folder says: `upalm run --from FOLDER` goes on with it, with --out it is run anew elsewhere."""
+
+    from_: Annotated[Path, tyro.conf.arg(name="from")]
+    """Folder of the run, whose config.json has all its settings."""
+    out: Path | None = None
+    """Another folder, to run it anew."""
+
+    def __call__(self) -> None:
+        from upalm.run import again  # imports JAX
+
+        again(self.from_, {} if self.out is None else {"out": self.out})
 
 
 @dataclass(frozen=True)
@@ -184,7 +199,9 @@ def main() -> None:
     """Errors that a user can cause are one line; Ctrl-C says how to go on."""
     arguments = sys.argv[1:]
     try:
-        if arguments[:1] == ["run"] and arguments[1:2] and not arguments[1].startswith("-"):
+        if arguments[:1] == ["run"] and any(a.startswith("--from") for a in arguments[1:2]):
+            tyro.cli(Again, prog="upalm run", args=arguments[1:])()
+        elif arguments[:1] == ["run"] and arguments[1:2] and not arguments[1].startswith("-"):
             recipe.run(arguments[1], arguments[2:])  # what follows belongs to the recipe
         elif arguments and arguments[0] in _PASSED_ON:
             _PASSED_ON[arguments[0]](tuple(arguments[1:]))()
@@ -192,7 +209,7 @@ def main() -> None:
             tyro.cli(Command, prog="upalm", args=arguments)()
     except KeyboardInterrupt as e:
         sys.exit(f"interrupted: {e}" if str(e) else "interrupted.")
-    except (ValueError, FloatingPointError) as e:
-        if type(e) not in (ValueError, FloatingPointError):
+    except (ValueError, FloatingPointError, OSError) as e:
+        if type(e) not in (ValueError, FloatingPointError, OSError):
             raise  # a subclass is a bug of ours or of a library, and wants its traceback
         sys.exit(f"error: {e}")

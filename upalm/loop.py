@@ -254,6 +254,7 @@ class _Run:
                 note, _ = self._report(pending)
                 bar.update(self.step, note)
                 pending = None
+                bar.say(f"checkpoint {self.step} is being written")
                 self._save()
                 if asked & hosts.STOP and self.step < config.n_steps:
                     return True
@@ -336,7 +337,7 @@ class _Clock:
         seconds = max(time.monotonic() - self._start, 1e-9)
         return found | {
             "tokens_per_second": tokens_per_second,
-            "mfu": None if peak is None else mfu(tokens_per_second, flops, n, peak),
+            "mfu": None if peak is None else mfu(tokens_per_second, float(flops), n, peak),
             "data_wait": self.wait_seconds / seconds,
             "checkpoint_seconds": self.checkpoint_seconds,
         }

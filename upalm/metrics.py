@@ -133,7 +133,7 @@ class Bar:
 
     def __init__(self, title: str, total: int, done: int = 0, *, quiet: bool = False):
         self._title, self._total, self._first, self._done = title, total, done, done
-        self._start = self._last_line = time.monotonic()
+        self._start, self._last_line = time.monotonic(), -math.inf
         self._quiet, self._live = quiet, sys.stderr.isatty() and not quiet
         columns = (
             *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()),
@@ -148,6 +148,13 @@ class Bar:
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
+
+    def say(self, what: str) -> None:
+        """A line of its own."""
+        if self._live:
+            self._progress.console.print(f"{self._title}: {what}", style="dim")
+        elif not self._quiet:
+            print(f"{self._title}: {what}", file=sys.stderr, flush=True)
 
     def of(self, done: int, total: int) -> None:
         """Now at `done` of `total`, where that is known only now."""

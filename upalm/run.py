@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from upalm import hosts, text
 from upalm.checkpoint import description, empty_model, load_model, open_checkpoint
@@ -18,7 +18,7 @@ from upalm.data import built_folders, open_source
 from upalm.loop import check_folder, fit
 from upalm.model import Decoder, ModelConfig, param_shardings
 from upalm.settings import from_json, to_json
-from upalm.sharding import rows_here
+from upalm.sharding import check_rows
 from upalm.tokenizer import SentencePiece, Tokenizer
 from upalm.tokenizer_json import has_tokenizer, load_tokenizer
 from upalm.train import Continue, TrainConfig
@@ -113,7 +113,7 @@ def prepare(config: TrainConfig, mesh: Mesh | None = None) -> tuple[Decoder, Tok
     return jax.jit(init, out_shardings=param_shardings(empty_model(shape), mesh))(), tokenizer
 
 
-def check_mesh(config: TrainConfig, model: ModelConfig, mesh: Mesh | None) -> None:
+def check_mesh(config: TrainConfig, model: ModelConfig, mesh: Mesh | AbstractMesh | None) -> None:
     """Refuse a mesh that does not divide the model or the batch.
 
     Raises:
@@ -128,7 +128,7 @@ def check_mesh(config: TrainConfig, model: ModelConfig, mesh: Mesh | None) -> No
     if model.d_model % n_data:
         raise ValueError(f"d_model {model.d_model} is no multiple of the {n_data} devices of the mesh's data axis.")
     for n in config.data.batch_sizes():
-        rows_here(mesh, n, config.accumulation)
+        check_rows(mesh, n, config.accumulation)
 
 
 def _tokenizer(config: TrainConfig, vocab_size: int) -> Tokenizer:

@@ -1,4 +1,4 @@
-"""Settings as JSON and back: frozen dataclasses, a choice between kinds told by its name."""
+"""Settings as JSON and back: frozen dataclasses, a choice between kinds told by the name of its class."""
 
 import dataclasses
 import types
@@ -7,10 +7,10 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 
 def to_json(settings: Any) -> Any:
-    """Plain JSON values; a dataclass also says its kind."""
+    """Plain JSON values; a dataclass also says its class."""
     if dataclasses.is_dataclass(settings):
         fields = {f.name: to_json(getattr(settings, f.name)) for f in dataclasses.fields(settings)}
-        return {"kind": type(settings).__name__} | fields
+        return {"class": type(settings).__name__} | fields
     if isinstance(settings, tuple | list):
         return [to_json(x) for x in settings]
     return str(settings) if isinstance(settings, Path) else settings
@@ -25,14 +25,14 @@ def from_json(kind: Any, found: Any) -> Any:
     if dataclasses.is_dataclass(kind) or get_origin(kind) in (Union, types.UnionType):
         options: list[Any] = [k for k in get_args(kind) or (kind,) if dataclasses.is_dataclass(k)]
         if isinstance(found, dict) and options:
-            chosen = next((k for k in options if k.__name__ == found.get("kind")), None)
+            chosen = next((k for k in options if k.__name__ == found.get("class")), None)
             if chosen is None:
                 names = [k.__name__ for k in options]
-                raise ValueError(f"the settings have {found.get('kind')!r} where one of {names} is expected.")
+                raise ValueError(f"the settings have {found.get('class')!r} where one of {names} is expected.")
             hints = get_type_hints(chosen)
-            if unknown := sorted(found.keys() - hints.keys() - {"kind"}):
+            if unknown := sorted(found.keys() - hints.keys() - {"class"}):
                 raise ValueError(f"{chosen.__name__} has no {unknown}: the settings are of another version.")
-            return chosen(**{k: from_json(hints[k], v) for k, v in found.items() if k != "kind"})
+            return chosen(**{k: from_json(hints[k], v) for k, v in found.items() if k != "class"})
         return found
     if get_origin(kind) is tuple:
         inner = get_args(kind)

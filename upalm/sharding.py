@@ -166,20 +166,30 @@ def row_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(None, ACT_RULES["batch"]))
 
 
-def rows_here(mesh: Mesh | None, n_rows: int, accumulation: int) -> np.ndarray:
-    """Which rows of a batch this process's devices work on, given [A, B / A, T] microbatches.
+def check_rows(mesh: Mesh | AbstractMesh, n_rows: int, accumulation: int) -> None:
+    """Refuse a batch that the devices do not divide.
 
     Raises:
-        ValueError: the devices do not divide the rows of a microbatch.
+        ValueError: with all numbers.
     """
-    if mesh is None:
-        return np.arange(n_rows)
     n_shards, b = mesh.shape["replica"] * mesh.shape["data"], n_rows // accumulation
     if b % n_shards:
         raise ValueError(
             f"a batch of {n_rows} rows in {accumulation} microbatches has {b} rows each, no multiple of the "
             f"{n_shards} shards of replica x data: change batch_size, accumulation or the mesh."
         )
+
+
+def rows_here(mesh: Mesh | None, n_rows: int, accumulation: int) -> np.ndarray:
+    """Which rows of a batch this process's devices work on, given [A, B / A, T] microbatches.
+
+    Raises:
+        ValueError: see `check_rows`.
+    """
+    if mesh is None:
+        return np.arange(n_rows)
+    check_rows(mesh, n_rows, accumulation)
+    b = n_rows // accumulation
     where = row_sharding(mesh).addressable_devices_indices_map((accumulation, b, 1))
     columns = np.unique(np.concatenate([np.arange(b)[index[1]] for index in where.values() if index is not None]))
     return (np.arange(accumulation)[:, None] * b + columns[None]).ravel()

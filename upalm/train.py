@@ -111,7 +111,7 @@ class TrainConfig:
     def identity(self) -> dict[str, Any]:
         """As JSON, without what does not change the numbers but by rounding."""
         free = {"out", "log_every", "save_every", "keep", "mesh", "hosts", "watched", "changed"}
-        fields = {k: v for k, v in to_json(self).items() if k not in {*free, "kind"}}
+        fields = {k: v for k, v in to_json(self).items() if k not in {*free, "class"}}
         fields["data"] = {k: v for k, v in fields["data"].items() if k != "n_workers"}
         return fields | {"denoisers": [repr(d) for d in ul2r.mixture(self.data.mixture)]}
 

@@ -1,0 +1,40 @@
+"""Pretrain PaLM 62B as its paper did: Adafactor, 1e-2 and then 1/sqrt(step), a batch ramp, one epoch.
+
+Paper:    PaLM (arXiv:2204.02311) sections 4 and 5; when its batch grew is not published,
+          we switch at the same share of the tokens as the 540B (fact sheet A21).
+Command:  upalm data build TEXT --out data/palm --vocab-size 256000
+          upalm run palm_62b 62b --data.source data/palm --keep.folder gs://BUCKET/palm_62b   (on every host)
+Hardware: 512 TPU v4 chips (v4:8x8x8).
+Cost:     3.08e23 FLOPs: 620,000 v4 chip-hours at 50% MFU; arithmetic, not measured here.
+Expected: the paper's own figures need its data; nothing was trained at this size here.
+"""
+
+from pathlib import Path
+
+import tyro
+
+from upalm.data import DataConfig
+from upalm.model import PALM
+from upalm.optim import Adafactor, Schedule
+from upalm.run import run
+from upalm.sharding import MeshConfig
+from upalm.spikes import Spikes
+from upalm.train import Keep, Scratch, TrainConfig
+
+PALM_62B = TrainConfig(
+    out=Path("runs/palm_62b"),
+    start=Scratch(PALM["62b"]),
+    data=DataConfig(tyro.MISSING, "causal", seq_len=2048, batch_size=512, batch_ramp=((50_797, 1024),)),
+    optimizer=Adafactor(Schedule("rsqrt", peak=1e-2, warm_steps=10_000)),
+    n_steps=404_484,
+    save_every=500,
+    eval_every=5000,
+    keep=Keep(minutes=30.0, last=3, every=10_000),
+    mesh=MeshConfig(model=4),
+    spikes=Spikes(threshold=1.0),
+)
+
+CONFIGS = {"62b": ("62.5B parameters, 795B tokens.", PALM_62B)}
+
+if __name__ == "__main__":
+    run(tyro.extras.overridable_config_cli(CONFIGS))

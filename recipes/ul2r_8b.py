@@ -1,0 +1,41 @@
+"""UL2R of PaLM 8B: 20,000 steps from its weights with U-PaLM's three denoisers and a bidirectional prefix.
+
+Paper:    U-PaLM (arXiv:2210.11399) section 2: cosine 1e-4 to 1e-6, weights only;
+          the batch for this size is not published, 128 is the largest it names (fact sheet A20).
+Command:  upalm run ul2r_8b 8b --start.checkpoint CHECKPOINT --data.source SHARDS   (on every host)
+Hardware: 64 TPU v4 chips (v4:4x4x4), the paper's.
+Cost:     5.2B tokens, 2.9e20 FLOPs: 580 v4 chip-hours at 50% MFU; arithmetic, not measured.
+Expected: no PaLM weights are public, so nothing was trained at this size here; at small size, docs/results.md.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import tyro
+
+from upalm.data import DataConfig
+from upalm.optim import Adafactor, Schedule
+from upalm.run import run
+from upalm.sharding import MeshConfig
+from upalm.train import Continue, Keep, TrainConfig
+
+UL2R_8B = TrainConfig(
+    out=Path("runs/ul2r_8b"),
+    start=Continue(tyro.MISSING),
+    data=DataConfig(tyro.MISSING, "ul2r", seq_len=2048, batch_size=128),
+    optimizer=Adafactor(Schedule("cosine", peak=1e-4, final=1e-6)),
+    n_steps=20_000,
+    save_every=500,
+    eval_every=1000,
+    keep=Keep(minutes=30.0, last=3, every=5000),
+    mesh=MeshConfig(model=1),
+)
+CAUSAL = replace(UL2R_8B, out=Path("runs/causal_8b"), data=replace(UL2R_8B.data, mixture="causal"))
+
+CONFIGS = {
+    "8b": ("20,000 steps x 128 rows x 2048.", UL2R_8B),
+    "causal": ("The control: the same steps of plain language modelling.", CAUSAL),
+}
+
+if __name__ == "__main__":
+    run(tyro.extras.overridable_config_cli(CONFIGS))
