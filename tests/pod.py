@@ -49,6 +49,7 @@ class Pod:
             "JAX_PLATFORMS": "cpu",
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices // n}",
             "XDG_CACHE_HOME": str(self.folder / "cache"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "GLIBC_TUNABLES": "glibc.malloc.hugetlb=0",  # else a process starts itself anew
         }
         started = []

@@ -16,7 +16,7 @@ from upalm.hosts import Hosts
 from upalm.sharding import MeshConfig
 
 MESHES = {  # processes, replicas, data, model
-    "data": (1, 1, 8, 1),
+    "fully sharded": (1, 1, 8, 1),
     "all three axes, four processes": (4, 2, 2, 2),
     "two processes": (2, 1, 4, 2),
     "a model axis over two processes": (2, 1, 1, 8),
