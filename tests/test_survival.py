@@ -16,14 +16,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from upalm import loop, shards, train
+from upalm import loop, shards, text, train
 from upalm.checkpoint import Checkpoints, checksums, load_model, to_arrays
 from upalm.data import DataConfig, Loader
 from upalm.metrics import OF_THE_MACHINE, read
 from upalm.model import Decoder, ModelConfig
 from upalm.optim import Adafactor, Schedule
 from upalm.run import again, run
+from upalm.shards import encode
 from upalm.spikes import Spike, Spikes, Watch
+from upalm.tokenizer import SentencePiece
 from upalm.train import Keep, Scratch, TrainConfig, Watched
 
 MODEL = ModelConfig(vocab_size=512, d_model=32, n_layers=2, n_heads=2, d_head=16, d_ff=64, seq_len=64)
@@ -335,6 +337,15 @@ def test_checkpoints_know_the_settings_without_the_folder(config, tmp_path):
     shutil.rmtree(config.out)
     with pytest.raises(ValueError, match="n_steps: 6 there, 12 here"):
         run(dataclasses.replace(config, keep=elsewhere))
+
+
+def test_another_tokenizer_is_refused(config, tmp_path, source_text):
+    """As where the shards were built anew in the same place."""
+    run(config)
+    other = SentencePiece.train([source_text[:50_000]], 512)
+    tokens = encode(other, [text.Document("a", source_text)])
+    with pytest.raises(ValueError, match="was trained with tokenizer .* this run has"):
+        loop.fit(config, Decoder(MODEL, key=jax.random.key(0)), other, tokens, tokens)
 
 
 def test_a_run_folder_repeats_itself(config, tmp_path, monkeypatch):

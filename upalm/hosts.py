@@ -95,6 +95,11 @@ def _gathered(text: str) -> list[str]:
     return [row[:n].tobytes().decode() for row, n in zip(rows, lengths, strict=True)]
 
 
+def of_first(text: str) -> str:
+    """What the first process says, on all."""
+    return text if jax.process_count() == 1 else _gathered(text)[0]
+
+
 def all_read(error: Exception | None) -> None:
     """Pass on an error of any process to all, so that none goes on alone.
 

@@ -93,6 +93,7 @@ class _Run:
         self.n_denoisers = len(self.loader.segmenters)
         self.names = [s.denoiser.name for s in self.loader.segmenters]
         self._describe(model, tokenizer)
+        self.tokenizer_hash = tokenizer.hash
         self.optimizer = config.optimizer.build(config.n_steps)
         self.checkpoints = Checkpoints(
             config.keep.folder or config.out, keep=config.keep.last, keep_every=config.keep.every
@@ -131,14 +132,7 @@ class _Run:
         return TrainState(model, jax.jit(init, out_shardings=laid)(model))
 
     def _restored(self, like: TrainState) -> tuple[int, TrainState] | None:
-        for step in self.checkpoints.steps():
-            try:
-                there = self.checkpoints.about(step).get("run")
-            except ValueError:
-                continue  # damaged: said below
-            if there is not None:
-                _refuse_changes(self.config, there, f"{self.checkpoints.folder}/{step}")
-            break
+        self._refuse_another_run()
 
         def read(step: int) -> TrainState:
             model, opt_state = (
@@ -151,9 +145,25 @@ class _Run:
             print(f"warning: checkpoints {damaged} are now in {self.config.out / 'damaged'}", file=sys.stderr)
         return found
 
+    def _refuse_another_run(self) -> None:
+        """Compare with what the newest checkpoint says of its run."""
+        for step in self.checkpoints.steps():
+            try:
+                about = self.checkpoints.about(step)
+            except ValueError:
+                continue  # damaged: that is said when it is read
+            if "run" in about:
+                _refuse_changes(self.config, about["run"], f"{self.checkpoints.folder}/{step}")
+            if about.get("tokenizer", self.tokenizer_hash) != self.tokenizer_hash:
+                raise ValueError(
+                    f"{self.checkpoints.folder}/{step} was trained with tokenizer {about['tokenizer']}, this run has "
+                    f"{self.tokenizer_hash}: put the right tokenizer back, or choose another --out."
+                )
+            return
+
     def _save(self) -> None:
         started = time.monotonic()
-        about = {"run": self.config.identity(), "skips": [list(s) for s in self.skips]}
+        about = {"run": self.config.identity(), "tokenizer": self.tokenizer_hash}
         self.checkpoints.save(self.step, self.state.model, self.state.opt_state, about)
         self.saved_at = time.monotonic()
         self.clock.checkpoint_seconds += self.saved_at - started

@@ -32,8 +32,9 @@ def run(config: TrainConfig) -> Path:
         mesh = config.mesh.build()
         with jax.set_mesh(mesh) if mesh is not None else ExitStack():
             check_folder(config)
-            hosts.agree(to_json(config)["data"] | config.identity() | {"versions": hosts.versions()})
+            hosts.agree(config.identity() | {"versions": hosts.versions()})
             model, tokenizer = prepare(config, mesh)
+            hosts.agree({"tokenizer": tokenizer.hash})
             if hosts.is_first():
                 n = jax.process_count()
                 laid = f", {mesh.size} devices {dict(mesh.shape)} of {n} processes" if mesh is not None else ""

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from upalm.hosts import of_first
+
 _FILE = "skipped.json"
 
 
@@ -73,9 +75,9 @@ class Skip(NamedTuple):
 
 
 def read_skips(folder: Path) -> list[Skip]:
-    """Those that a run has made so far."""
+    """Those that a run has made so far, as the first process's disk has them."""
     path = folder / _FILE
-    return [Skip(*s) for s in json.loads(path.read_text())] if path.is_file() else []
+    return [Skip(*s) for s in json.loads(of_first(path.read_text() if path.is_file() else "[]"))]
 
 
 def write_skips(folder: Path, skips: Sequence[Skip]) -> None:
