@@ -179,9 +179,8 @@ class _Run:
         earlier = [k for k in self.checkpoints.steps() if k <= spike.step - config.rewind_steps]
         batch = f"batch {spike.step - 1}, rows from {self.loader.first_row(spike.step - 1)}"
         last = f"the last good checkpoint is {self.checkpoints.folder}/{self.checkpoints.latest()}"
-        what = (
-            f"{spike} ({batch}) of {self.config.out}; {last if self.checkpoints.latest() else 'there is no checkpoint'}"
-        )
+        last = last if self.checkpoints.latest() else "there is no checkpoint"
+        what = f"{spike} ({batch}) of {self.config.out}; {last}"
         if config.remedy == "stop":
             raise FloatingPointError(
                 f"{what}. Lower the learning rate, or let the run go back: --spikes.remedy rewind."
@@ -193,9 +192,8 @@ class _Run:
         if len(self.skips) >= config.most:
             raise FloatingPointError(f"{what}. Batches were skipped {len(self.skips)} times already.")
         to = earlier[0]
-        self.checkpoints.discard_after(
-            to, "before_rewind"
-        )  # before the skip is written: a crash here finds the spike again
+        # before the skip is written: after a crash in between, the run finds the spike again
+        self.checkpoints.discard_after(to, "before_rewind")
         self.skips = [*self.skips, Skip(to, config.skip_batches)]
         if hosts.is_first():
             write_skips(self.config.out, self.skips)
