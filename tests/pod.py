@@ -34,7 +34,7 @@ if __name__ == "__main__":
 
 
 class Pod:
-    """What runs are started with: a recipe, a cache of compiled programs, and a place for run folders."""
+    """What runs are started with: a recipe, and a place for run folders."""
 
     def __init__(self, folder: Path, data: Path):
         self.folder = folder
@@ -48,8 +48,6 @@ class Pod:
         flags = {
             "JAX_PLATFORMS": "cpu",
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices // n}",
-            "XDG_CACHE_HOME": str(self.folder / "cache"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "GLIBC_TUNABLES": "glibc.malloc.hugetlb=0",  # else a process starts itself anew
         }
         started = []

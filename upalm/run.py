@@ -63,8 +63,11 @@ def again(folder: Path, changes: dict[str, Any]) -> Path:
 
 
 def use_compilation_cache() -> None:
-    """Keep compiled programs for the next start, in the user's cache or where JAX_COMPILATION_CACHE_DIR says."""
-    if jax.config.values["jax_compilation_cache_dir"] is None:
+    """Keep compiled programs for the next start, in the user's cache or where JAX_COMPILATION_CACHE_DIR says.
+
+    Not on CPUs: there programs compile in seconds, and jaxlib 0.10.2 was seen to crash while it wrote one.
+    """
+    if jax.config.values["jax_compilation_cache_dir"] is None and jax.default_backend() != "cpu":
         home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
         jax.config.update("jax_compilation_cache_dir", str(home / "upalm" / "jax"))
 
