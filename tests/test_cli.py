@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from upalm import __version__, cli, recipe
+from upalm import __version__, cli
 from upalm.checkpoint import export
 from upalm.model import Decoder, ModelConfig
 
@@ -164,12 +164,6 @@ def test_cite_agrees_with_citation_cff(monkeypatch, capsys):
 def test_importing_the_objective_does_not_load_jax():
     code = "import sys, upalm.ul2r, upalm.text; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
-
-
-def test_every_recipe_config_builds():
-    for name in recipe.names():
-        for _, config in __import__("runpy").run_path(str(recipe.find(name))).get("CONFIGS", {}).values():
-            assert config.n_steps > 0
 
 
 def test_the_wheel_ships_recipes_and_base(tmp_path):

@@ -79,6 +79,19 @@ def test_tokens_are_the_papers():
     assert [float(cosine(k)) for k in (0, 20_000)] == pytest.approx([1e-4, 1e-6])
 
 
+def test_every_config_of_every_recipe_builds():
+    code = """
+from upalm import recipe
+for name in recipe.names():
+    for config in recipe.configs(name):
+        assert recipe.config(name, config).identity()["n_steps"] > 0
+        print(name, config)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len(done.stdout.splitlines()) > 15
+
+
 def test_every_recipe_states_paper_command_hardware_cost_and_what_to_expect():
     for name in recipe.names():
         text = recipe.find(name).read_text().split('"""')[1]

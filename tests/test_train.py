@@ -182,7 +182,7 @@ def test_the_checkpoint_says_how_its_inputs_end(config, tokenizer, tokens):
 def test_an_infinite_loss_stops_the_run_and_names_step_and_folder(config, tokenizer, tokens):
     model = Decoder(MODEL, key=jax.random.key(0))
     model = eqx.tree_at(lambda m: m.embed, model, model.embed * np.nan)
-    with pytest.raises(FloatingPointError, match="at step 1 of .*run"):
+    with pytest.raises(FloatingPointError, match="at step 1 .* of .*run"):
         fit(config, tokenizer, tokens, model)
 
 
@@ -254,10 +254,10 @@ def test_a_missing_checkpoint(tmp_path):
 
 def test_a_truncated_orbax_checkpoint_is_named(config, tokenizer, tokens):
     fit(config, tokenizer, tokens)
-    for path in sorted((config.out / "steps" / "8").rglob("*")):
+    for path in sorted((config.out / "steps").rglob("*")):
         if path.is_file() and path.stat().st_size > 1000:
             os.truncate(path, path.stat().st_size // 2)
-    with pytest.raises(ValueError, match="cannot read model of .*steps/8"):
+    with pytest.raises(ValueError, match="none of the 2 checkpoints .* can be read: cannot read model of .*steps/8"):
         load_model(config.out)
 
 

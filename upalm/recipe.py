@@ -63,7 +63,7 @@ def run(name: str, arguments: list[str]) -> None:
         ValueError: unknown recipe or config, with the nearest names.
     """
     path = find(name)
-    known = list(runpy.run_path(str(path)).get("CONFIGS", {}))
+    known = configs(name)
     chosen = next((a for a in arguments if not a.startswith("-")), None)
     if known and not {"-h", "--help"} & set(arguments) and (not arguments or arguments[0] not in known):
         near = difflib.get_close_matches(chosen or "", known, n=1)
@@ -71,6 +71,11 @@ def run(name: str, arguments: list[str]) -> None:
         raise ValueError(f"recipe {name!r} has no config {chosen!r}: {hint}")
     sys.argv = [str(path), *arguments]
     runpy.run_path(str(path), run_name="__main__")
+
+
+def configs(name: str) -> list[str]:
+    """Names of a recipe's configs; none for a recipe with settings of its own."""
+    return list(runpy.run_path(str(find(name))).get("CONFIGS", {}))
 
 
 def config(name: str, config_name: str) -> Any:
