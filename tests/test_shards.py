@@ -1,6 +1,7 @@
 import gzip
 import json
 import shutil
+import socket
 import subprocess
 import sys
 
@@ -197,6 +198,23 @@ def test_command_line(built, source, tmp_path, tokenizer):
     assert (tmp_path / "m.png").stat().st_size > 5000
     wrong = upalm("data", "show", "--data.source", f"{tmp_path / 'b'}=x")
     assert wrong.returncode == 1 and "expected folder=number" in wrong.stderr
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """A Google Cloud Storage server of this machine."""
+    pytest.importorskip("gcsfs", reason="an object store needs the extra `gcs`")
+    server = pytest.importorskip("gcp_storage_emulator.server", reason="the object store's stand-in is not installed")
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        endpoint = f"http://127.0.0.1:{s.getsockname()[1]}"
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", endpoint)  # for etils
+    monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # it would look for credentials first
+    monkeypatch.setenv("CLOUD_STORAGE_EMULATOR_ENDPOINT", endpoint)  # for ArrayRecord
+    running = server.create_server("127.0.0.1", int(endpoint.rsplit(":")[-1]), in_memory=True, default_bucket="bucket")
+    running.start()
+    yield "gs://bucket"
+    running.stop()
 
 
 def test_shards_on_an_object_store(bucket, built, source, tokenizer):

@@ -2,8 +2,6 @@ import dataclasses
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import equinox as eqx
@@ -113,52 +111,6 @@ def test_resumed_is_uninterrupted_bit_for_bit(config, tokenizer, tokens, optimiz
     assert lines(config.out) == lines(broken.out)
     loaded, _ = load_model(broken.out)
     assert same(loaded, whole)
-
-
-@pytest.mark.slow
-def test_killed_at_any_moment_resumes_to_the_same_model(config, tokenizer, tokens, tmp_path):
-    """SIGKILL, for real, in another process; nothing but the folder is left."""
-    whole = fit(dataclasses.replace(config, n_steps=40), tokenizer, tokens)
-    np.savez(tmp_path / "tokens.npz", *tokens[:2])
-    tokenizer.save(tmp_path)
-    (tmp_path / "child.py").write_text(CHILD)
-    killed = 0
-    for wait in (0.5, 1.5, 3.0, None):
-        child = subprocess.Popen([sys.executable, tmp_path / "child.py", tmp_path], stdout=subprocess.PIPE)
-        child.stdout.readline()  # compiled and at the first step
-        try:
-            child.wait(wait)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            killed += 1
-        child.wait()
-    assert killed
-    assert child.returncode == 0
-    assert same(load_model(tmp_path / "killed")[0], whole)
-
-
-CHILD = f"""
-import sys
-from pathlib import Path
-import jax, numpy as np
-from upalm import loop, shards, train
-from upalm.data import DataConfig
-from upalm.shards import Tokens
-from upalm.model import Decoder, ModelConfig
-from upalm.optim import Adafactor, Schedule
-from upalm.tokenizer import SentencePiece
-
-at = Path(sys.argv[1])
-tokens = Tokens(*np.load(at / "tokens.npz").values())
-model = {MODEL!r}
-config = train.TrainConfig(
-    out=at / "killed", start=train.Scratch(model), data=DataConfig(seq_len=64, batch_size=4, joint_budget=True),
-    optimizer=Adafactor(Schedule("cosine", peak=1e-2, final=1e-4)), n_steps=40, log_every=1, save_every=3,
-    eval_every=4, eval_batches=2,
-)
-print("ready", flush=True)
-loop.fit(config, Decoder(model, key=jax.random.key(0)), SentencePiece.load(at / "tokenizer.model"), tokens, tokens)
-"""
 
 
 def test_the_loss_falls(config, tokenizer, tokens):
