@@ -113,6 +113,13 @@ def test_resumed_is_uninterrupted_bit_for_bit(config, tokenizer, tokens, optimiz
     assert same(loaded, whole)
 
 
+def test_the_step_compiles_once(config, tokenizer, tokens):
+    """A weakly typed parameter, which comes back strongly typed, made it compile again at the second step."""
+    before = train.train_step._cache_size()
+    fit(dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=3)), tokenizer, tokens)
+    assert train.train_step._cache_size() == before + 1
+
+
 def test_the_loss_falls(config, tokenizer, tokens):
     config = dataclasses.replace(config, n_steps=60, save_every=60, eval_every=60)
     fit(config, tokenizer, tokens)

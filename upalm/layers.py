@@ -46,7 +46,7 @@ def normalise_head(x_BTNH: Float[Array, "B T N H"], scale: Array | None, config:
 
 def unit_scale(config: "ModelConfig", *shape: int) -> Array:
     """Norm scales that change nothing."""
-    return jnp.full(shape, 1 - config.norm_offset)
+    return jnp.full(shape, 1 - config.norm_offset, jnp.float32)
 
 
 def _whole(scale, config):
