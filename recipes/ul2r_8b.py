@@ -14,11 +14,13 @@ from pathlib import Path
 import tyro
 
 from upalm.data import DataConfig
+from upalm.model import PALM
 from upalm.optim import Adafactor, Schedule
 from upalm.run import run
 from upalm.sharding import MeshConfig
 from upalm.train import Continue, Keep, TrainConfig
 
+MODEL = PALM["8b"]  # what the checkpoint has
 UL2R_8B = TrainConfig(
     out=Path("runs/ul2r_8b"),
     start=Continue(tyro.MISSING),

@@ -2,6 +2,7 @@
 
 import argparse
 import inspect
+import os
 
 import jax
 import pytest
@@ -9,6 +10,9 @@ import pytest
 from upalm.tokenizer import SentencePiece, Tokenizer
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# most of what tests do is compiling; the processes that they start do likewise, but for the quickstart
+jax.config.update("jax_disable_most_optimizations", True)
+os.environ |= {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
 TEXT = inspect.getsource(argparse)
 

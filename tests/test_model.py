@@ -202,17 +202,14 @@ def test_remat_changes_nothing(model, batch, remat):
 
 
 def test_scan_is_unrolled(model, batch):
-    tables_and_mask = []
-
     def unrolled(m):
         from upalm.layers import normalise, rotary
 
-        mask = key_range(jnp.asarray(batch.segment_ids), jnp.asarray(batch.prefix_mask)).mask(64)
+        visible = key_range(jnp.asarray(batch.segment_ids), jnp.asarray(batch.prefix_mask))
         tables = rotary(jnp.asarray(batch.positions), m.config)
-        tables_and_mask.append(mask)
         x = m.embed_tokens(jnp.asarray(batch.input_tokens))
         for block in m.unstacked():
-            x, _ = block(x, tables, mask)
+            x, _ = block(x, tables, visible)
         return m.logits(normalise(x, m.norm, m.config))
 
     np.testing.assert_allclose(model(batch), unrolled(model), atol=1e-5)
@@ -236,14 +233,15 @@ def test_attention_and_its_gradient_are_jaxs(n_kv_heads):
     shapes = ((2, 12, 4), (2 * n_kv_heads, 12), (2 * n_kv_heads, 12), (2, 12, 4))
     q, k, v, d_out = (jnp.asarray(rng.normal(size=(*shape, 8)), jnp.float32) for shape in shapes)
     start = rng.integers(0, 8, (2, 12))
-    mask = KeyRange(jnp.asarray(start), jnp.asarray(start + rng.integers(1, 5, (2, 12)))).mask(12)
+    visible = KeyRange(jnp.asarray(start), jnp.asarray(start + rng.integers(1, 5, (2, 12))))
+    mask = visible.mask(12)
 
     def plain(q, k, v):
         k, v = (x.reshape(2, n_kv_heads, 12, 8).swapaxes(1, 2) for x in (k, v))
         return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None], implementation="xla")
 
     expected, expected_gradient = jax.vjp(plain, q, k, v)
-    found, gradient = jax.vjp(lambda *qkv: attend(*qkv, mask), q, k, v)
+    found, gradient = jax.vjp(lambda *qkv: attend(*qkv, visible), q, k, v)
     np.testing.assert_allclose(found, expected, atol=1e-5)
     for a, b in zip(gradient(d_out), expected_gradient(d_out), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)

@@ -22,7 +22,8 @@ def quickstart(folder: Path, base: Path, data: Path, *more: str) -> subprocess.C
     arguments = ["run", "quickstart", "--out", str(folder), "--base", str(base), "--data", str(data)]
     sizes = ["--n-steps", "6", "--n-rows", "6", "--n-decoded", "3"]
     command = [sys.executable, "-m", "upalm", *arguments, *sizes, *more]
-    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"})
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}  # as users run it
+    return subprocess.run(command, capture_output=True, text=True, env=env)
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AbstractMesh, AxisType
 
-from upalm import recipe, scaling
+from upalm import recipe
 from upalm.batch import Batch
 from upalm.checkpoint import empty_model
+from upalm.chips import chip_of
 from upalm.model import PALM
 from upalm.run import check_mesh
 from upalm.settings import from_json
@@ -110,5 +111,6 @@ def test_every_recipe_states_paper_command_hardware_cost_and_what_to_expect():
     ],
 )
 def test_peaks_of_chips(kind, peak):
-    assert scaling.peak_flops(kind) == peak
-    assert scaling.peak_flops("cpu") is None
+    chip = chip_of(kind)
+    assert chip is not None and chip.flops == peak
+    assert chip_of("cpu") is None

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from upalm import loop, shards, text, train
 from upalm.checkpoint import Checkpoints, checksums, load_model, to_arrays
+from upalm.chips import Chip
 from upalm.data import DataConfig, Loader
 from upalm.metrics import OF_THE_MACHINE, read
 from upalm.model import Decoder, ModelConfig
@@ -368,7 +369,7 @@ def test_a_run_folder_repeats_itself(config, tmp_path, monkeypatch):
 
 
 def test_metrics_say_what_an_engineer_asks(config, monkeypatch):
-    monkeypatch.setattr(loop, "peak_flops", lambda kind: 1e12)
+    monkeypatch.setattr(loop, "chip_of", lambda kind: Chip("test", flops=1e12))
     run(config)
     row = next(r for r in read(config.out / "metrics.jsonl") if r["step"] == 12 and "loss" in r)
     seen = {key for r in read(config.out / "metrics.jsonl") for key in r}

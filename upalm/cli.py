@@ -137,6 +137,19 @@ class Eval:
 
 
 @dataclass(frozen=True)
+class Plan:
+    """What a recipe takes on chips that one may not have: `upalm plan ul2r_540b 540b --topology v4:8x8x8`."""
+
+    words: tyro.conf.Positional[tuple[str, ...]] = ()
+    """See `--help` of the subcommand."""
+
+    def __call__(self) -> None:
+        from upalm import cli_plan
+
+        cli_plan.main(list(self.words))
+
+
+@dataclass(frozen=True)
 class _Interop:
     words: tyro.conf.Positional[tuple[str, ...]] = ()
     """See `--help` of the subcommand."""
@@ -178,6 +191,7 @@ class Cite:
 Command = (
     Annotated[Run, tyro.conf.subcommand("run")]
     | Annotated[Recipes, tyro.conf.subcommand("recipes")]
+    | Annotated[Plan, tyro.conf.subcommand("plan")]
     | Annotated[Infill, tyro.conf.subcommand("infill")]
     | Annotated[Sample, tyro.conf.subcommand("sample")]
     | Annotated[Data, tyro.conf.subcommand("data")]
@@ -190,7 +204,7 @@ Command = (
 
 
 _PASSED_ON = {  # what follows belongs to another parser
-    **{"infill": Infill, "sample": Sample, "data": Data, "eval": Eval},
+    **{"infill": Infill, "sample": Sample, "data": Data, "eval": Eval, "plan": Plan},
     **{"import-hf": ImportHf, "import-palm": ImportPalm, "export-hf": ExportHf},
 }
 

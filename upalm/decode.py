@@ -247,16 +247,16 @@ def _prefill(
     index_BP = jnp.broadcast_to(jnp.arange(n_prompt), tokens_BP.shape)
     is_prompt = index_BP >= starts_B[:, None]
     ends = jnp.where(is_prompt, n_prompt, index_BP + 1) if attention == "prefix" else index_BP + 1
-    mask = KeyRange(jnp.where(is_prompt, starts_B[:, None], 0), ends).mask(n_prompt)
+    visible = KeyRange(jnp.where(is_prompt, starts_B[:, None], 0), ends)
     tables = rotary(jnp.maximum(index_BP - starts_B[:, None], 0), model.config)
     x_BPD, caches = model.embed_tokens(tokens_BP), []
     for block in model.blocks[:-1]:
-        x_BPD, kv = block(x_BPD, tables, mask)
+        x_BPD, kv = block(x_BPD, tables, visible)
         caches.append(kv.grown(max_new))
     # of the last block, only the last position's output is of use
     kv = model.blocks[-1].keys_values(x_BPD, tables)
-    x_B1D, tables, mask = jax.tree.map(lambda x: x[:, -1:], (x_BPD, tables, mask))
-    x_B1D, kv = model.blocks[-1](x_B1D, tables, mask, kv, n_prompt - 1)
+    x_B1D, tables, visible = jax.tree.map(lambda x: x[:, -1:], (x_BPD, tables, visible))
+    x_B1D, kv = model.blocks[-1](x_B1D, tables, visible, kv, n_prompt - 1)
     return x_B1D[:, 0], [*caches, kv.grown(max_new)]
 
 
@@ -296,10 +296,10 @@ def _advance(
     def step(state: _State) -> _State:
         slot = n_slots - n_new + state.step - 1
         tables = rotary((slot - starts_B)[:, None], model.config)
-        mask = KeyRange(starts_B[:, None], jnp.broadcast_to(slot + 1, (n_rows, 1))).mask(n_slots)
+        visible = KeyRange(starts_B[:, None], jnp.broadcast_to(slot + 1, (n_rows, 1)))
         x_B1D, caches = model.embed_tokens(state.token[:, None]), []
         for block, cache in zip(model.blocks, state.caches, strict=True):
-            x_B1D, kv = block(x_B1D, tables, mask, cache, slot)
+            x_B1D, kv = block(x_B1D, tables, visible, cache, slot)
             caches.append(kv)
         return _choose(state._replace(caches=caches), model.logits(x_B1D[:, 0]), grammar, keys, sampler)
 

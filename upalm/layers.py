@@ -5,6 +5,7 @@ F d_ff, L layers.
 """
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import equinox as eqx
@@ -12,7 +13,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
+
+from upalm import flash
+from upalm.sharding import act_spec, axis_size, constrain, has_mesh, on_shards, sum_over
 
 if TYPE_CHECKING:
     from upalm.model import ModelConfig
@@ -126,51 +131,117 @@ def attend(
     q_BTNH: Float[Array, "B T N H"],
     k_GSH: Float[Array, "G S H"],
     v_GSH: Float[Array, "G S H"],
-    mask_BTS: Bool[Array, "B T S"],
+    visible: KeyRange,
 ) -> Float[Array, "B T N H"]:
     """Attention of N query heads over K shared key-value heads; K = 1 is PaLM's multi-query attention.
 
     The backward pass forms the weights again from the scores and their log-sum-exp: nothing of size T x S is kept.
+    On TPUs it is `flash`, wherever the shapes fit its blocks.
     """
-    return _attend(q_BTNH, k_GSH, v_GSH, mask_BTS)[0]
+    return _attend(q_BTNH, k_GSH, v_GSH, visible)[0]
 
 
-def _attend(q_BTNH, k_GSH, v_GSH, mask_BTS):
-    scores_GRS = _scores(q_BTNH, k_GSH, mask_BTS)
-    highest = jnp.max(scores_GRS, -1, keepdims=True)
-    weights = jnp.exp(scores_GRS - highest)
-    total = jnp.sum(weights, -1, keepdims=True)
-    out_GRH = jnp.einsum("GRS,GSH->GRH", weights.astype(v_GSH.dtype), v_GSH) / total
-    out_GRH = checkpoint_name(out_GRH.astype(v_GSH.dtype), "attended")
-    log_total = checkpoint_name(highest + jnp.log(total), "attended")
-    return _by_position(out_GRH, q_BTNH), (q_BTNH, k_GSH, v_GSH, mask_BTS, out_GRH, log_total)
+def _attend(q_BTNH, k_GSH, v_GSH, visible):
+    k_BKSH, v_BKSH = (x.reshape(len(q_BTNH), -1, *x.shape[1:]) for x in (k_GSH, v_GSH))
+    q, kv, ranges = _specs(q_BTNH, k_BKSH, visible)
+    specs = ((q, kv, kv, ranges), (q, PartitionSpec(*q[:3])))
+    out_BTNH, log_total_BTN = on_shards(_forward, *specs, q_BTNH, k_BKSH, v_BKSH, visible)
+    out_BTNH, log_total_BTN = (checkpoint_name(x, "attended") for x in (out_BTNH, log_total_BTN))
+    return out_BTNH, (q_BTNH, k_BKSH, v_BKSH, visible, out_BTNH, log_total_BTN)
 
 
 def _attend_backward(saved, d_out_BTNH):
-    q_BTNH, k_GSH, v_GSH, mask_BTS, out_GRH, log_total = saved
-    scale = q_BTNH.shape[-1] ** -0.5
-    weights = jnp.exp(_scores(q_BTNH, k_GSH, mask_BTS) - log_total)
-    d_out_GRH = _by_key_head(d_out_BTNH, len(k_GSH))
-    d_v = jnp.einsum("GRS,GRH->GSH", weights.astype(v_GSH.dtype), d_out_GRH)
-    d_weights = jnp.einsum("GRH,GSH->GRS", d_out_GRH, v_GSH, preferred_element_type=jnp.float32)
-    mean = jnp.sum((d_out_GRH * out_GRH).astype(jnp.float32), -1, keepdims=True)
-    d_scores = (weights * (d_weights - mean)).astype(q_BTNH.dtype)
-    d_q = _by_position(jnp.einsum("GRS,GSH->GRH", d_scores, k_GSH), q_BTNH) * scale
-    d_k = jnp.einsum("GRS,GRH->GSH", d_scores, _by_key_head(q_BTNH, len(k_GSH))) * scale
-    return d_q, d_k, d_v, None
+    q_BTNH, k_BKSH, _, visible, _, _ = saved
+    q, kv, ranges = _specs(q_BTNH, k_BKSH, visible)
+    specs = ((q, kv, kv, ranges, q, PartitionSpec(*q[:3]), q), (q, kv, kv))
+    backward = partial(_backward, n_heads=q_BTNH.shape[2])
+    d_q_BTNH, *d_kv_BKSH = on_shards(backward, *specs, *saved, d_out_BTNH)
+    return d_q_BTNH, *(x.reshape(-1, *x.shape[2:]) for x in d_kv_BKSH), None
 
 
 attend.defvjp(_attend, _attend_backward)
 
 
-def _scores(q_BTNH, k_GSH, mask_BTS):
+def _specs(q_BTNH, k_BKSH, visible):
+    """How queries, keys and ranges are split. A key head stays with the query heads that share it."""
+    n_kv = k_BKSH.shape[1]
+    heads = "heads" if n_kv == 1 or n_kv % axis_size("heads") == 0 else None
+    q = act_spec(q_BTNH.shape, "batch", None, heads, None)
+    kv = act_spec(k_BKSH.shape, "batch", heads if n_kv > 1 else None, None, None)
+    return q, kv, jax.tree.map(lambda x: act_spec(x.shape, "batch", None), visible)
+
+
+def _forward(q_BTNH, k_BKSH, v_BKSH, visible):
+    k_GSH, v_GSH = (x.reshape(-1, *x.shape[2:]) for x in (k_BKSH, v_BKSH))
+    q_GRH = _scaled(q_BTNH, len(k_GSH))
+
+    def plain():
+        scores_GRS = _scores(q_GRH, k_GSH, visible)
+        highest = jnp.max(scores_GRS, -1, keepdims=True)
+        weights = jnp.exp(scores_GRS - highest)
+        total = jnp.sum(weights, -1, keepdims=True)
+        out_GRH = jnp.einsum("GRS,GSH->GRH", weights.astype(v_GSH.dtype), v_GSH) / total
+        return out_GRH.astype(v_GSH.dtype), (highest + jnp.log(total))[..., 0]
+
+    def kernel():
+        return flash.forward(q_GRH, k_GSH, v_GSH, _flash_rows(visible, q_BTNH, len(k_GSH)))
+
+    out_GRH, log_total_GR = _fastest(kernel, plain, q_GRH, k_GSH)
+    return _by_position(out_GRH, q_BTNH), _by_position(log_total_GR[..., None], q_BTNH)[..., 0]
+
+
+def _backward(q_BTNH, k_BKSH, v_BKSH, visible, out_BTNH, log_total_BTN, d_out_BTNH, *, n_heads):
+    k_GSH, v_GSH = (x.reshape(-1, *x.shape[2:]) for x in (k_BKSH, v_BKSH))
+    n_groups, scale = len(k_GSH), q_BTNH.shape[-1] ** -0.5
+    q_GRH, out_GRH, d_out_GRH = _scaled(q_BTNH, n_groups), *(_by_key_head(x, n_groups) for x in (out_BTNH, d_out_BTNH))
+    log_total_GR1 = _by_key_head(log_total_BTN[..., None], n_groups)
+
+    def plain():
+        weights = jnp.exp(_scores(q_GRH, k_GSH, visible) - log_total_GR1)
+        d_v = jnp.einsum("GRS,GRH->GSH", weights.astype(v_GSH.dtype), d_out_GRH)
+        d_weights = jnp.einsum("GRH,GSH->GRS", d_out_GRH, v_GSH, preferred_element_type=jnp.float32)
+        mean = jnp.sum((d_out_GRH * out_GRH).astype(jnp.float32), -1, keepdims=True)
+        d_scores = (weights * (d_weights - mean)).astype(q_GRH.dtype)
+        d_q, d_k = jnp.einsum("GRS,GSH->GRH", d_scores, k_GSH), jnp.einsum("GRS,GRH->GSH", d_scores, q_GRH)
+        return d_q, d_k, d_v
+
+    def kernel():
+        rows = _flash_rows(visible, q_BTNH, n_groups)
+        return flash.backward(q_GRH, k_GSH, v_GSH, rows, out_GRH, log_total_GR1[..., 0], d_out_GRH)
+
+    d_q, d_k, d_v = _fastest(kernel, plain, q_GRH, k_GSH)
+    d_kv = tuple(x.reshape(k_BKSH.shape) for x in (d_k, d_v))
+    if k_BKSH.shape[1] == 1 and q_BTNH.shape[2] < n_heads:  # the other heads that share the keys are elsewhere
+        d_kv = sum_over("heads", d_kv)
+    return (_by_position(d_q, q_BTNH) * scale, *d_kv)
+
+
+def _fastest(kernel, plain, q_GRH, k_GSH):
+    _, n_keys, d_head = k_GSH.shape
+    if not flash.fits(q_GRH.shape[1], n_keys, d_head, k_GSH.dtype.itemsize):
+        return plain()
+    return lax.platform_dependent(tpu=kernel, default=plain)
+
+
+def _scores(q_GRH, k_GSH, visible):
     """Masked, fp32, [G, R, S]; R = T * N / K are all the query rows that share a key head."""
-    (b, t, n, h), n_groups = q_BTNH.shape, len(k_GSH)
-    q_GRH = _by_key_head(q_BTNH * h**-0.5, n_groups)
+    n_groups, r, _ = q_GRH.shape
     scores = jnp.einsum("GRH,GSH->GRS", q_GRH, k_GSH, preferred_element_type=jnp.float32)
-    scores = scores.reshape(b, n_groups // b, t, n * b // n_groups, -1)
+    (b, t), mask_BTS = visible.start.shape, visible.mask(k_GSH.shape[1])
+    scores = scores.reshape(b, n_groups // b, t, r // t, -1)
     scores = jnp.where(mask_BTS[:, None, :, None], scores, jnp.finfo(jnp.float32).min)
-    return scores.reshape(n_groups, t * n * b // n_groups, -1)
+    return scores.reshape(n_groups, r, -1)
+
+
+def _flash_rows(visible, q_BTNH, n_groups):
+    (b, t, n, _), n_kv = q_BTNH.shape, n_groups // len(q_BTNH)
+    spread = (x[:, None, :, None] for x in visible)
+    start, end = (jnp.broadcast_to(x, (b, n_kv, t, n // n_kv)).reshape(n_groups, -1) for x in spread)
+    return flash.Rows(start, end)
+
+
+def _scaled(q_BTNH, n_groups):
+    return _by_key_head(q_BTNH * q_BTNH.shape[-1] ** -0.5, n_groups)
 
 
 def _by_key_head(x_BTNH, n_groups):
@@ -180,8 +251,8 @@ def _by_key_head(x_BTNH, n_groups):
 
 
 def _by_position(x_GRH, like_BTNH):
-    b, t, n, h = like_BTNH.shape
-    n_kv = len(x_GRH) // b
+    b, t, n, _ = like_BTNH.shape
+    n_kv, h = len(x_GRH) // b, x_GRH.shape[-1]
     return x_GRH.reshape(b, n_kv, t, n // n_kv, h).swapaxes(1, 2).reshape(b, t, n, h)
 
 
@@ -215,12 +286,15 @@ Weight = Float[Array, "..."] | OutputMajor
 def matmul(x: Float[Array, "..."], w: Weight, n_in: int = 1) -> Float[Array, "..."]:
     """Contract the last `n_in` axes of `x` with the first of `w`, over flattened rows.
 
-    XLA:CPU forms the weight gradient of a [B, T, D] operand from a transposed copy, 2-3 times slower.
+    XLA:CPU forms the weight gradient of a [B, T, D] operand from a transposed copy, 2-3 times slower. On a mesh rows
+    and positions may both be split, which flattened ones cannot be.
     """
     lead, x_RI = x.shape[: x.ndim - n_in], x.reshape(-1, math.prod(x.shape[x.ndim - n_in :]))
     if isinstance(w, OutputMajor):
         return w.product(x_RI).reshape(*lead, *w.out_shape)
     w = w.astype(x.dtype)
+    if has_mesh():
+        return jnp.tensordot(x, w, n_in)
     return (x_RI @ w.reshape(x_RI.shape[1], -1)).reshape(*lead, *w.shape[n_in:])
 
 
@@ -301,19 +375,21 @@ class Block(eqx.Module):
         self,
         x_BTD: Float[Array, "B T D"],
         tables: Rotary,
-        mask_BTS: Bool[Array, "B T S"],
+        visible: KeyRange,
         cache: "KeyValue | None" = None,
         slot: Int[Array, ""] | int = 0,
     ) -> tuple[Float[Array, "B T D"], "KeyValue"]:
         """The block's output and its keys and values; with a `cache`, they go in at `slot` and all of it is seen."""
-        h_BTD = normalise(x_BTD, self.norm, self.config)
-        q_BTNH = rotate(normalise_head(matmul(h_BTD, self.wq), self.q_norm, self.config), tables)
+        h_BTD = constrain(normalise(x_BTD, self.norm, self.config), "batch", None, None)
+        q_BTNH = constrain(matmul(h_BTD, self.wq), "batch", None, "heads", None)
+        q_BTNH = rotate(normalise_head(q_BTNH, self.q_norm, self.config), tables)
         kv = self._keys_values(h_BTD, tables)
         if cache is not None:
             kv = cache.write(kv, slot)
-        attended_BTNH = attend(q_BTNH, kv.k, kv.v, mask_BTS)
+        attended_BTNH = attend(q_BTNH, kv.k, kv.v, visible)
         gated_BTF = jax.nn.silu(matmul(h_BTD, self.w_gate)) * matmul(h_BTD, self.w_up)
-        return x_BTD + matmul(attended_BTNH, self.wo, n_in=2) + matmul(gated_BTF, self.w_down), kv
+        branches_BTD = matmul(attended_BTNH, self.wo, n_in=2) + matmul(gated_BTF, self.w_down)
+        return x_BTD + constrain(branches_BTD, "batch", "seq", None), kv
 
     def keys_values(self, x_BTD: Float[Array, "B T D"], tables: Rotary) -> "KeyValue":
         """The block's keys and values alone."""
@@ -322,6 +398,12 @@ class Block(eqx.Module):
     def _keys_values(self, h_BTD: Float[Array, "B T D"], tables: Rotary) -> "KeyValue":
         k_BTKH = normalise_head(matmul(h_BTD, self.wk), self.k_norm, self.config)
         return KeyValue.of(rotate(k_BTKH, tables, is_key=True), matmul(h_BTD, self.wv))
+
+    def cast(self) -> "Block":
+        """With its weights in compute precision, before they are gathered: half the bytes."""
+        names = [name for name in self.AXES if name not in self._NORMS]
+        weights = [getattr(self, name).astype(self.config.compute_dtype) for name in names]
+        return eqx.tree_at(lambda block: [getattr(block, name) for name in names], self, weights)
 
     def output_major(self, dtype: str) -> "Block":
         """A copy for decoding, its weights in `dtype`."""

@@ -18,9 +18,10 @@ import numpy as np
 from upalm import hosts, metrics
 from upalm.batch import Batch
 from upalm.checkpoint import Checkpoints, describe, description
+from upalm.chips import chip_of
 from upalm.data import Corpus, Loader, Weighted, manifests
 from upalm.model import LOGICAL_AXES, Decoder, ModelConfig
-from upalm.scaling import mfu, peak_flops, train_flops_per_token
+from upalm.scaling import mfu, train_flops_per_token
 from upalm.settings import differences, to_json
 from upalm.sharding import rows_here, shardings, to_devices
 from upalm.spikes import Skip, Spike, Watch, read_skips, write_skips
@@ -341,11 +342,11 @@ class _Clock:
         device, found = jax.local_devices()[0], {"memory_gb": memory_bytes() / 1e9}
         if math.isnan(tokens_per_second):
             return found
-        peak, n = peak_flops(device.device_kind), len(jax.devices())
+        chip, n = chip_of(device.device_kind), len(jax.devices())
         seconds = max(time.monotonic() - self._start, 1e-9)
         return found | {
             "tokens_per_second": tokens_per_second,
-            "mfu": None if peak is None else mfu(tokens_per_second, float(flops), n, peak),
+            "mfu": None if chip is None else mfu(tokens_per_second, float(flops), n, chip.flops),
             "data_wait": self.wait_seconds / seconds,
             "checkpoint_seconds": self.checkpoint_seconds,
         }

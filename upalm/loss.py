@@ -10,11 +10,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from upalm.batch import Batch
-from upalm.model import LOGICAL_AXES, Decoder, head_logits
-from upalm.sharding import constrain, gather, keep
+from upalm.model import Decoder
+from upalm.sharding import on_shards
+from upalm.table import Split, everywhere, first_row, gathered, is_target, scattered
 
 Z_LOSS = 1e-4
 """Weight of log(Z)^2 (PaLM section 5)."""
@@ -31,13 +33,16 @@ class LossSums(NamedTuple):
 
 def token_log_probs(logits: Float[Array, "B T V"], targets: Array) -> tuple[Array, Array]:
     """Log-probability of each target, and log Z; both [B, T]."""
-    log_z = jax.nn.logsumexp(logits, -1)
-    # compared, not gathered: the gradient of a gather is a scatter, slow on CPU and refused over a sharded V
-    return jnp.sum(jnp.where(_is_target(logits, targets), logits, 0.0), -1) - log_z, log_z
+    return _token_log_probs(logits, is_target(logits.shape[-1], targets, 0), ())
 
 
-def _is_target(logits, targets):
-    return jnp.arange(logits.shape[-1])[None, None] == targets[..., None]
+def _token_log_probs(logits, hits, vocab_axes):
+    highest = lax.stop_gradient(jnp.max(logits, -1, keepdims=True))
+    highest = lax.pmax(highest, vocab_axes) if vocab_axes else highest
+    sums = jnp.sum(jnp.exp(logits - highest), -1), jnp.sum(jnp.where(hits, logits, 0.0), -1)
+    total, target = everywhere(sums, vocab_axes)
+    log_z = jnp.log(total) + highest[..., 0]
+    return target - log_z, log_z
 
 
 def loss_fn(model: Decoder, batch: Batch, *, n_denoisers: int = 1) -> tuple[Float[Array, ""], LossSums]:
@@ -47,9 +52,8 @@ def loss_fn(model: Decoder, batch: Batch, *, n_denoisers: int = 1) -> tuple[Floa
     """
     weights = jnp.asarray(batch.loss_weights)
     targets = jnp.asarray(batch.target_tokens)
-    table = gather({"embed": model.head_table}, LOGICAL_AXES)["embed"]  # once, for all chunks
     objective, log_probs = chunked_loss(  # pyright: ignore[reportGeneralTypeIssues]
-        table, model.hidden(batch), targets, weights, model.config.head_scale
+        model.head_table, model.hidden(batch), targets, weights, model.config.head_scale
     )
     ids = jnp.asarray(batch.denoiser_ids).astype(jnp.int32)
     is_denoiser = jax.nn.one_hot(ids, n_denoisers) * weights[..., None]
@@ -67,34 +71,27 @@ def chunked_loss(
     """Weighted sum of NLL + z-loss, and each target's log-probability, which has no gradient.
 
     Logits exist for an eighth of the positions at a time. Their gradient needs nothing but themselves, so it is
-    formed beside them: no logits are kept for a backward pass, and none are computed twice.
+    formed beside them: no logits are kept for a backward pass, and none are computed twice. On a mesh, each device
+    has its rows and its part of the vocabulary; the table is gathered once, and its gradient added up once.
     """
-
-    def chunk(total, of):
-        x, targets, weights = of
-        log_probs, log_z = token_log_probs(_logits(table, x, logit_scale), targets)
-        return total + _objective(log_probs, log_z, weights), log_probs
-
-    total, log_probs = lax.scan(chunk, jnp.float32(0), _chunks(x, targets, weights))
-    return total, _joined(log_probs)
+    split, row = _split(table, x)
+    return on_shards(
+        partial(_values, scale=logit_scale, split=split),
+        (split.table_spec, split.rows(3), row, row),
+        (PartitionSpec(), row),
+        *(table, x, targets, weights),
+    )
 
 
 def _forward(table, x, targets, weights, logit_scale):
-    def chunk(carry, of):
-        (total, d_table), (x, targets, weights) = carry, of
-        logits, head_gradient = jax.vjp(partial(_logits, scale=logit_scale), table, x)
-        log_probs, log_z = token_log_probs(logits, targets)
-        pull = weights * (1 + 2 * Z_LOSS * log_z)
-        d_logits = pull[..., None] * jnp.exp(logits - log_z[..., None]) - jnp.where(
-            _is_target(logits, targets), weights[..., None], 0.0
-        )
-        d_table_here, d_x = head_gradient(d_logits)
-        d_table = keep({"embed": d_table + d_table_here}, LOGICAL_AXES)["embed"]
-        return (total + _objective(log_probs, log_z, weights), d_table), (log_probs, d_x)
-
-    start = (jnp.float32(0), jnp.zeros_like(table))
-    (total, d_table), (log_probs, d_x) = lax.scan(chunk, start, _chunks(x, targets, weights))
-    return (total, _joined(log_probs)), (d_table, _joined(d_x))
+    split, row = _split(table, x)
+    total, log_probs, *gradients = on_shards(
+        partial(_values_and_gradients, scale=logit_scale, split=split),
+        (split.table_spec, split.rows(3), row, row),
+        (PartitionSpec(), row, split.table_spec, split.rows(3)),
+        *(table, x, targets, weights),
+    )
+    return (total, log_probs), gradients
 
 
 def _backward(logit_scale, gradients, cotangents):
@@ -105,8 +102,49 @@ def _backward(logit_scale, gradients, cotangents):
 chunked_loss.defvjp(_forward, _backward)
 
 
+def _split(table, x):
+    split = Split.of(table, len(x))
+    return split, split.rows(2)
+
+
+def _values(table, x, targets, weights, *, scale, split):
+    whole, first = gathered(table, x.dtype, split), first_row(table, split)
+
+    def chunk(total, of):
+        x, targets, weights = of
+        logits = _logits(whole, x, scale)
+        log_probs, log_z = _token_log_probs(logits, is_target(len(whole), targets, first), split.vocab)
+        return total + _objective(log_probs, log_z, weights), log_probs
+
+    total, log_probs = lax.scan(chunk, jnp.float32(0), _chunks(x, targets, weights))
+    return everywhere(total, split.batch), _joined(log_probs)
+
+
+def _values_and_gradients(table, x, targets, weights, *, scale, split):
+    whole, first = gathered(table, x.dtype, split), first_row(table, split)
+
+    def chunk(carry, of):
+        (total, d_table), (x, targets, weights) = carry, of
+        logits, hits = _logits(whole, x, scale), is_target(len(whole), targets, first)
+        log_probs, log_z = _token_log_probs(logits, hits, split.vocab)
+        pull = weights * (1 + 2 * Z_LOSS * log_z)
+        d_logits = pull[..., None] * jnp.exp(logits - log_z[..., None]) - jnp.where(hits, weights[..., None], 0.0)
+        d_rows = (d_logits * scale).astype(x.dtype).reshape(-1, len(whole))
+        d_table = d_table + _product(x.reshape(-1, x.shape[-1]).T, d_rows)
+        return (total + _objective(log_probs, log_z, weights), d_table), (log_probs, _product(d_rows, whole))
+
+    start = (jnp.float32(0), jnp.zeros(whole.shape[::-1]))
+    (total, d_table), (log_probs, d_rows) = lax.scan(chunk, start, _chunks(x, targets, weights))
+    d_x = everywhere(_joined(d_rows.reshape(len(d_rows), len(x), -1, x.shape[-1])), split.vocab)
+    return everywhere(total, split.batch), _joined(log_probs), scattered(d_table, split), d_x.astype(x.dtype)
+
+
 def _logits(table, x, scale):
-    return constrain(head_logits(table, x, scale), "batch", None, "vocab")
+    return _product(x.reshape(-1, x.shape[-1]), table.T).reshape(*x.shape[:-1], -1) * scale
+
+
+def _product(a, b):
+    return jnp.matmul(a, b, preferred_element_type=jnp.float32)
 
 
 def _objective(log_probs, log_z, weights):

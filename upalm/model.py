@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 from upalm.batch import Batch
 from upalm.layers import Block, KeyRange, OutputMajor, key_range, matmul, normalise, rotary, unit_scale
 from upalm.sharding import LogicalAxes, constrain, gather, shardings
+from upalm.table import lookup
 
 
 @dataclass(frozen=True)
@@ -150,22 +151,21 @@ class Decoder(eqx.Module):
     ) -> Float[Array, "B T D"]:
         """Final normalised activations, given what each query sees."""
         tables = rotary(positions_BT, self.config)
-        mask_BTS = visible.mask(tokens_BT.shape[1])
 
         def body(x_BTD, block):
-            x_BTD, _ = gather(block, Block.AXES)(x_BTD, tables, mask_BTS)
-            return constrain(x_BTD, "batch", None, None), None
+            x_BTD, _ = gather(block.cast(), Block.AXES)(x_BTD, tables, visible)
+            return constrain(x_BTD, "batch", "seq", None), None
 
         if self.config.remat != "none":
             policy = _MATMULS_SAVED if self.config.remat == "matmuls" else None
             body = jax.checkpoint(body, policy=policy)
-        x_BTD = constrain(self.embed_tokens(tokens_BT), "batch", None, None)
+        x_BTD = constrain(self.embed_tokens(tokens_BT), "batch", "seq", None)
         x_BTD, _ = jax.lax.scan(body, x_BTD, self.blocks)
         return normalise(x_BTD, self.norm, self.config)
 
     def embed_tokens(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """Input embeddings in compute precision."""
-        return self.embed[tokens].astype(self.config.compute_dtype)
+        return lookup(self.embed, tokens, self.config.compute_dtype)
 
     def logits(self, x: Float[Array, "... D"]) -> Float[Array, "... V"]:
         """Logits of final activations."""

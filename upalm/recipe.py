@@ -78,6 +78,18 @@ def configs(name: str) -> list[str]:
     return list(runpy.run_path(str(find(name))).get("CONFIGS", {}))
 
 
+def contents(name: str) -> tuple[dict[str, Any], Any]:
+    """A recipe's configs, and its `MODEL`: the shape that it expects a checkpoint to have, or None.
+
+    Raises:
+        ValueError: it has no configs.
+    """
+    found = runpy.run_path(str(find(name)))
+    if not found.get("CONFIGS"):
+        raise ValueError(f"recipe {name!r} has settings of its own, no configs to plan.")
+    return found["CONFIGS"], found.get("MODEL")
+
+
 def config(name: str, config_name: str) -> Any:
     """A named config of a recipe."""
     return runpy.run_path(str(find(name)))["CONFIGS"][config_name][1]

@@ -5,7 +5,8 @@ the batch, and parameters split as in FSDP) and `model` (tensor parallelism). `j
 nothing is split. XLA partitions the program, from the constraints that are made here.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,7 +19,15 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 AXES = ("replica", "data", "model")
 PARAM_RULES = {"embed": "data", "heads": "model", "mlp": "model", "vocab": "model", "kv_heads": None, None: None}
 """Mesh axis of each logical axis of a parameter."""
-ACT_RULES = {"batch": ("replica", "data"), "heads": "model", "mlp": "model", "vocab": "model", None: None}
+ACT_RULES = {
+    "batch": ("replica", "data"),
+    "seq": ("model",),  # of the residual stream, between blocks
+    "heads": ("model",),
+    "mlp": ("model",),
+    "vocab": ("model",),
+    "embed": ("data",),  # of a parameter inside `on_shards`
+    None: (),
+}
 """Mesh axes of each logical axis of an activation."""
 
 LogicalAxes = tuple[str | None, ...]
@@ -38,13 +47,14 @@ class MeshConfig:
     model: int = 1
     """Devices that heads, feed-forward and vocabulary are split over."""
 
-    def build(self) -> Mesh | None:
-        """The mesh of all devices; None for a single one.
+    def build(self, devices: Sequence[Any] | None = None) -> Mesh | None:
+        """The mesh of `devices`, or of all there are; None for a single one.
 
         Raises:
             ValueError: it does not divide the devices.
         """
-        n, rest = len(jax.devices()), self.replicas * self.model
+        devices = jax.devices() if devices is None else devices
+        n, rest = len(devices), self.replicas * self.model
         if min(self.replicas, self.model) < 1 or self.data < 0:
             raise ValueError(f"{self}: expected replicas and model at least 1, data at least 0.")
         data = self.data or max(n // rest, 1)
@@ -53,24 +63,35 @@ class MeshConfig:
                 f"a mesh of {self.replicas} replicas x {data} data x {self.model} model needs {data * rest} devices, "
                 f"there are {n}: choose numbers whose product that is."
             )
-        return None if n == 1 else make_mesh(data, self.model, self.replicas)
+        return None if n == 1 else make_mesh(data, self.model, self.replicas, devices=devices)
 
 
-def make_mesh(n_data: int, n_model: int, n_replicas: int = 1) -> Mesh:
+def make_mesh(n_data: int, n_model: int, n_replicas: int = 1, *, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh of `n_replicas` x `n_data` x `n_model` devices, whose program XLA partitions.
 
     Raises:
-        ValueError: there are not that many devices.
+        ValueError: there are not that many devices, or slices do not divide the mesh.
     """
-    shape, n = (n_replicas, n_data, n_model), len(jax.devices())
+    devices = jax.devices() if devices is None else devices
+    shape, n = (n_replicas, n_data, n_model), len(devices)
     if min(shape) < 1 or n_replicas * n_data * n_model > n:
         sizes = " x ".join(map(str, shape if n_replicas > 1 else shape[1:]))
         raise ValueError(f"a mesh of {sizes} needs {n_replicas * n_data * n_model} devices, there are {n}.")
-    devices = jax.devices()[: n_replicas * n_data * n_model]
+    devices = devices[: n_replicas * n_data * n_model]
     if len({getattr(d, "slice_index", 0) for d in devices}) > 1:
-        laid = mesh_utils.create_hybrid_device_mesh((1, n_data, n_model), (n_replicas, 1, 1), devices)
+        n_slices = len({d.slice_index for d in devices})
+        if n_replicas not in (1, n_slices) or n_data % (n_slices // n_replicas):
+            raise ValueError(
+                f"{n_replicas} replicas and {n_data} data devices on {n_slices} slices: expected a replica for each "
+                "slice, or one replica and data devices that the slices divide."
+            )
+        if n_replicas > 1:
+            in_slice, slices = (1, n_data, n_model), (n_replicas, 1, 1)
+        else:  # one copy of the parameters, split over all slices
+            in_slice, slices = (1, n_data // n_slices, n_model), (1, n_slices, 1)
+        laid = mesh_utils.create_hybrid_device_mesh(in_slice, slices, devices, allow_split_physical_axes=True)
     elif len(devices) == n:
-        laid = mesh_utils.create_device_mesh(shape, devices)
+        laid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     else:
         laid = np.array(devices).reshape(shape)
     return Mesh(laid, AXES, axis_types=(AxisType.Auto,) * 3)
@@ -112,16 +133,39 @@ def _is_spec(x: Any) -> bool:
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """An activation laid out by ACT_RULES, if a mesh is set; `axes` are its logical axes."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
+    if not has_mesh():
         return x
+    return jax.lax.with_sharding_constraint(x, act_spec(x.shape, *axes))
 
-    def fits(axis: str | None, n: int) -> Any:
-        names = ACT_RULES[axis]
-        names = tuple(a for a in ((names,) if isinstance(names, str) else names or ()) if a in mesh.shape)
-        return names if names and n % int(np.prod([mesh.shape[a] for a in names])) == 0 else None
 
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(*(fits(a, n) for a, n in zip(axes, x.shape, strict=True))))
+def act_spec(shape: tuple[int, ...], *axes: str | None) -> PartitionSpec:
+    """Of an activation. An axis that its mesh axes do not divide is not split."""
+    mesh = jax.sharding.get_abstract_mesh()
+    split = [ACT_RULES[axis] if n % axis_size(axis) == 0 else () for axis, n in zip(axes, shape, strict=True)]
+    return PartitionSpec(*(tuple(a for a in names if mesh.shape.get(a, 1) > 1) or None for names in split))
+
+
+def has_mesh() -> bool:
+    """Whether one is set."""
+    return not jax.sharding.get_abstract_mesh().empty
+
+
+def axis_size(axis: str | None) -> int:
+    """Number of parts that an activation's logical axis is split into."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return math.prod(mesh.shape.get(a, 1) for a in ACT_RULES[axis])
+
+
+def on_shards(function: Callable[..., Any], in_specs: Any, out_specs: Any, *arguments: Any) -> Any:
+    """`function` of each device's part of the arguments; of the whole without a mesh."""
+    if not has_mesh():
+        return function(*arguments)
+    return jax.shard_map(function, in_specs=in_specs, out_specs=out_specs, check_vma=False)(*arguments)
+
+
+def sum_over(axis: str, tree: Any) -> Any:
+    """Inside `on_shards`: sums of all parts of a logical axis."""
+    return jax.lax.psum(tree, ACT_RULES[axis])
 
 
 def gather(tree: Any, axes: Mapping[str, LogicalAxes]) -> Any:

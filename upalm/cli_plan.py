@@ -1,0 +1,253 @@
+"""`upalm plan`."""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, fields, is_dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from upalm import recipe
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a recipe's step takes on chips that one may not have: memory, FLOPs, exchanges, and how fast it can go.
+
+    `upalm plan ul2r_540b 540b --topology v4:8x8x8`. What is not listed here changes the recipe, as for `upalm run`:
+    `--mesh.model 8 --data.batch-size 64`.
+    """
+
+    words: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Recipe and config."""
+    topology: str = "here"
+    """A slice such as v4:8x8x8, or the devices of this machine."""
+    slices: int = 1
+    """Slices of that shape, joined by the data-centre network."""
+    find_mesh: bool = False
+    """Try every mesh that divides, and rank those that fit."""
+    list: bool = False
+    """Name the topologies."""
+    json: Path | None = None
+    """File to write the plan to."""
+
+
+class Request(NamedTuple):
+    """What to plan, for a process of its own."""
+
+    recipe: str
+    config: str
+    overrides: tuple[str, ...]
+    topology: str
+    n_slices: int
+
+
+def main(words: list[str]) -> None:
+    """`upalm plan ...`.
+
+    Raises:
+        ValueError: unknown recipe, config or topology; a mesh that does not divide; no compiler.
+    """
+    options, overrides = tyro.cli(Options, prog="upalm plan", args=words, return_unknown_args=True)
+    if options.list:
+        return _list()
+    if len(options.words) != 2:
+        raise ValueError(f"upalm plan {' '.join(options.words)}: expected RECIPE CONFIG, see `upalm plan --help`.")
+    request = Request(*options.words, tuple(overrides), options.topology, options.slices)
+    console = Console(highlight=False)
+    if not options.find_mesh:
+        found = planned_alone(request, console)
+        _show(found, console)
+    else:
+        found = [planned_alone(request._replace(overrides=more), console) for more in _meshes(request)]
+        found.sort(key=lambda f: (not f["fits"], f["step_seconds"] or float("inf"), f["memory_gib"]["total"]))
+        _rank(found, console)
+    if options.json is not None:
+        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+# --- Planning -------------------------------------------------------------------------------------
+
+
+def planned(request: Request) -> dict[str, Any]:
+    """The plan, as JSON.
+
+    Raises:
+        ValueError: see `plan.plan`; or the recipe's checkpoint says nothing of the model's shape.
+    """
+    from upalm.plan import plan, target_of
+
+    config, model = configured(request)
+    target = target_of(request.topology, request.n_slices)
+    return {"recipe": request.recipe, "config": request.config} | plan(config, model, target).to_json(target.chip)
+
+
+def configured(request: Request) -> tuple[Any, Any]:
+    """The recipe's config with its overrides, and the shape of its model."""
+    from upalm.checkpoint import open_checkpoint
+    from upalm.train import Scratch
+
+    configs, expected = recipe.contents(request.recipe)
+    if request.config not in configs:
+        raise ValueError(f"recipe {request.recipe!r} has no config {request.config!r}: it has {', '.join(configs)}.")
+    defaults = {name: (text, _without_missing(config)) for name, (text, config) in configs.items()}
+    config = tyro.extras.overridable_config_cli(defaults, args=[request.config, *request.overrides])
+    if isinstance(config.start, Scratch):
+        return config, config.start.model
+    if expected is not None and config.start.checkpoint == _UNNAMED:
+        return config, expected
+    if config.start.checkpoint == _UNNAMED:
+        raise ValueError(f"recipe {request.recipe!r} goes on from any model: give one with --start.checkpoint FOLDER.")
+    return config, open_checkpoint(config.start.checkpoint)[0]
+
+
+_UNNAMED = Path("unnamed")
+
+
+def _without_missing(value: Any) -> Any:
+    """A config whose required paths are `_UNNAMED`: a plan reads neither text nor weights."""
+    if value is tyro.MISSING:
+        return _UNNAMED
+    if not is_dataclass(value):
+        return value
+    changed = {f.name: _without_missing(getattr(value, f.name)) for f in fields(value) if f.init}
+    if changed.get("source") == _UNNAMED:
+        changed["source"] = str(_UNNAMED)
+    return replace(value, **{k: v for k, v in changed.items() if v is not getattr(value, k)})  # pyright: ignore
+
+
+def planned_alone(request: Request, console: Console) -> dict[str, Any]:
+    """Alone, since a compiler that needs more memory than there is takes its process with it."""
+    if request.topology != "here":
+        os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
+        os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v4-8")  # else libtpu asks the cloud which it is
+    what = " ".join([request.recipe, request.config, *request.overrides, "on", request.topology])
+    begun = time.monotonic()
+    with (
+        ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool,
+        console.status(f"compiling {what} (a minute or two)") as status,
+    ):
+        future = pool.submit(planned, request)
+        try:
+            while not future.done():
+                status.update(f"compiling {what}: {time.monotonic() - begun:.0f} s (a minute or two in all)")
+                _wait(future)
+            return future.result()
+        except BrokenProcessPool as e:
+            raise ValueError(
+                f"the compiler ended while it worked on {what}: most likely this machine's memory ran out. Plan on one "
+                "with more (540B took 12 GiB), or close what else uses it."
+            ) from e
+
+
+def _wait(future: Any) -> None:
+    try:
+        future.exception(timeout=1)
+    except TimeoutError:
+        return
+
+
+def _meshes(request: Request) -> Iterator[tuple[str, ...]]:
+    """Overrides for every mesh that divides."""
+    config, model = configured(request)
+    n = _n_devices(request)
+    n_rows = max(config.data.batch_sizes()) // config.accumulation
+    for replicas in sorted({1, request.n_slices}):
+        for n_model in (m for m in range(1, model.n_heads + 1) if model.n_heads % m == 0 and model.d_ff % m == 0):
+            n_data, rest = divmod(n, replicas * n_model)
+            if rest == 0 and n_data and n_rows % (replicas * n_data) == 0 and model.d_model % n_data == 0:
+                sizes = {"replicas": replicas, "data": n_data, "model": n_model}
+                mesh = [word for name, size in sizes.items() for word in (f"--mesh.{name}", str(size))]
+                yield (*request.overrides, *mesh)
+
+
+def _n_devices(request: Request) -> int:
+    if request.topology == "here":
+        import jax
+
+        return len(jax.devices())
+    n = request.n_slices
+    for size in request.topology.partition(":")[2].split("x"):
+        n *= int(size) if size.isdigit() else 1
+    return n
+
+
+# --- Output ---------------------------------------------------------------------------------------
+
+
+def _show(found: dict[str, Any], console: Console) -> None:
+    from upalm.plan import ADVICE
+
+    mesh = " x ".join(f"{n} {name}" for name, n in found["mesh"].items()) or "one device"
+    title = f"{found['recipe']} {found['config']} on {found['topology']}: {found['devices']} devices, {mesh}"
+    table = Table(title=title, show_header=False)
+    row, memory = table.add_row, found["memory_gib"]
+    row("parameters", f"{found['params'] / 1e9:,.2f}B")
+    for kind, gib in memory.items():
+        row(f"memory: {kind}", f"{gib:,.2f} GiB a chip")
+    if (capacity := found["capacity_gib"]) is not None:
+        spare = 1 - memory["total"] / capacity
+        row("fits", f"yes, {spare:.0%} of {capacity:.0f} GiB to spare" if found["fits"] else f"NO: {capacity:.0f} GiB")
+    else:
+        row("fits", "unknown: this device's memory is in no table")
+    row("FLOPs a step", f"{found['flops_per_step']:.4g} by the papers' formula, 6N + 12LHQT a token")
+    if found["compiled_flops_per_step"]:
+        compiled = f"{found['compiled_flops_per_step']:.4g} in the compiled program"
+        row("", compiled + f", {found['remat_share']:.1%} of it rematerialisation")
+    for e in found["collectives"]:
+        if e["gib"] >= 0.005:
+            row(f"{e['kind']} over {e['axes']}", f"{e['count']:,} a step, {e['gib']:,.2f} GiB sent by a chip")
+    for name, seconds in found["seconds"].items():
+        row(f"bound by {name}", f"{seconds:.3f} s" + (" <- binds" if name == found["bound_by"] else ""))
+    if found["step_seconds"]:
+        row("step", f"at least {found['step_seconds']:.3f} s; {found['serial_seconds']:.3f} s if nothing overlaps")
+        row("MFU", f"at most {found['mfu']:.1%}")
+        row("tokens/s", f"at most {found['tokens_per_second']:,.0f}")
+        hours, chip_hours = found["run_hours"], found["chip_hours"]
+        row(
+            "whole recipe",
+            f"{found['run_tokens']:.3g} tokens: {hours:,.1f} hours, {chip_hours:,.0f} chip-hours at least",
+        )
+        if paper := PAPER.get(found["recipe"]):
+            row("the paper", paper)
+    console.print(table)
+    if found["fits"] is False:
+        console.print(f"It does not fit. What helps: {ADVICE}.")
+
+
+PAPER = {
+    "ul2r_540b": "512 v4 chips, about 5 days: 61,000 chip-hours, 21.6 s a step (U-PaLM section 3)",
+    "palm_540b": "6144 v4 chips, 46.2% MFU, 8.4M chip-hours in all (PaLM section 4 and appendix B)",
+}
+"""What the papers report of a recipe."""
+
+
+def _rank(found: list[dict[str, Any]], console: Console) -> None:
+    table = Table(title="meshes that divide, those that fit first")
+    for name in ("replica x data x model", "GiB a chip", "fits", "step, s", "bound by", "MFU"):
+        table.add_column(name, justify="right")
+    for f in found:
+        step = "" if f["step_seconds"] is None else f"{f['step_seconds']:.3f}"
+        share = "" if f["mfu"] is None else f"{f['mfu']:.1%}"
+        fits = {True: "yes", False: "no", None: "unknown"}[f["fits"]]
+        sizes = " x ".join(str(n) for n in f["mesh"].values())
+        table.add_row(sizes, f"{f['memory_gib']['total']:.2f}", fits, step, f["bound_by"] or "", share)
+    console.print(table)
+
+
+def _list() -> None:
+    from upalm.plan import TOPOLOGIES
+
+    print("here    the devices of this machine")
+    for family in dict.fromkeys(name.split(":")[0] for name in TOPOLOGIES):
+        shapes = [name for name in TOPOLOGIES if name.startswith(f"{family}:")]
+        print(f"{family:7} {' '.join(shapes)}")
+    print("Others of these generations work, too, if libtpu knows them; --slices N joins several.")

@@ -1,0 +1,320 @@
+"""`Plan`: what a training step takes on chips that one may not have, from the program that their compiler makes.
+
+The TPU compiler is a Python package, `libtpu`, that compiles for a described slice on a machine without any TPU.
+"""
+
+import difflib
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from upalm import ul2r
+from upalm.batch import Batch
+from upalm.checkpoint import empty_model
+from upalm.chips import CHIPS, GIB, Chip, chip_of
+from upalm.hlo import Program, Work
+from upalm.model import LOGICAL_AXES, ModelConfig
+from upalm.run import check_mesh
+from upalm.scaling import mfu, train_flops_per_token
+from upalm.sharding import row_sharding, shardings
+from upalm.train import TrainConfig, TrainState, train_step
+
+_CUBES = "2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8 8x8x16 8x16x16 12x16x16 16x16x16"
+_SQUARES = "2x2 2x4 4x4 4x8 8x8 8x16 16x16"
+TOPOLOGIES = tuple(
+    f"{chip}:{shape}"
+    for chip, shapes in {"v4": _CUBES, "v5p": _CUBES, "v5e": _SQUARES, "v6e": _SQUARES}.items()
+    for shape in shapes.split()
+)
+"""Slices that can be described, by chip and number of chips along each dimension of the torus."""
+INSTALL = "pip install 'upalm[plan]'"
+ADVICE = (
+    "more chips; a larger --mesh.model, which splits activations; a larger --accumulation, for fewer rows at a time; "
+    "--start.model.remat full; or `--find-mesh`, which tries the meshes that divide"
+)
+"""What to change if a step does not fit."""
+
+
+# --- Chips ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Target:
+    """Devices to plan for."""
+
+    name: str
+    chip: Chip | None
+    devices: Sequence[Any]
+
+
+def target_of(topology: str, n_slices: int = 1) -> Target:
+    """Devices of a described slice such as `v4:8x8x8`, or those that are here.
+
+    Raises:
+        ValueError: unknown topology, with the nearest; or `libtpu` is missing.
+    """
+    if topology == "here":
+        device = jax.devices()[0]
+        return Target(device.device_kind, chip_of(device.device_kind), jax.devices())
+    family, _, shape = topology.partition(":")
+    if family not in CHIPS or not CHIPS[family].kind.startswith("TPU") or not re.fullmatch(r"\d+(x\d+){1,2}", shape):
+        near = difflib.get_close_matches(topology, TOPOLOGIES, n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else "`upalm plan --list` names them."
+        raise ValueError(f"unknown topology {topology!r}: {hint}")
+    try:
+        import libtpu  # noqa: F401  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise ValueError(
+            f"planning for {topology} needs libtpu, the TPU compiler (Linux on x86-64): {INSTALL}"
+        ) from None
+    from jax.experimental import topologies
+
+    try:
+        described = topologies.get_topology_desc(
+            platform="tpu",
+            topology_name=topology,
+            chip_config_name="megacore" if family in ("v4", "v5p") else "default",
+            chips_per_host_bounds=(2, 2, 1),
+            num_slices=n_slices,
+        )
+    except jax.errors.JaxRuntimeError as e:
+        near = difflib.get_close_matches(topology, TOPOLOGIES, n=3)
+        reason = str(e).split("\n")[0][:200]
+        raise ValueError(f"no slice {topology} ({reason}): did you mean {' or '.join(near)}?") from e
+    slices = f"{n_slices} x {topology}" if n_slices > 1 else topology
+    return Target(slices, CHIPS[family], described.devices)
+
+
+# --- Plans ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """Collectives of one kind along the same mesh axes."""
+
+    kind: str
+    axes: str
+    count: int
+    """A step."""
+    gib: float
+    """That a chip sends a step."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a step takes. Times are bounds: nothing that the chips do is counted twice or waits for anything."""
+
+    topology: str
+    devices: int
+    mesh: dict[str, int]
+    params: int
+    memory_gib: dict[str, float]
+    """Of a chip, by kind and in `total`; only the total if the program was too large to compile."""
+    capacity_gib: float | None
+    flops_per_step: float
+    """By the papers' formula, 6N + 12LHQT a token."""
+    compiled_flops_per_step: float | None
+    """Of the matrix products in the compiled program, on all chips."""
+    remat_share: float | None
+    """Of the compiled products, those that the backward pass repeats."""
+    collective_bytes: int
+    """That a chip sends a step."""
+    collectives: list[Exchange]
+    seconds: dict[str, float]
+    """Bounds by what takes the time: compute, memory, interconnect, network."""
+    tokens_per_step: int
+    run_tokens: int
+    """Of the whole recipe."""
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether the chips' memory holds it; None where that is unknown."""
+        return None if self.capacity_gib is None else self.memory_gib["total"] <= self.capacity_gib
+
+    @property
+    def step_seconds(self) -> float | None:
+        """Of what takes longest, if all else happens meanwhile."""
+        return max(self.seconds.values(), default=None)
+
+    @property
+    def bound_by(self) -> str | None:
+        """What takes longest."""
+        return max(self.seconds, key=lambda name: self.seconds[name], default=None)
+
+    @property
+    def serial_seconds(self) -> float | None:
+        """If nothing happens meanwhile."""
+        return sum(self.seconds.values()) or None
+
+    def mfu(self, chip: Chip | None) -> float | None:
+        """Bound of the model's FLOPs utilisation."""
+        if self.step_seconds is None or chip is None:
+            return None
+        per_token = self.flops_per_step / self.tokens_per_step
+        return mfu(self.tokens_per_step / self.step_seconds, per_token, self.devices, chip.flops)
+
+    def to_json(self, chip: Chip | None) -> dict[str, Any]:
+        """Plain values."""
+        step = self.step_seconds
+        hours = None if step is None else self.run_tokens / self.tokens_per_step * step / 3600
+        return {
+            **{name: getattr(self, name) for name in ("topology", "devices", "mesh", "params", "memory_gib")},
+            **{name: getattr(self, name) for name in ("capacity_gib", "fits", "flops_per_step")},
+            **{name: getattr(self, name) for name in ("compiled_flops_per_step", "remat_share", "collective_bytes")},
+            "collectives": [vars(e) for e in self.collectives],
+            "seconds": self.seconds,
+            "bound_by": self.bound_by,
+            "step_seconds": step,
+            "serial_seconds": self.serial_seconds,
+            "mfu": self.mfu(chip),
+            "tokens_per_step": self.tokens_per_step,
+            "tokens_per_second": None if step is None else self.tokens_per_step / step,
+            "run_tokens": self.run_tokens,
+            "run_hours": hours,
+            "chip_hours": None if hours is None else hours * self.devices,
+        }
+
+
+def plan(config: TrainConfig, model: ModelConfig, target: Target) -> Plan:
+    """Compile the step of a run and read what it takes.
+
+    Raises:
+        ValueError: the mesh divides neither devices, model nor batch; or the compiler refused, with its reason.
+    """
+    mesh = config.mesh.build(target.devices)
+    check_mesh(config, model, mesh)
+    n_rows = max(config.data.batch_sizes())
+    state, batches = _arguments(config, model, mesh, n_rows)
+    per_token = train_flops_per_token(model.n_params, model.n_layers, model.n_heads, model.d_head, config.data.seq_len)
+    tokens = n_rows * config.data.seq_len
+    common = {
+        "topology": target.name,
+        "devices": len(target.devices),
+        "mesh": dict(mesh.shape) if mesh is not None else {},
+        "params": model.n_params,
+        "capacity_gib": target.chip.memory / GIB if target.chip and target.chip.memory else None,
+        "flops_per_step": float(per_token) * tokens,
+        "tokens_per_step": tokens,
+        "run_tokens": config.data.rows_before(config.n_steps) * config.data.seq_len,
+    }
+    try:
+        stats, program = _compiled(config, state, batches, mesh)
+    except jax.errors.JaxRuntimeError as e:
+        if (found := re.search(r"memory space hbm. Used ([\d.]+)([MG])", str(e))) is None:
+            raise ValueError(f"the compiler of {target.name} refused the step: {str(e)[:500]}") from e
+        total = float(found.group(1)) / (1 if found.group(2) == "G" else 1024)
+        nothing = {"compiled_flops_per_step": None, "remat_share": None, "collective_bytes": 0, "collectives": []}
+        return Plan(memory_gib={"total": total}, seconds={}, **nothing, **common)
+    shape = dict(mesh.shape) if mesh is not None else {"devices": 1}
+    work = program.work(shape)
+    return Plan(
+        memory_gib=_memory(state, stats, program, model),
+        compiled_flops_per_step=work.flops * len(target.devices) or None,
+        remat_share=work.remat_flops / work.flops if work.flops else None,
+        collective_bytes=work.collective_bytes,
+        collectives=_exchanges(work),
+        seconds=_seconds(work, target.chip, mesh) if target.chip and target.chip.kind.startswith("TPU") else {},
+        **common,
+    )
+
+
+def _arguments(config, model, mesh, n_rows):
+    """Shapes of what a step gets, laid out as the trainer lays it out."""
+    empty, optimizer = empty_model(model), config.optimizer.build(config.n_steps)
+    state = TrainState(empty, jax.eval_shape(optimizer.init, empty))
+    shape = (config.accumulation, n_rows // config.accumulation, config.data.seq_len)
+    dtypes = [x.dtype for x in Batch.empty(1, 1)]
+    if mesh is None:
+        return state, Batch(*(jax.ShapeDtypeStruct(shape, dtype) for dtype in dtypes))
+    batches = Batch(*(jax.ShapeDtypeStruct(shape, dtype, sharding=row_sharding(mesh)) for dtype in dtypes))
+    state = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings(state, LOGICAL_AXES, mesh)
+    )
+    return state, batches
+
+
+def _compiled(config, state, batches, mesh):
+    """Memory statistics and program. The text is the compiler's dump: on v6e `as_text` fails (libtpu 0.0.52)."""
+    step = partial(
+        train_step.lower,
+        optimizer=config.optimizer.build(config.n_steps),
+        n_denoisers=len(ul2r.mixture(config.data.mixture)),
+    )
+    with jax.set_mesh(mesh) if mesh is not None else ExitStack():
+        lowered = step(state, batches)
+        with tempfile.TemporaryDirectory() as folder:
+            dump = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+            compiled = lowered.compile(compiler_options=dump)
+            texts = sorted(Path(folder).glob("*after_optimizations.txt"))
+            text = texts[-1].read_text(encoding="utf-8") if texts else compiled.as_text() or ""
+    return compiled.memory_analysis(), Program.parse(text)
+
+
+def _memory(state, stats, program: Program, model: ModelConfig) -> dict[str, float]:
+    loops = [loop for loop, n in program.loops() if n == model.n_layers]
+    stacks = [sum(b.n_bytes for b in program.stacked(loop)) for loop in loops]
+    table = sum(_bytes_here(x) for x in (state.model.embed, state.model.head) if x is not None)
+    by_kind = {
+        "parameters": sum(map(_bytes_here, jax.tree.leaves(state.model))),
+        "optimizer": sum(map(_bytes_here, jax.tree.leaves(state.opt_state))),
+        "gradients": stacks[-1] + table if len(stacks) > 1 else 0,
+        "activations": stacks[0] if stacks else 0,
+    }
+    total = (
+        stats.argument_size_in_bytes
+        + stats.output_size_in_bytes
+        - stats.alias_size_in_bytes
+        + stats.temp_size_in_bytes
+        + stats.generated_code_size_in_bytes
+    )
+    by_kind["rest"] = total - sum(by_kind.values())
+    return {name: n / GIB for name, n in (by_kind | {"total": total}).items()}
+
+
+def _bytes_here(x: Any) -> int:
+    shape = x.sharding.shard_shape(x.shape) if isinstance(x.sharding, NamedSharding) else x.shape
+    return int(np.prod(shape)) * x.dtype.itemsize
+
+
+def _exchanges(work: Work) -> list[Exchange]:
+    count, sent = Counter(), Counter()
+    for c, n in work.collectives.items():
+        count[c.kind, "+".join(c.axes)] += n
+        sent[c.kind, "+".join(c.axes)] += n * c.n_bytes
+    return [Exchange(kind, axes, count[kind, axes], sent[kind, axes] / GIB) for kind, axes in sorted(count)]
+
+
+def _seconds(work: Work, chip: Chip, mesh: Mesh | None) -> dict[str, float]:
+    """Bounds. A mesh axis sends over the links of all dimensions of the torus that it spans, both ways."""
+    found = {"compute": work.flops / chip.flops, "memory": work.memory_bytes / chip.bandwidth}
+    if mesh is None:
+        return found
+    sent, between = Counter(), 0.0
+    for c, n in work.collectives.items():
+        n_slices = len({getattr(device, "slice_index", 0) for device in _along(mesh, c.axes)})
+        over_network = (n_slices - 1) / max(c.n_devices - 1, 1)  # the least that has to: the rest stays in slices
+        between += n * c.n_bytes * over_network
+        sent[c.axes] += n * c.n_bytes * (1 - over_network)
+    alone = [n / (_n_links(mesh, axes) * chip.link) for axes, n in sent.items() if axes]
+    together = sum(sent.values()) / (chip.links * chip.link)
+    found["interconnect"] = max([together, *alone])
+    return found | ({"network": between / chip.network} if between else {})
+
+
+def _along(mesh: Mesh, axes: tuple[str, ...]) -> np.ndarray:
+    return mesh.devices[tuple(slice(None) if name in axes else 0 for name in mesh.axis_names)].ravel()
+
+
+def _n_links(mesh: Mesh, axes: tuple[str, ...]) -> int:
+    places = np.array([device.coords for device in _along(mesh, axes)])
+    return 2 * max(sum(len(set(places[:, d].tolist())) > 1 for d in range(places.shape[1])), 1)
