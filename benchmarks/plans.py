@@ -20,7 +20,7 @@ ROWS = (
     Request("ul2r_540b", "540b", (), "v4:8x8x8", 1),
     Request("ul2r_62b", "62b", (), "v4:4x4x4", 1),
     Request("ul2r_8b", "8b", (), "v4:4x4x4", 1),
-    Request("palm_8b", "8b", (), "v4:4x4x4", 1),
+    Request("palm_8b", "8b", (), "v4:4x8x8", 1),
     Request("palm_62b", "62b", (), "v4:8x8x8", 1),
     Request("palm_540b", "540b", (), "v4:12x16x16", 2),
     Request("ul2r_540b", "540b", ("--mesh.model", "8"), "v5p:4x8x8", 1),

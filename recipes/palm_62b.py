@@ -4,7 +4,7 @@ Paper:    PaLM (arXiv:2204.02311) sections 4 and 5; when its batch grew is not p
           we switch at the same share of the tokens as the 540B (fact sheet A21).
 Command:  upalm data build TEXT --out data/palm --vocab-size 256000
           upalm run palm_62b 62b --data.source data/palm --keep.folder gs://BUCKET/palm_62b   (on every host)
-Hardware: 512 TPU v4 chips (v4:8x8x8).
+Hardware: 512 TPU v4 chips (v4:8x8x8); how many the paper used is not published.
 Cost:     3.08e23 FLOPs: 620,000 v4 chip-hours at 50% MFU; arithmetic, not measured here.
 Expected: the paper's own figures need its data; nothing was trained at this size here.
 """

@@ -4,7 +4,7 @@ Paper:    PaLM (arXiv:2204.02311) sections 4 and 5; when its batch grew is not p
           we switch at the same share of the tokens as the 540B (fact sheet A21).
 Command:  upalm data build TEXT --out data/palm --vocab-size 256000
           upalm run palm_8b 8b --data.source data/palm --keep.folder gs://BUCKET/palm_8b   (on every host)
-Hardware: 64 TPU v4 chips (v4:4x4x4), or any mesh that divides the batch; `upalm run palm_8b 8b --help`.
+Hardware: 256 TPU v4 chips (v4:4x8x8); how many the paper used is not published.
 Cost:     4.29e22 FLOPs: 87,000 v4 chip-hours at 50% MFU; arithmetic, not measured here.
 Expected: the paper's own figures need its data; nothing was trained at this size here.
 """

@@ -13,6 +13,9 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # most of what tests do is compiling; the processes that they start do likewise, but for the quickstart
 jax.config.update("jax_disable_most_optimizations", True)
 os.environ |= {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+if "JAX_PLATFORMS" not in os.environ:  # with libtpu installed, JAX would look for a TPU first
+    jax.config.update("jax_platforms", "cpu")
+    os.environ["JAX_PLATFORMS"] = "cpu"
 
 TEXT = inspect.getsource(argparse)
 

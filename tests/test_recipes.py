@@ -20,7 +20,7 @@ from upalm.settings import from_json
 from upalm.sharding import AXES
 from upalm.train import Scratch, TrainConfig, TrainState, train_step
 
-CHIPS = {"palm_8b": 64, "palm_62b": 512, "palm_540b": 6144, "ul2r_8b": 64, "ul2r_62b": 64, "ul2r_540b": 512}
+CHIPS = {"palm_8b": 256, "palm_62b": 512, "palm_540b": 6144, "ul2r_8b": 64, "ul2r_62b": 64, "ul2r_540b": 512}
 
 
 _DUMP = """

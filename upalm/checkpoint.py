@@ -11,10 +11,10 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import equinox as eqx
 import jax
@@ -309,15 +309,18 @@ def empty_model(config: ModelConfig) -> Decoder:
     return eqx.filter_eval_shape(lambda: Decoder(config, key=jax.random.key(0)))
 
 
-def load_model(folder: str | Path, mesh: Mesh | None = None) -> tuple[Decoder, Tokenizer]:
-    """Open any checkpoint folder, whatever mesh it was written on; with a `mesh`, straight into its shards.
+def load_model(
+    folder: str | Path, mesh: Mesh | None = None, *, remat: Literal["none", "matmuls", "full"] | None = None
+) -> tuple[Decoder, Tokenizer]:
+    """Open any checkpoint folder, whatever mesh it was written on; with a `mesh`, straight into its shards; with a
+    `remat`, that in place of its own.
 
     Raises:
         ValueError: missing, truncated or mismatching parts, each named.
     """
     folder = Path(folder)
     config, tokenizer = open_checkpoint(folder)
-    template = empty_model(config)
+    template = empty_model(config if remat is None else replace(config, remat=remat))
     if mesh is not None:
         template = jax.tree.map(
             lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),

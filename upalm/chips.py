@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from types import MappingProxyType
 
-GIB = 2**30
+GIB = 2.0**30
 
 
 @dataclass(frozen=True)

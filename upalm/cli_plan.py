@@ -103,10 +103,10 @@ def configured(request: Request) -> tuple[Any, Any]:
     if isinstance(config.start, Scratch):
         return config, config.start.model
     if expected is not None and config.start.checkpoint == _UNNAMED:
-        return config, expected
+        return config, config.start.reshaped(expected)
     if config.start.checkpoint == _UNNAMED:
         raise ValueError(f"recipe {request.recipe!r} goes on from any model: give one with --start.checkpoint FOLDER.")
-    return config, open_checkpoint(config.start.checkpoint)[0]
+    return config, config.start.reshaped(open_checkpoint(config.start.checkpoint)[0])
 
 
 _UNNAMED = Path("unnamed")
@@ -127,8 +127,7 @@ def _without_missing(value: Any) -> Any:
 def planned_alone(request: Request, console: Console) -> dict[str, Any]:
     """Alone, since a compiler that needs more memory than there is takes its process with it."""
     if request.topology != "here":
-        os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
-        os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v4-8")  # else libtpu asks the cloud which it is
+        os.environ |= _WITHOUT_TPU
     what = " ".join([request.recipe, request.config, *request.overrides, "on", request.topology])
     begun = time.monotonic()
     with (
@@ -146,6 +145,13 @@ def planned_alone(request: Request, console: Console) -> dict[str, Any]:
                 f"the compiler ended while it worked on {what}: most likely this machine's memory ran out. Plan on one "
                 "with more (540B took 12 GiB), or close what else uses it."
             ) from e
+
+
+_WITHOUT_TPU = {
+    "JAX_PLATFORMS": "cpu",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no chip is used, so several may compile at once
+    **{"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v4-8"},  # ask no cloud
+}
 
 
 def _wait(future: Any) -> None:

@@ -361,21 +361,25 @@ def _group(i: Instruction) -> list[int]:
     if i.opcode.startswith("collective-permute"):
         pairs = re.findall(r"\{(\d+),(\d+)\}", i.attribute("source_target_pairs"))
         return next(([int(a), int(b)] for a, b in pairs if a != b), [0, 0])
+    if meshed := re.search(r"replica_groups=mesh\[(.*?)\](?:, device_ids=\((.*?)\))? ?\{(.*?)\}", i.rest):
+        sizes = {name: int(n) for name, n in re.findall(r"'(\w+)'=(\d+)", meshed.group(1))}
+        over = re.findall(r"'(\w+)'", meshed.group(3))
+        devices = _iota(meshed.group(2) or f"[{np.prod(list(sizes.values()))}]").reshape(list(sizes.values()))
+        return devices[tuple(slice(None) if name in over else 0 for name in sizes)].ravel().tolist()
     text = i.attribute("replica_groups")
     if explicit := re.match(r"\{\{([\d,]+)\}", text):
         return [int(n) for n in explicit.group(1).split(",")]
-    if tiled := re.match(r"\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
-        sizes = [int(n) for n in tiled.group(3).split(",")]
-        devices = np.arange(np.prod(sizes)).reshape(sizes)
-        if tiled.group(4):
-            devices = devices.transpose([int(n) for n in tiled.group(4).split(",")])
-        return devices.reshape(int(tiled.group(1)), int(tiled.group(2)))[0].tolist()
-    if meshed := re.match(r"mesh\[(.*?)\] ?\{(.*?)\}", text):
-        sizes = {name: int(n) for name, n in re.findall(r"'(\w+)'=(\d+)", meshed.group(1))}
-        over = re.findall(r"'(\w+)'", meshed.group(2))
-        devices = np.arange(np.prod(list(sizes.values()))).reshape(list(sizes.values()))
-        return devices[tuple(slice(None) if name in over else 0 for name in sizes)].ravel().tolist()
+    if tiled := re.match(r"\[(\d+),(\d+)\]<=(.*)", text):
+        return _iota(tiled.group(3)).reshape(int(tiled.group(1)), int(tiled.group(2)))[0].tolist()
     return [0]
+
+
+def _iota(text: str) -> np.ndarray:
+    """Devices in an order such as [4,2]T(1,0): counted row by row, and transposed."""
+    found = re.match(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
+    sizes, order = ([int(n) for n in (part or "").split(",") if n] for part in found.groups()) if found else ([1], [])
+    devices = np.arange(np.prod(sizes)).reshape(sizes)
+    return devices.transpose(order) if order else devices
 
 
 def _convolution_flops(i: Instruction, left: tuple[int, ...], right: tuple[int, ...]) -> float:

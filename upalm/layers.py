@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from upalm import flash
-from upalm.sharding import act_spec, axis_size, constrain, has_mesh, on_shards, sum_over
+from upalm.sharding import act_spec, axis_size, constrain, constrain_stream, has_mesh, on_shards, sum_over
 
 if TYPE_CHECKING:
     from upalm.model import ModelConfig
@@ -389,7 +389,7 @@ class Block(eqx.Module):
         attended_BTNH = attend(q_BTNH, kv.k, kv.v, visible)
         gated_BTF = jax.nn.silu(matmul(h_BTD, self.w_gate)) * matmul(h_BTD, self.w_up)
         branches_BTD = matmul(attended_BTNH, self.wo, n_in=2) + matmul(gated_BTF, self.w_down)
-        return x_BTD + constrain(branches_BTD, "batch", "seq", None), kv
+        return x_BTD + (constrain_stream(branches_BTD) if cache is None else branches_BTD), kv
 
     def keys_values(self, x_BTD: Float[Array, "B T D"], tables: Rotary) -> "KeyValue":
         """The block's keys and values alone."""

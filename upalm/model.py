@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from upalm.batch import Batch
 from upalm.layers import Block, KeyRange, OutputMajor, key_range, matmul, normalise, rotary, unit_scale
-from upalm.sharding import LogicalAxes, constrain, gather, shardings
+from upalm.sharding import LogicalAxes, constrain_stream, gather, shardings
 from upalm.table import lookup
 
 
@@ -99,7 +99,7 @@ PALM = {
     "small": _palm(768, 10, 6, d_head=128, vocab_size=32_000, seq_len=1024),
     "1b": _palm(2048, 16, 8, vocab_size=32_000, compute_dtype="bfloat16"),
     "8b": _palm(4096, 32, 16, compute_dtype="bfloat16"),
-    "62b": _palm(8192, 64, 32, compute_dtype="bfloat16"),
+    "62b": _palm(8192, 64, 32, compute_dtype="bfloat16", remat="full"),
     "540b": _palm(18432, 118, 48, compute_dtype="bfloat16", remat="full"),
 }
 """The paper's sizes (PaLM Table 1: 8b, 62b, 540b) and smaller ones of the same family."""
@@ -154,12 +154,12 @@ class Decoder(eqx.Module):
 
         def body(x_BTD, block):
             x_BTD, _ = gather(block.cast(), Block.AXES)(x_BTD, tables, visible)
-            return constrain(x_BTD, "batch", "seq", None), None
+            return constrain_stream(x_BTD), None
 
         if self.config.remat != "none":
             policy = _MATMULS_SAVED if self.config.remat == "matmuls" else None
             body = jax.checkpoint(body, policy=policy)
-        x_BTD = constrain(self.embed_tokens(tokens_BT), "batch", "seq", None)
+        x_BTD = constrain_stream(self.embed_tokens(tokens_BT))
         x_BTD, _ = jax.lax.scan(body, x_BTD, self.blocks)
         return normalise(x_BTD, self.norm, self.config)
 

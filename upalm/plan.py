@@ -40,7 +40,7 @@ TOPOLOGIES = tuple(
 INSTALL = "pip install 'upalm[plan]'"
 ADVICE = (
     "more chips; a larger --mesh.model, which splits activations; a larger --accumulation, for fewer rows at a time; "
-    "--start.model.remat full; or `--find-mesh`, which tries the meshes that divide"
+    "--start.model.remat full (--start.remat, from a checkpoint); or `--find-mesh`, which tries the meshes that divide"
 )
 """What to change if a step does not fit."""
 
@@ -210,9 +210,9 @@ def plan(config: TrainConfig, model: ModelConfig, target: Target) -> Plan:
     try:
         stats, program = _compiled(config, state, batches, mesh)
     except jax.errors.JaxRuntimeError as e:
-        if (found := re.search(r"memory space hbm. Used ([\d.]+)([MG])", str(e))) is None:
+        if (temporaries := _too_much(str(e))) is None:
             raise ValueError(f"the compiler of {target.name} refused the step: {str(e)[:500]}") from e
-        total = float(found.group(1)) / (1 if found.group(2) == "G" else 1024)
+        total = temporaries + sum(map(_bytes_here, jax.tree.leaves(state))) / GIB
         nothing = {"compiled_flops_per_step": None, "remat_share": None, "collective_bytes": 0, "collectives": []}
         return Plan(memory_gib={"total": total}, seconds={}, **nothing, **common)
     shape = dict(mesh.shape) if mesh is not None else {"devices": 1}
@@ -226,6 +226,14 @@ def plan(config: TrainConfig, model: ModelConfig, target: Target) -> Plan:
         seconds=_seconds(work, target.chip, mesh) if target.chip and target.chip.kind.startswith("TPU") else {},
         **common,
     )
+
+
+def _too_much(error: str) -> float | None:
+    """GiB of temporaries, of a program that does not fit."""
+    used = re.search(r"memory space hbm. Used ([\d.]+)G", error)
+    needed = re.search(r"HLO temporaries \(([\d.]+)G\)", error)
+    found = needed or used
+    return float(found.group(1)) if found else None
 
 
 def _arguments(config, model, mesh, n_rows):
@@ -299,7 +307,7 @@ def _seconds(work: Work, chip: Chip, mesh: Mesh | None) -> dict[str, float]:
     found = {"compute": work.flops / chip.flops, "memory": work.memory_bytes / chip.bandwidth}
     if mesh is None:
         return found
-    sent, between = Counter(), 0.0
+    between, sent = 0.0, dict.fromkeys((c.axes for c in work.collectives), 0.0)
     for c, n in work.collectives.items():
         n_slices = len({getattr(device, "slice_index", 0) for device in _along(mesh, c.axes)})
         over_network = (n_slices - 1) / max(c.n_devices - 1, 1)  # the least that has to: the rest stays in slices

@@ -98,7 +98,8 @@ def prepare(config: TrainConfig, mesh: Mesh | None = None) -> tuple[Decoder, Tok
         ValueError: from the checkpoint or the tokenizer's training; or rows longer than the model's.
     """
     if isinstance(config.start, Continue):
-        shape, tokenizer = open_checkpoint(config.start.checkpoint)
+        found, tokenizer = open_checkpoint(config.start.checkpoint)
+        shape = config.start.reshaped(found)
     else:
         shape, tokenizer = config.start.model, _tokenizer(config, config.start.model.vocab_size)
     check_mesh(config, shape, mesh)
@@ -110,7 +111,7 @@ def prepare(config: TrainConfig, mesh: Mesh | None = None) -> tuple[Decoder, Tok
     if config.data.seq_len > shape.seq_len:
         raise ValueError(f"rows of {config.data.seq_len} are longer than the model's {shape.seq_len}.")
     if isinstance(config.start, Continue):
-        return load_model(config.start.checkpoint, mesh)
+        return load_model(config.start.checkpoint, mesh, remat=shape.remat)
     init = partial(Decoder, shape, key=jax.random.key(config.seed))
     if mesh is None:
         return init(), tokenizer

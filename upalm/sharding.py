@@ -21,7 +21,8 @@ PARAM_RULES = {"embed": "data", "heads": "model", "mlp": "model", "vocab": "mode
 """Mesh axis of each logical axis of a parameter."""
 ACT_RULES = {
     "batch": ("replica", "data"),
-    "seq": ("model",),  # of the residual stream, between blocks
+    "seq": ("model",),  # of the residual stream, between blocks: its positions,
+    "width": ("model",),  # or its width
     "heads": ("model",),
     "mlp": ("model",),
     "vocab": ("model",),
@@ -136,6 +137,12 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     if not has_mesh():
         return x
     return jax.lax.with_sharding_constraint(x, act_spec(x.shape, *axes))
+
+
+def constrain_stream(x_BTD: jax.Array) -> jax.Array:
+    """The residual stream between blocks: positions split over `model`, or the width if it does not divide those."""
+    by_position = x_BTD.shape[1] % axis_size("seq") == 0
+    return constrain(x_BTD, "batch", *(("seq", None) if by_position else (None, "width")))
 
 
 def act_spec(shape: tuple[int, ...], *axes: str | None) -> PartitionSpec:

@@ -4,7 +4,7 @@ Dims: A accumulation steps, B batch rows, T positions.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -38,6 +38,12 @@ class Continue:
     """Start from the weights and tokenizer of a checkpoint, with fresh optimizer state (UL2R)."""
 
     checkpoint: Path
+    remat: Literal["kept", "none", "matmuls", "full"] = "kept"
+    """What the backward pass computes again (`ModelConfig.remat`), if not what the checkpoint says."""
+
+    def reshaped(self, model: ModelConfig) -> ModelConfig:
+        """The checkpoint's shape, with what is set here."""
+        return model if self.remat == "kept" else replace(model, remat=self.remat)
 
 
 @dataclass(frozen=True)
