@@ -54,6 +54,7 @@ def steps(case: Case) -> None:
 def planned(case: Case) -> float:
     from upalm.model import PALM
     from upalm.plan import plan, target_of
+    from upalm.steps import training
     from upalm.train import Scratch, TrainConfig
 
     from upalm.data import DataConfig  # isort: skip
@@ -61,7 +62,7 @@ def planned(case: Case) -> float:
     model = PALM[case.size]
     data = DataConfig("", "causal", seq_len=model.seq_len, batch_size=case.batch)
     config = replace(TrainConfig("", Scratch(model)), data=data)  # pyright: ignore[reportArgumentType]
-    return plan(config, model, target_of("here")).memory_gib["total"] * 2**30
+    return plan(training(config, model, None), model, target_of("here"), None).memory_gib["total"] * 2**30
 
 
 def main() -> None:

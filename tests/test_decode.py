@@ -177,7 +177,7 @@ def test_lengths_of_one_bucket_compile_once(model):
     counts = []
     for n_prompt, n_new in ((1, 1), (5, 20), (32, 32), (31, 7)):
         decode(model, [Task([7] * n_prompt, n_new)])
-        counts.append([f._cache_size() for f in (decode_module._prefill, decode_module._first, decode_module._advance)])
+        counts.append([f._cache_size() for f in (decode_module._prefill, decode_module._first, decode_module.advance)])
     assert counts[0] == counts[-1]
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import jax
 import pytest
 
-from upalm import cli_plan, plan
+from upalm import cli_plan, plan, steps
 from upalm.chips import CHIPS, GIB
 from upalm.cli_plan import Request
-from upalm.model import ModelConfig
+from upalm.model import PALM, ModelConfig
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "plans.json").read_text())
 needs_libtpu = pytest.mark.skipif(
@@ -89,6 +89,43 @@ def test_a_step_for_one_chip_and_for_four(tmp_path):
     assert "model" in {e["axes"] for e in two["collectives"]}
     assert one["memory_gib"]["parameters"] * GIB == pytest.approx(one["params"] * 4 / 4, rel=0.01)
     assert one["seconds"].keys() == {"compute", "memory", "interconnect"}
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_a_step_of_decoding(tmp_path):
+    words = ("palm_tiny", "tiny", "--topology", "v5e:2x2", "--mesh.data", "2", "--mesh.model", "2", "--decode", "16")
+    said = command(*words, "--json", str(tmp_path / "plan.json"))
+    found, config = json.loads((tmp_path / "plan.json").read_text()), PALM["tiny"]
+    assert "2N + 4LHQT" in said and "whole recipe" not in said
+    assert found["tokens_per_step"] == 16 and found["memory_gib"].keys() == {"parameters", "cache", "rest", "total"}
+    cache = 2 * 16 * config.n_layers * config.seq_len * config.d_head * 4 / 2  # keys and values, of half the rows
+    assert found["memory_gib"]["cache"] * GIB == pytest.approx(cache)
+    assert found["compiled_flops_per_step"] == pytest.approx(found["flops_per_step"], rel=0.5)
+
+
+_LAID = """
+import jax
+from jax.sharding import NamedSharding
+from upalm.decode import Unstacked
+from upalm.model import Decoder, ModelConfig, shard
+from upalm.sharding import make_mesh
+from upalm.steps import unstacked_spec
+
+mesh = make_mesh(2, 4)
+model = Decoder(ModelConfig(512, 32, 2, 8, 8, 64, 128), key=jax.random.key(0))
+with jax.set_mesh(mesh):
+    made = Unstacked.of(shard(model, mesh))
+for path, x in jax.tree_util.tree_leaves_with_path(made):
+    planned = NamedSharding(mesh, unstacked_spec(mesh, path, x))
+    assert planned.is_equivalent_to(x.sharding, x.ndim), (jax.tree_util.keystr(path), planned.spec, x.sharding)
+"""
+
+
+def test_weights_for_decoding_are_planned_where_they_lie():
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    done = subprocess.run([sys.executable, "-c", _LAID], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_here_is_planned_for_too(tmp_path):
@@ -168,6 +205,6 @@ def test_plan_and_trainer_lay_out_the_same_arguments(tmp_path):
     """What is planned is what `run` passes to the step."""
     config, model = cli_plan.configured(Request("palm_tiny", "tiny", (), "here", 1))
     assert isinstance(model, ModelConfig)
-    state, batches = plan._arguments(config, model, None, config.data.batch_size)
+    state, batches = steps.train_arguments(config, model, None, config.data.batch_size)
     assert sum(x.size for x in jax.tree.leaves(state.model)) >= model.n_params
     assert {x.shape for x in batches} == {(1, config.data.batch_size, config.data.seq_len)}

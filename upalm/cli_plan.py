@@ -32,6 +32,8 @@ class Options:
     """A slice such as v4:8x8x8, or the devices of this machine."""
     slices: int = 1
     """Slices of that shape, joined by the data-centre network."""
+    decode: int = 0
+    """Plan a step of decoding for this many rows with full caches, not one of training."""
     find_mesh: bool = False
     """Try every mesh that divides, and rank those that fit."""
     list: bool = False
@@ -48,6 +50,8 @@ class Request(NamedTuple):
     overrides: tuple[str, ...]
     topology: str
     n_slices: int
+    n_decoded: int = 0
+    """Rows of a step of decoding; 0 is a step of training."""
 
 
 def main(words: list[str]) -> None:
@@ -61,7 +65,7 @@ def main(words: list[str]) -> None:
         return _list()
     if len(options.words) != 2:
         raise ValueError(f"upalm plan {' '.join(options.words)}: expected RECIPE CONFIG, see `upalm plan --help`.")
-    request = Request(*options.words, tuple(overrides), options.topology, options.slices)
+    request = Request(*options.words, tuple(overrides), options.topology, options.slices, options.decode)
     console = Console(highlight=False)
     if not options.find_mesh:
         found = planned_alone(request, console)
@@ -84,10 +88,15 @@ def planned(request: Request) -> dict[str, Any]:
         ValueError: see `plan.plan`; or the recipe's checkpoint says nothing of the model's shape.
     """
     from upalm.plan import plan, target_of
+    from upalm.steps import decoding, training
 
     config, model = configured(request)
     target = target_of(request.topology, request.n_slices)
-    return {"recipe": request.recipe, "config": request.config} | plan(config, model, target).to_json(target.chip)
+    mesh, n = config.mesh.build(target.devices), request.n_decoded
+    step = decoding(config, model, mesh, n) if n else training(config, model, mesh)
+    found = plan(step, model, target, mesh)
+    named = {"recipe": request.recipe, "config": request.config, "decodes": n}
+    return named | found.to_json(target.chip)
 
 
 def configured(request: Request) -> tuple[Any, Any]:
@@ -165,7 +174,7 @@ def _meshes(request: Request) -> Iterator[tuple[str, ...]]:
     """Overrides for every mesh that divides."""
     config, model = configured(request)
     n = _n_devices(request)
-    n_rows = max(config.data.batch_sizes()) // config.accumulation
+    n_rows = request.n_decoded or max(config.data.batch_sizes()) // config.accumulation
     for replicas in sorted({1, request.n_slices}):
         for n_model in (m for m in range(1, model.n_heads + 1) if model.n_heads % m == 0 and model.d_ff % m == 0):
             n_data, rest = divmod(n, replicas * n_model)
@@ -193,7 +202,8 @@ def _show(found: dict[str, Any], console: Console) -> None:
     from upalm.plan import ADVICE
 
     mesh = " x ".join(f"{n} {name}" for name, n in found["mesh"].items()) or "one device"
-    title = f"{found['recipe']} {found['config']} on {found['topology']}: {found['devices']} devices, {mesh}"
+    what = f"decoding {found['decodes']} rows, " if found["decodes"] else ""
+    title = f"{what}{found['recipe']} {found['config']} on {found['topology']}: {found['devices']} devices, {mesh}"
     table = Table(title=title, show_header=False)
     row, memory = table.add_row, found["memory_gib"]
     row("parameters", f"{found['params'] / 1e9:,.2f}B")
@@ -204,7 +214,8 @@ def _show(found: dict[str, Any], console: Console) -> None:
         row("fits", f"yes, {spare:.0%} of {capacity:.0f} GiB to spare" if found["fits"] else f"NO: {capacity:.0f} GiB")
     else:
         row("fits", "unknown: this device's memory is in no table")
-    row("FLOPs a step", f"{found['flops_per_step']:.4g} by the papers' formula, 6N + 12LHQT a token")
+    formula = "2N + 4LHQT" if found["decodes"] else "6N + 12LHQT"
+    row("FLOPs a step", f"{found['flops_per_step']:.4g} by the papers' formula, {formula} a token")
     if found["compiled_flops_per_step"]:
         compiled = f"{found['compiled_flops_per_step']:.4g} in the compiled program"
         row("", compiled + f", {found['remat_share']:.1%} of it rematerialisation")
@@ -217,6 +228,7 @@ def _show(found: dict[str, Any], console: Console) -> None:
         row("step", f"at least {found['step_seconds']:.3f} s; {found['serial_seconds']:.3f} s if nothing overlaps")
         row("MFU", f"at most {found['mfu']:.1%}")
         row("tokens/s", f"at most {found['tokens_per_second']:,.0f}")
+    if found["step_seconds"] and not found["decodes"]:
         hours, chip_hours = found["run_hours"], found["chip_hours"]
         row(
             "whole recipe",

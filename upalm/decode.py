@@ -115,7 +115,9 @@ def check_tasks(config: ModelConfig, tasks: Sequence[Task], what: str) -> None:
         check_length(config, 1 + len(task.prompt) + task.max_tokens, f"{named} with up to {task.max_tokens} new ones")
 
 
-class _State(NamedTuple):
+class State(NamedTuple):
+    """Of decoding, between steps."""
+
     step: Array
     token: Array  # [B], the one to feed next
     tokens: Array  # [B, max_new]
@@ -190,7 +192,7 @@ def decode_stream(
         if ended:
             return
         until = jnp.int32(longest if every is None else int(state.step) + every)
-        state = _advance(model, state, starts, grammar, keys, until, sampler=sampler)
+        state = advance(model, state, starts, grammar, keys, until, sampler=sampler)
 
 
 def _sample_keys(tasks: Sequence[Task], num_samples: int, seed: int) -> Array:
@@ -261,16 +263,16 @@ def _prefill(
 
 
 @partial(jax.jit, static_argnames=("sampler", "max_new"))
-def _first(model: Unstacked, x_BD, caches, grammar: Grammar, keys: Array, *, sampler: Sampler, max_new: int) -> _State:
+def _first(model: Unstacked, x_BD, caches, grammar: Grammar, keys: Array, *, sampler: Sampler, max_new: int) -> State:
     """The state with the first token chosen."""
     shape = (len(x_BD), max_new)
     tokens, log_probs = jnp.full(shape, grammar.eos_id, jnp.int32), jnp.zeros(shape)
     progress = Progress.start(grammar.max_tokens)
-    state = _State(jnp.int32(0), jnp.zeros(len(x_BD), jnp.int32), tokens, log_probs, progress, caches)
+    state = State(jnp.int32(0), jnp.zeros(len(x_BD), jnp.int32), tokens, log_probs, progress, caches)
     return _choose(state, model.logits(x_BD), grammar, keys, sampler)
 
 
-def _choose(state: _State, logits_BV, grammar: Grammar, keys: Array, sampler: Sampler) -> _State:
+def _choose(state: State, logits_BV, grammar: Grammar, keys: Array, sampler: Sampler) -> State:
     done = state.progress.done
     step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, state.step)
     allowed_BV = grammar.allowed(state.progress)
@@ -286,14 +288,14 @@ def _choose(state: _State, logits_BV, grammar: Grammar, keys: Array, sampler: Sa
 
 
 @partial(jax.jit, static_argnames="sampler", donate_argnames="state")
-def _advance(
-    model: Unstacked, state: _State, starts_B, grammar: Grammar, keys: Array, until: Array, *, sampler: Sampler
-) -> _State:
+def advance(
+    model: Unstacked, state: State, starts_B, grammar: Grammar, keys: Array, until: Array, *, sampler: Sampler
+) -> State:
     """Steps until all rows are done, or `until`."""
     n_rows, n_new = state.tokens.shape
     n_slots = state.caches[0].k.shape[1]
 
-    def step(state: _State) -> _State:
+    def step(state: State) -> State:
         slot = n_slots - n_new + state.step - 1
         tables = rotary((slot - starts_B)[:, None], model.config)
         visible = KeyRange(starts_B[:, None], jnp.broadcast_to(slot + 1, (n_rows, 1)))
@@ -306,7 +308,7 @@ def _advance(
     return jax.lax.while_loop(lambda s: (s.step < until) & ~jnp.all(s.progress.done), step, state)
 
 
-def _completions(state: _State, n_tasks: int, num_samples: int) -> list[list[Completion]]:
+def _completions(state: State, n_tasks: int, num_samples: int) -> list[list[Completion]]:
     progress = state.progress
     columns = map(np.asarray, (state.tokens, state.log_probs, progress.n_tokens, progress.done))
     rows = [Completion(t[:n], p[:n], bool(done)) for t, p, n, done in zip(*columns, strict=True)]

@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +17,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from upalm import ul2r
-from upalm.batch import Batch
-from upalm.checkpoint import empty_model
 from upalm.chips import CHIPS, GIB, Chip, chip_of
 from upalm.hlo import Program, Work
-from upalm.model import LOGICAL_AXES, ModelConfig
-from upalm.run import check_mesh
-from upalm.scaling import mfu, train_flops_per_token
-from upalm.sharding import row_sharding, shardings
-from upalm.train import TrainConfig, TrainState, train_step
+from upalm.model import ModelConfig
+from upalm.scaling import mfu
+from upalm.steps import Step
 
 _CUBES = "2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8 8x8x16 8x16x16 12x16x16 16x16x16"
 _SQUARES = "2x2 2x4 4x4 4x8 8x8 8x16 16x16"
@@ -185,40 +179,36 @@ class Plan:
         }
 
 
-def plan(config: TrainConfig, model: ModelConfig, target: Target) -> Plan:
-    """Compile the step of a run and read what it takes.
+def plan(step: Step, model: ModelConfig, target: Target, mesh: Mesh | None) -> Plan:
+    """Compile a step and read what it takes.
 
     Raises:
-        ValueError: the mesh divides neither devices, model nor batch; or the compiler refused, with its reason.
+        ValueError: the compiler refused it, with its reason. One that needs too much memory has a plan.
     """
-    mesh = config.mesh.build(target.devices)
-    check_mesh(config, model, mesh)
-    n_rows = max(config.data.batch_sizes())
-    state, batches = _arguments(config, model, mesh, n_rows)
-    per_token = train_flops_per_token(model.n_params, model.n_layers, model.n_heads, model.d_head, config.data.seq_len)
-    tokens = n_rows * config.data.seq_len
     common = {
         "topology": target.name,
         "devices": len(target.devices),
         "mesh": dict(mesh.shape) if mesh is not None else {},
         "params": model.n_params,
         "capacity_gib": target.chip.memory / GIB if target.chip and target.chip.memory else None,
-        "flops_per_step": float(per_token) * tokens,
-        "tokens_per_step": tokens,
-        "run_tokens": config.data.rows_before(config.n_steps) * config.data.seq_len,
+        "flops_per_step": step.flops_per_token * step.tokens,
+        "tokens_per_step": step.tokens,
+        "run_tokens": step.run_tokens,
     }
+    held = {kind: sum(map(_bytes_here, jax.tree.leaves(tree))) for kind, tree in step.held.items()}
     try:
-        stats, program = _compiled(config, state, batches, mesh)
+        stats, program = _compiled(step, mesh)
     except jax.errors.JaxRuntimeError as e:
         if (temporaries := _too_much(str(e))) is None:
             raise ValueError(f"the compiler of {target.name} refused the step: {str(e)[:500]}") from e
-        total = temporaries + sum(map(_bytes_here, jax.tree.leaves(state))) / GIB
+        total = temporaries + sum(held.values()) / GIB
         nothing = {"compiled_flops_per_step": None, "remat_share": None, "collective_bytes": 0, "collectives": []}
         return Plan(memory_gib={"total": total}, seconds={}, **nothing, **common)
-    shape = dict(mesh.shape) if mesh is not None else {"devices": 1}
-    work = program.work(shape)
+    if "optimizer" in held:
+        held |= _carried(step.held["parameters"], program, model)
+    work = program.work(dict(mesh.shape) if mesh is not None else {"devices": 1})
     return Plan(
-        memory_gib=_memory(state, stats, program, model),
+        memory_gib=_memory(held, stats),
         compiled_flops_per_step=work.flops * len(target.devices) or None,
         remat_share=work.remat_flops / work.flops if work.flops else None,
         collective_bytes=work.collective_bytes,
@@ -236,30 +226,10 @@ def _too_much(error: str) -> float | None:
     return float(found.group(1)) if found else None
 
 
-def _arguments(config, model, mesh, n_rows):
-    """Shapes of what a step gets, laid out as the trainer lays it out."""
-    empty, optimizer = empty_model(model), config.optimizer.build(config.n_steps)
-    state = TrainState(empty, jax.eval_shape(optimizer.init, empty))
-    shape = (config.accumulation, n_rows // config.accumulation, config.data.seq_len)
-    dtypes = [x.dtype for x in Batch.empty(1, 1)]
-    if mesh is None:
-        return state, Batch(*(jax.ShapeDtypeStruct(shape, dtype) for dtype in dtypes))
-    batches = Batch(*(jax.ShapeDtypeStruct(shape, dtype, sharding=row_sharding(mesh)) for dtype in dtypes))
-    state = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings(state, LOGICAL_AXES, mesh)
-    )
-    return state, batches
-
-
-def _compiled(config, state, batches, mesh):
+def _compiled(step: Step, mesh: Mesh | None):
     """Memory statistics and program. The text is the compiler's dump: on v6e `as_text` fails (libtpu 0.0.52)."""
-    step = partial(
-        train_step.lower,
-        optimizer=config.optimizer.build(config.n_steps),
-        n_denoisers=len(ul2r.mixture(config.data.mixture)),
-    )
     with jax.set_mesh(mesh) if mesh is not None else ExitStack():
-        lowered = step(state, batches)
+        lowered = step.lower()
         with tempfile.TemporaryDirectory() as folder:
             dump = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
             compiled = lowered.compile(compiler_options=dump)
@@ -268,16 +238,18 @@ def _compiled(config, state, batches, mesh):
     return compiled.memory_analysis(), Program.parse(text)
 
 
-def _memory(state, stats, program: Program, model: ModelConfig) -> dict[str, float]:
-    loops = [loop for loop, n in program.loops() if n == model.n_layers]
+def _carried(model: Any, program: Program, config: ModelConfig) -> dict[str, int]:
+    """What the loops over the layers fill: activations on the way forward, gradients on the way back."""
+    loops = [loop for loop, n in program.loops() if n == config.n_layers]
     stacks = [sum(b.n_bytes for b in program.stacked(loop)) for loop in loops]
-    table = sum(_bytes_here(x) for x in (state.model.embed, state.model.head) if x is not None)
-    by_kind = {
-        "parameters": sum(map(_bytes_here, jax.tree.leaves(state.model))),
-        "optimizer": sum(map(_bytes_here, jax.tree.leaves(state.opt_state))),
-        "gradients": stacks[-1] + table if len(stacks) > 1 else 0,
+    tables = sum(_bytes_here(x) for x in (model.embed, model.head) if x is not None)
+    return {
+        "gradients": stacks[-1] + tables if len(stacks) > 1 else 0,
         "activations": stacks[0] if stacks else 0,
     }
+
+
+def _memory(held: dict[str, int], stats: Any) -> dict[str, float]:
     total = (
         stats.argument_size_in_bytes
         + stats.output_size_in_bytes
@@ -285,8 +257,8 @@ def _memory(state, stats, program: Program, model: ModelConfig) -> dict[str, flo
         + stats.temp_size_in_bytes
         + stats.generated_code_size_in_bytes
     )
-    by_kind["rest"] = total - sum(by_kind.values())
-    return {name: n / GIB for name, n in (by_kind | {"total": total}).items()}
+    by_kind = held | {"rest": total - sum(held.values()), "total": total}
+    return {kind: n / GIB for kind, n in by_kind.items()}
 
 
 def _bytes_here(x: Any) -> int:

@@ -17,3 +17,12 @@ def train_flops_per_token(n_params: int, n_layers: int, n_heads: int, d_head: in
     3.277...
     """
     return 6 * n_params + 12 * n_layers * n_heads * d_head * seq_len
+
+
+def decode_flops_per_token(n_params: int, n_layers: int, n_heads: int, d_head: int, seq_len: int) -> int:
+    """Of one cached step at the end of `seq_len` positions: 2N + 4LHQT.
+
+    >>> decode_flops_per_token(540_354_183_168, 118, 48, 256, 2048) / 1e12
+    1.092...
+    """
+    return 2 * n_params + 4 * n_layers * n_heads * d_head * seq_len
