@@ -179,7 +179,13 @@ def assert_follows(counts, law):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "denoiser", {repr(d): d for m in (ul2r.UL2R, ul2r.UL2R_SPLIT_X, ul2r.UL2) for d in m}.values(), ids=repr
+    "denoiser",
+    {  # each law once: names and weights change none
+        (type(d), getattr(d, "mean_span", None), d.corruption_rate): d
+        for m in (ul2r.UL2R, ul2r.UL2R_SPLIT_X, ul2r.UL2)
+        for d in m
+    }.values(),
+    ids=repr,
 )
 def test_100_000_samples_follow_t5s_laws(denoiser):
     length, n, rng = 150, 100_000, np.random.default_rng(0)
