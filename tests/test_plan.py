@@ -176,9 +176,23 @@ def test_what_does_not_divide(words, message):
     assert message in said and "Traceback" not in said
 
 
+def test_no_mesh_divides():
+    said = command("palm_tiny", "tiny", "--topology", "v4:2x2x1", "--data.batch-size", "7", "--find-mesh", expect=1)
+    assert "no mesh of the 4 devices divides" in said
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_meshes_are_ranked(tmp_path):
+    command("palm_tiny", "tiny", "--topology", "v4:2x2x1", "--find-mesh", "--json", str(tmp_path / "plans.json"))
+    found = json.loads((tmp_path / "plans.json").read_text())
+    assert {tuple(f["mesh"].values()) for f in found} == {(1, 4, 1), (1, 2, 2)}
+    assert found[0]["step_seconds"] <= found[1]["step_seconds"] and all(f["fits"] for f in found)
+
+
 def test_a_missing_compiler_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "libtpu", None)
-    with pytest.raises(ValueError, match=r"pip install 'upalm\[plan\]'"):
+    with pytest.raises(ValueError, match="pip install libtpu"):
         plan.target_of("v4:8x8x8")
 
 

@@ -71,7 +71,7 @@ def main(words: list[str]) -> None:
         found = planned_alone(request, console)
         _show(found, console)
     else:
-        found = [planned_alone(request._replace(overrides=more), console) for more in _meshes(request)]
+        found = _tried(request, console)
         found.sort(key=lambda f: (not f["fits"], f["step_seconds"] or float("inf"), f["memory_gib"]["total"]))
         _rank(found, console)
     if options.json is not None:
@@ -152,7 +152,7 @@ def planned_alone(request: Request, console: Console) -> dict[str, Any]:
         except BrokenProcessPool as e:
             raise ValueError(
                 f"the compiler ended while it worked on {what}: most likely this machine's memory ran out. Plan on one "
-                "with more (540B took 12 GiB), or close what else uses it."
+                "with more (540B took 2 GiB), or close what else uses it."
             ) from e
 
 
@@ -161,6 +161,26 @@ _WITHOUT_TPU = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no chip is used, so several may compile at once
     **{"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v4-8"},  # ask no cloud
 }
+
+
+def _tried(request: Request, console: Console) -> list[dict[str, Any]]:
+    """Plans for every mesh that divides; what the compiler refuses is said.
+
+    Raises:
+        ValueError: there is none, or it refused all.
+    """
+    found = []
+    for overrides in _meshes(request):
+        try:
+            found.append(planned_alone(request._replace(overrides=overrides), console))
+        except ValueError as e:
+            console.print(f"{' '.join(overrides)}: {e}")
+    if not found:
+        raise ValueError(
+            f"no mesh of the {_n_devices(request)} devices divides heads, feed-forward, width and batch, and compiles: "
+            "change the batch size, --accumulation or the topology."
+        )
+    return found
 
 
 def _wait(future: Any) -> None:

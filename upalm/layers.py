@@ -380,7 +380,11 @@ class Block(eqx.Module):
         slot: Int[Array, ""] | int = 0,
     ) -> tuple[Float[Array, "B T D"], "KeyValue"]:
         """The block's output and its keys and values; with a `cache`, they go in at `slot` and all of it is seen."""
-        h_BTD = constrain(normalise(x_BTD, self.norm, self.config), "batch", None, None)
+        h_BTD = normalise(x_BTD, self.norm, self.config)
+        if cache is None:
+            h_BTD = constrain(h_BTD, "batch", None, None)
+        else:  # few rows: these go to where the weights are, not weights to where the rows are
+            h_BTD = constrain(h_BTD, None, None, "embed")
         q_BTNH = constrain(matmul(h_BTD, self.wq), "batch", None, "heads", None)
         q_BTNH = rotate(normalise_head(q_BTNH, self.q_norm, self.config), tables)
         kv = self._keys_values(h_BTD, tables)
@@ -389,7 +393,9 @@ class Block(eqx.Module):
         attended_BTNH = attend(q_BTNH, kv.k, kv.v, visible)
         gated_BTF = jax.nn.silu(matmul(h_BTD, self.w_gate)) * matmul(h_BTD, self.w_up)
         branches_BTD = matmul(attended_BTNH, self.wo, n_in=2) + matmul(gated_BTF, self.w_down)
-        return x_BTD + (constrain_stream(branches_BTD) if cache is None else branches_BTD), kv
+        if cache is None:
+            return x_BTD + constrain_stream(branches_BTD), kv
+        return x_BTD + constrain(branches_BTD, None, None, "embed"), kv
 
     def keys_values(self, x_BTD: Float[Array, "B T D"], tables: Rotary) -> "KeyValue":
         """The block's keys and values alone."""

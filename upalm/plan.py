@@ -31,7 +31,7 @@ TOPOLOGIES = tuple(
     for shape in shapes.split()
 )
 """Slices that can be described, by chip and number of chips along each dimension of the torus."""
-INSTALL = "pip install 'upalm[plan]'"
+INSTALL = "pip install libtpu"
 ADVICE = (
     "more chips; a larger --mesh.model, which splits activations; a larger --accumulation, for fewer rows at a time; "
     "--start.model.remat full (--start.remat, from a checkpoint); or `--find-mesh`, which tries the meshes that divide"

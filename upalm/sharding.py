@@ -26,7 +26,7 @@ ACT_RULES = {
     "heads": ("model",),
     "mlp": ("model",),
     "vocab": ("model",),
-    "embed": ("data",),  # of a parameter inside `on_shards`
+    "embed": ("data",),  # of the residual stream in decoding: as the weights' width
     None: (),
 }
 """Mesh axes of each logical axis of an activation."""
