@@ -130,10 +130,10 @@ def _values_and_gradients(table, x, targets, weights, *, scale, split):
         pull = weights * (1 + 2 * Z_LOSS * log_z)
         d_logits = pull[..., None] * jnp.exp(logits - log_z[..., None]) - jnp.where(hits, weights[..., None], 0.0)
         d_rows = (d_logits * scale).astype(x.dtype).reshape(-1, len(whole))
-        d_table = d_table + _product(d_rows.T, x.reshape(-1, x.shape[-1]))
+        d_table = d_table + _product(x.reshape(-1, x.shape[-1]).T, d_rows)
         return (total + _objective(log_probs, log_z, weights), d_table), (log_probs, _product(d_rows, whole))
 
-    start = (jnp.float32(0), jnp.zeros(whole.shape))
+    start = (jnp.float32(0), jnp.zeros(whole.shape[::-1]))
     (total, d_table), (log_probs, d_rows) = lax.scan(chunk, start, _chunks(x, targets, weights))
     d_x = everywhere(_joined(d_rows.reshape(len(d_rows), len(x), -1, x.shape[-1])), split.vocab)
     return everywhere(total, split.batch), _joined(log_probs), scattered(d_table, split), d_x.astype(x.dtype)

@@ -92,12 +92,12 @@ def gathered(table: Float[Array, "v d"], dtype: Any, split: Split) -> Float[Arra
     return lax.all_gather(table, split.width, axis=1, tiled=True) if split.width else table
 
 
-def scattered(gradient: Float[Array, "v D"], split: Split) -> Float[Array, "v d"]:
+def scattered(gradient_DV: Float[Array, "D v"], split: Split) -> Float[Array, "v d"]:
     """A gradient summed over all rows of the batch, and split as the table is."""
-    gradient = lax.psum(gradient, tuple(a for a in split.batch if a not in split.width))
+    gradient_DV = lax.psum(gradient_DV, tuple(a for a in split.batch if a not in split.width))
     if split.width:  # along the major axis, where parts are whole tiles of a TPU's memory
-        gradient = lax.psum_scatter(gradient.T, split.width, tiled=True).T
-    return gradient
+        gradient_DV = lax.psum_scatter(gradient_DV, split.width, tiled=True)
+    return gradient_DV.T
 
 
 def everywhere(tree: Any, axes: tuple[str, ...]) -> Any:
