@@ -32,7 +32,7 @@ _TPU = (
 )
 _NVIDIA = "NVIDIA's data sheet; without sparsity; NVLink as one link"
 _NETWORK = 200e9 / 8 / 4
-"""200 Gbit/s a host of four chips."""
+"""200 Gbit/s a host of four chips: an assumption, since it depends on what is rented."""
 
 CHIPS = MappingProxyType(
     {
