@@ -71,6 +71,12 @@ def test_blocks_outside_every_range_are_never_visited():
     assert float(jnp.abs(d_k[:, 1024:1536]).max()) == 0
 
 
+def test_shapes_that_are_no_blocks_are_refused():
+    q, ranges = jnp.zeros((1, 100, H)), jnp.zeros((1, 100), jnp.int32)
+    with pytest.raises(ValueError, match="100 query rows"):
+        flash.forward(q, q, q, Rows(ranges, ranges), interpret=True)
+
+
 @pytest.mark.parametrize(
     ("shape", "expected"),
     [

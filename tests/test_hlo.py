@@ -28,6 +28,14 @@ def test_loop_bodies_count_as_often_as_they_run():
     assert compiled(nested, (32, 64), (64, 64)).work({"devices": 1}).flops == 21 * 2 * 32 * 64 * 64
 
 
+def test_a_loop_of_unknown_length_is_said():
+    def f(x, w):
+        return jax.lax.while_loop(lambda x: jnp.sum(x) < 1, lambda x: x @ w, x)
+
+    found = compiled(f, (32, 64), (64, 64)).work({"devices": 1})
+    assert found.loops_counted_once == 1 and found.flops == 2 * 32 * 64 * 64
+
+
 def test_batches_of_products():
     found = compiled(lambda a, b: jnp.einsum("bij,bjk->bik", a, b), (5, 32, 64), (5, 64, 16))
     assert found.work({"devices": 1}).flops == 5 * 2 * 32 * 64 * 16

@@ -56,6 +56,7 @@ def test_the_papers_runs_fit_and_send_no_more(name, size, topology, tmp_path):
     at_peak = found["flops_per_step"] / found["devices"] / chip.flops
     assert found["mfu"] == pytest.approx(at_peak / found["step_seconds"]) and found["mfu"] < 1
     assert found["step_seconds"] >= found["compiled_flops_per_step"] / found["devices"] / chip.flops * 0.999
+    assert found["loops_counted_once"] == 0
     assert found["run_hours"] == pytest.approx(20_000 * found["step_seconds"] / 3600)
 
 
@@ -97,6 +98,7 @@ def test_a_step_of_decoding(tmp_path):
     words = ("palm_tiny", "tiny", "--topology", "v5e:2x2", "--mesh.data", "2", "--mesh.model", "2", "--decode", "16")
     said = command(*words, "--json", str(tmp_path / "plan.json"))
     found, config = json.loads((tmp_path / "plan.json").read_text()), PALM["tiny"]
+    assert found["loops_counted_once"] == 1 and "counted once" in said
     assert "2N + 4LHQT" in said and "whole recipe" not in said
     assert found["tokens_per_step"] == 16 and found["memory_gib"].keys() == {"parameters", "cache", "rest", "total"}
     cache = 2 * 16 * config.n_layers * config.seq_len * config.d_head * 4 / 2  # keys and values, of half the rows
@@ -154,6 +156,9 @@ def test_topologies_are_listed():
         (("ul2r_small", "small", "--topology", "here"), "--start.checkpoint"),
         (("quickstart", "quickstart"), "settings of its own"),
         (("ul2r_540b",), "expected RECIPE CONFIG"),
+        (("ul2r_540b", "540b", "--topology", "v4:8x8x8", "--slices", "0"), "expected at least 1"),
+        (("ul2r_540b", "540b", "--topology", "v4:8x8x8", "--decode", "-1"), "expected at least 1, and at least 0"),
+        (("palm_tiny", "tiny", "--slices", "2"), "needs a --topology"),
     ],
 )
 def test_bad_input(words, message):

@@ -65,6 +65,10 @@ def main(words: list[str]) -> None:
         return _list()
     if len(options.words) != 2:
         raise ValueError(f"upalm plan {' '.join(options.words)}: expected RECIPE CONFIG, see `upalm plan --help`.")
+    if options.slices < 1 or options.decode < 0:
+        raise ValueError(f"--slices {options.slices} --decode {options.decode}: expected at least 1, and at least 0.")
+    if options.topology == "here" and options.slices > 1:
+        raise ValueError(f"--slices {options.slices} needs a --topology: this machine's devices are what they are.")
     request = Request(*options.words, tuple(overrides), options.topology, options.slices, options.decode)
     console = Console(highlight=False)
     if not options.find_mesh:
@@ -96,7 +100,7 @@ def planned(request: Request) -> dict[str, Any]:
     step = decoding(config, model, mesh, n) if n else training(config, model, mesh)
     found = plan(step, model, target, mesh)
     named = {"recipe": request.recipe, "config": request.config, "decodes": n}
-    return named | found.to_json(target.chip)
+    return named | found.to_json()
 
 
 def configured(request: Request) -> tuple[Any, Any]:
@@ -248,6 +252,8 @@ def _show(found: dict[str, Any], console: Console) -> None:
         row("step", f"at least {found['step_seconds']:.3f} s; {found['serial_seconds']:.3f} s if nothing overlaps")
         row("MFU", f"at most {found['mfu']:.1%}")
         row("tokens/s", f"at most {found['tokens_per_second']:,.0f}")
+    if found["loops_counted_once"]:
+        row("counted once", f"{found['loops_counted_once']} loops whose length the program does not say")
     if found["step_seconds"] and not found["decodes"]:
         hours, chip_hours = found["run_hours"], found["chip_hours"]
         row(

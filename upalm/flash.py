@@ -173,6 +173,8 @@ class _Call:
     """Blocks of a call: one step for each batch row (and key head) and block of query rows."""
 
     def __init__(self, g: int, r: int, s: int, h: int, most_rows: int = 512):
+        if not fits(r, s, h, 1):
+            raise ValueError(f"{r} query rows, {s} keys and heads of {h}: expected multiples of 128.")
         self.shape = (g, r, s, h)
         self.rows, self.keys = _block(r, most_rows), _block(s)
         self.by_row = pl.BlockSpec((1, self.rows, h), lambda g, r, *_: (g, r, 0))

@@ -79,7 +79,6 @@ class Collective(NamedTuple):
     """Of a group."""
     n_bytes: int
     """That a chip sends, by the algorithms that send least."""
-    is_in_loop: bool = False
 
 
 @dataclass
@@ -94,6 +93,8 @@ class Work:
     """To and from main memory."""
     collectives: Counter[Collective] = field(default_factory=Counter)
     """How often each runs."""
+    loops_counted_once: int = 0
+    """Loops whose length the program does not say."""
 
     @property
     def collective_bytes(self) -> int:
@@ -138,17 +139,19 @@ class Program:
             flops = n * self._flops(computation, instruction)
             total.flops += flops
             total.remat_flops += flops if "rematted_computation" in instruction.rest else 0
+            if instruction.opcode == "while":
+                total.loops_counted_once += self._trips(computation, instruction) is None
             if not within_fusion:
                 total.memory_bytes += n * self._memory_bytes(computation, instruction)
             kind = instruction.opcode.removesuffix("-start")
             if kind in COLLECTIVES:
                 scatters = within_fusion and computation.name.startswith("all-reduce-scatter")
                 kind = "reduce-scatter" if scatters else kind
-                total.collectives[self._collective(kind, computation, instruction, mesh_shape, n > 1)] += n
+                total.collectives[self._collective(kind, computation, instruction, mesh_shape)] += n
         return total
 
-    def loops(self) -> list[tuple[Instruction, int]]:
-        """Loops in the order they begin, and how often their bodies run."""
+    def loops(self) -> list[tuple[Instruction, int | None]]:
+        """Loops in the order they begin, and how often their bodies run, if the program says."""
         runs = self._run(self.entry, 1)
         return [(i, self._trips(c, i)) for c, i, _, _ in runs if i.opcode == "while"]
 
@@ -176,7 +179,7 @@ class Program:
         for instruction in computation.by_name.values():
             yield computation, instruction, n, within_fusion
             if instruction.opcode == "while":
-                yield from self._run(_called(instruction, "body"), n * self._trips(computation, instruction))
+                yield from self._run(_called(instruction, "body"), n * (self._trips(computation, instruction) or 1))
             elif instruction.opcode in ("fusion", "async-start") and (called := _called(instruction, "calls")):
                 yield from self._run(called, n, within_fusion or instruction.opcode == "fusion")
             elif instruction.opcode == "call":
@@ -189,8 +192,8 @@ class Program:
 
     # --- Loops ---
 
-    def _trips(self, computation: Computation, loop: Instruction) -> int:
-        """From XLA's own count, or the bound, start and step of the counter."""
+    def _trips(self, computation: Computation, loop: Instruction) -> int | None:
+        """From XLA's own count, or the bound, start and step of the counter; None if there is none."""
         if known := re.search(r'known_trip_count[":{]+n"?:"?(\d+)', loop.rest):
             return int(known.group(1))
         condition, body = (self.computations[_called(loop, key)] for key in ("condition", "body"))
@@ -198,17 +201,17 @@ class Program:
         if compare.opcode == "fusion":
             compare = self.computations[_called(compare, "calls")].root
         if compare.opcode != "compare":
-            return 1
+            return None
         counter, bound = (condition.by_name.get(name) for name in compare.operands[:2])
         if counter is None or bound is None or counter.opcode != "get-tuple-element":
-            return 1
+            return None
         index = int(counter.attribute("index"))
         n = self._number(condition, bound, computation, loop)
         start = self._number(computation, self._element(computation, loop, index), None, None) or 0
         step = self._step(body, index)
-        return max(-(-(n - start) // step), 1) if n is not None else 1
+        return max(-(-(n - start) // step), 1) if n is not None and step else None
 
-    def _step(self, body: Computation, index: int) -> int:
+    def _step(self, body: Computation, index: int) -> int | None:
         made = body.by_name[body.root.operands[index]]
         while made.opcode in ("bitcast", "copy", "copy-done", "copy-start"):
             made = body.by_name[made.operands[0]]
@@ -217,9 +220,9 @@ class Program:
             scope = self.computations[_called(made, "calls")]
             made = scope.root
         if made.opcode != "add":
-            return 1
+            return None
         steps = [scope.by_name[name] for name in made.operands]
-        return next((int(i.constant) for i in steps if i.opcode == "constant" and i.constant.isdigit()), 1)
+        return next((int(i.constant) for i in steps if i.opcode == "constant" and i.constant.isdigit()), None)
 
     def _element(self, computation: Computation, loop: Instruction, index: int) -> Instruction | None:
         made = computation.by_name.get(loop.operands[0])
@@ -291,11 +294,10 @@ class Program:
                 total += sum(map(_main, buffers))
         return total
 
-    def _collective(self, kind, computation, i: Instruction, mesh_shape, is_in_loop) -> Collective:
+    def _collective(self, kind, computation, i: Instruction, mesh_shape) -> Collective:
         group = _group(i)
         n = len(group)
         given = sum(b.n_bytes for name in i.operands for b in computation.by_name[name].result)
-        made = sum(b.n_bytes for b in i.result)
         sent = {
             "all-gather": given * (n - 1),
             "reduce-scatter": given * (n - 1) // n,
@@ -303,10 +305,9 @@ class Program:
             "all-to-all": given * (n - 1) // n,
             "collective-permute": given,
         }[kind]
-        del made
         places = np.array(np.unravel_index(group, tuple(mesh_shape.values())))
         axes = tuple(a for a, along in zip(mesh_shape, places, strict=True) if len(set(along.tolist())) > 1)
-        return Collective(kind, axes, n, sent, is_in_loop)
+        return Collective(kind, axes, n, sent)
 
 
 def _main(buffer: Buffer) -> int:

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import Array, Float, Int
 
+from upalm import table
 from upalm.batch import Batch
 from upalm.layers import Block, KeyRange, OutputMajor, key_range, matmul, normalise, rotary, unit_scale
 from upalm.sharding import LogicalAxes, constrain_stream, gather, shardings
-from upalm.table import lookup
 
 
 @dataclass(frozen=True)
@@ -111,15 +111,15 @@ _MATMULS_SAVED = jax.checkpoint_policies.save_from_both_policies(
 )
 
 
-def head_logits(table: Float[Array, "V D"] | OutputMajor, x: Float[Array, "... D"], scale: float) -> Array:
-    """`x @ table.T * scale` in fp32, [..., V]."""
-    return matmul(x.astype(jnp.float32), table if isinstance(table, OutputMajor) else table.T) * scale
+def head_logits(weight: Float[Array, "V D"] | OutputMajor, x: Float[Array, "... D"], scale: float) -> Array:
+    """`x @ weight.T * scale` in fp32, [..., V]."""
+    return matmul(x.astype(jnp.float32), weight if isinstance(weight, OutputMajor) else weight.T) * scale
 
 
 class Decoder(eqx.Module):
     """PaLM: embedding, scanned parallel blocks, scale-free final norm, tied head over sqrt(d_model)."""
 
-    AXES: ClassVar = {"embed": ("vocab", "embed"), "norm": ("embed",), "head": ("vocab", "embed")}
+    AXES: ClassVar = {"embed": table.AXES, "norm": ("embed",), "head": table.AXES}
 
     embed: Float[Array, "V D"]
     blocks: Block
@@ -165,7 +165,7 @@ class Decoder(eqx.Module):
 
     def embed_tokens(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """Input embeddings in compute precision."""
-        return lookup(self.embed, tokens, self.config.compute_dtype)
+        return table.lookup(self.embed, tokens, self.config.compute_dtype)
 
     def logits(self, x: Float[Array, "... D"]) -> Float[Array, "... V"]:
         """Logits of final activations."""

@@ -9,7 +9,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +116,7 @@ class Plan:
     """Of a chip, by kind and in `total`; only the total if the program was too large to compile."""
     capacity_gib: float | None
     flops_per_step: float
-    """By the papers' formula, 6N + 12LHQT a token."""
+    """By the papers' formula: 6N + 12LHQT a token in training, 2N + 4LHQT in decoding."""
     compiled_flops_per_step: float | None
     """Of the matrix products in the compiled program, on all chips."""
     remat_share: float | None
@@ -129,6 +129,10 @@ class Plan:
     tokens_per_step: int
     run_tokens: int
     """Of the whole recipe."""
+    peak_flops: float | None
+    """Of a chip."""
+    loops_counted_once: int = 0
+    """Loops whose length the program does not say, such as that of decoding."""
 
     @property
     def fits(self) -> bool | None:
@@ -150,31 +154,27 @@ class Plan:
         """If nothing happens meanwhile."""
         return sum(self.seconds.values()) or None
 
-    def mfu(self, chip: Chip | None) -> float | None:
+    @property
+    def mfu(self) -> float | None:
         """Bound of the model's FLOPs utilisation."""
-        if self.step_seconds is None or chip is None:
+        if self.step_seconds is None or self.peak_flops is None:
             return None
         per_token = self.flops_per_step / self.tokens_per_step
-        return mfu(self.tokens_per_step / self.step_seconds, per_token, self.devices, chip.flops)
+        return mfu(self.tokens_per_step / self.step_seconds, per_token, self.devices, self.peak_flops)
 
-    def to_json(self, chip: Chip | None) -> dict[str, Any]:
-        """Plain values."""
-        step = self.step_seconds
-        hours = None if step is None else self.run_tokens / self.tokens_per_step * step / 3600
+    @property
+    def run_hours(self) -> float | None:
+        """Of the whole recipe."""
+        return None if self.step_seconds is None else self.run_tokens / self.tokens_per_step * self.step_seconds / 3600
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, those that follow from others too."""
+        follow = ("fits", "bound_by", "step_seconds", "serial_seconds", "mfu", "run_hours")
+        step, hours = self.step_seconds, self.run_hours
         return {
-            **{name: getattr(self, name) for name in ("topology", "devices", "mesh", "params", "memory_gib")},
-            **{name: getattr(self, name) for name in ("capacity_gib", "fits", "flops_per_step")},
-            **{name: getattr(self, name) for name in ("compiled_flops_per_step", "remat_share", "collective_bytes")},
-            "collectives": [vars(e) for e in self.collectives],
-            "seconds": self.seconds,
-            "bound_by": self.bound_by,
-            "step_seconds": step,
-            "serial_seconds": self.serial_seconds,
-            "mfu": self.mfu(chip),
-            "tokens_per_step": self.tokens_per_step,
+            **asdict(self),
+            **{name: getattr(self, name) for name in follow},
             "tokens_per_second": None if step is None else self.tokens_per_step / step,
-            "run_tokens": self.run_tokens,
-            "run_hours": hours,
             "chip_hours": None if hours is None else hours * self.devices,
         }
 
@@ -194,6 +194,7 @@ def plan(step: Step, model: ModelConfig, target: Target, mesh: Mesh | None) -> P
         "flops_per_step": step.flops_per_token * step.tokens,
         "tokens_per_step": step.tokens,
         "run_tokens": step.run_tokens,
+        "peak_flops": target.chip.flops if target.chip else None,
     }
     held = {kind: sum(map(_bytes_here, jax.tree.leaves(tree))) for kind, tree in step.held.items()}
     try:
@@ -213,6 +214,7 @@ def plan(step: Step, model: ModelConfig, target: Target, mesh: Mesh | None) -> P
         remat_share=work.remat_flops / work.flops if work.flops else None,
         collective_bytes=work.collective_bytes,
         collectives=_exchanges(work),
+        loops_counted_once=work.loops_counted_once,
         seconds=_seconds(work, target.chip, mesh) if target.chip and target.chip.kind.startswith("TPU") else {},
         **common,
     )

@@ -182,8 +182,8 @@ def _open(content: bytes, special: set[int]) -> Any:
     for token in described.get("added_tokens", ()):
         token["special"] = token["special"] or token["id"] in special
     try:
-        found = tokenizers.Tokenizer.from_str(json.dumps(described))
-    except Exception as e:  # noqa: BLE001 - the library raises nothing narrower
+        found = tokenizers.Tokenizer.from_buffer(json.dumps(described).encode())  # `from_str` raises a bare Exception
+    except ValueError as e:
         raise ValueError(f"not a tokenizer.json: {e}.") from e
     found.encode_special_tokens = True
     found.no_truncation()
