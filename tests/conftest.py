@@ -1,6 +1,7 @@
 """Strict defaults for every test, and a small tokenizer of real text."""
 
 import argparse
+import gc
 import inspect
 import os
 
@@ -28,3 +29,11 @@ def tokenizer() -> Tokenizer:
 @pytest.fixture(scope="session")
 def source_text() -> str:
     return TEXT
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_programs():
+    """Forgotten after each file: each takes memory maps, Linux gives a process 65,530, and without one LLVM crashes."""
+    yield
+    jax.clear_caches()
+    gc.collect()
