@@ -17,17 +17,16 @@ import tyro
 
 import upalm
 from upalm import metrics, recipe, report, text, train, ul2r
-from upalm.checkpoint import description, load_model
+from upalm.checkpoint import load_model
 from upalm.data import DataConfig, Loader
 from upalm.evals import infilling
 from upalm.evals.held_out import Rows, measure, rows_of
 from upalm.evals.statistics import Estimate, ratio
 from upalm.layers import key_range
+from upalm.lineage import stages
 from upalm.loop import check_folder, fit
-from upalm.model import Decoder
 from upalm.optim import Adafactor, Schedule
 from upalm.run import run
-from upalm.scaling import train_flops_per_token
 from upalm.shards import encode
 
 SHIPPED = Path(upalm.__file__).parent / "assets" / "palm_tiny"
@@ -134,7 +133,7 @@ def main(args: Quickstart) -> None:
             rows[name] = measure(model, asked, corpus.validation, lines, words, n_decoded=args.n_decoded)
             bar.update(i + 1)
     results = {
-        "extra_compute": extra_compute(base, base_folder, forks["ul2r"]),
+        "extra_compute": extra_compute(base_folder, forks["ul2r"]),
         "models": {name: {k: v._asdict() for k, v in r.estimates().items()} for name, r in rows.items()},
         "differences": {k: v._asdict() for k, v in differences(rows).items()},
     }
@@ -166,20 +165,12 @@ def differences(rows: dict[str, Rows]) -> dict[str, Estimate]:
     }
 
 
-def extra_compute(base: Decoder, base_folder: Path, fork: train.TrainConfig) -> float | None:
-    """FLOPs of a fork over those of the run that made the base; None if the base does not say what that was."""
-    c = base.config
-    made_by = description(base_folder)["run"]
-    if "n_steps" not in made_by:
+def extra_compute(base_folder: Path, fork: train.TrainConfig) -> float | None:
+    """Tokens (so FLOPs) of a fork over those that made the base; None if the base does not say how many."""
+    made_by = stages(base_folder)
+    if made_by is None:
         return None
-
-    per_token = train_flops_per_token(c.n_params, c.n_layers, c.n_heads, c.d_head, c.seq_len)
-
-    def flops(n_steps: int, batch_size: int, seq_len: int) -> int:
-        return per_token * n_steps * batch_size * seq_len
-
-    pretraining = flops(made_by["n_steps"], made_by["data"]["batch_size"], made_by["data"]["seq_len"])
-    return flops(fork.n_steps, fork.data.batch_size, fork.data.seq_len) / pretraining
+    return fork.n_steps * fork.data.batch_size * fork.data.seq_len / sum(stage.n_tokens for stage in made_by)
 
 
 # --- What the user sees ---------------------------------------------------------------------------

@@ -159,14 +159,14 @@ def test_a_stream_grows_to_the_whole(model, sampler, every):
 
 def test_a_prompt_is_prefilled_once_for_all_its_samples_into_a_cache_of_one_head(model, monkeypatch):
     seen = []
-    prefill = decode_module._prefill
+    prefill = decode_module.prefill
 
     def spy(model, tokens, *args, **kwargs):
         found = prefill(model, tokens, *args, **kwargs)
         seen.append((tokens.shape, [x.shape for x in jax.tree.leaves(found[1])]))
         return found
 
-    monkeypatch.setattr(decode_module, "_prefill", spy)
+    monkeypatch.setattr(decode_module, "prefill", spy)
     decode(model, [Task([3] * 20, 10), Task([4], 10)], num_samples=5, sampler=Sampler(1.0))
     [(tokens, caches)] = seen
     assert tokens == (2, 33)
@@ -177,7 +177,7 @@ def test_lengths_of_one_bucket_compile_once(model):
     counts = []
     for n_prompt, n_new in ((1, 1), (5, 20), (32, 32), (31, 7)):
         decode(model, [Task([7] * n_prompt, n_new)])
-        counts.append([f._cache_size() for f in (decode_module._prefill, decode_module._first, decode_module.advance)])
+        counts.append([f._cache_size() for f in (decode_module.prefill, decode_module._first, decode_module.advance)])
     assert counts[0] == counts[-1]
 
 

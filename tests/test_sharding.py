@@ -15,7 +15,7 @@ from upalm.sharding import make_mesh
 _EIGHT = """
 import jax, jax.numpy as jnp, numpy as np, sys
 from upalm.checkpoint import Checkpoints, describe, export, load_model
-from upalm.decode import Task, Unstacked, _prefill, decode
+from upalm.decode import Task, Unstacked, prefill, decode
 from upalm.model import Decoder, ModelConfig, shard
 from upalm.sampling import Sampler
 from upalm.sharding import make_mesh
@@ -50,7 +50,7 @@ for sampler in (Sampler(), Sampler(1.0)):
             np.testing.assert_allclose(log_probs, expected_log_probs, atol=1e-4)
             rows = jax.device_put(jnp.zeros((8, 33), int), jax.NamedSharding(mesh, jax.P("data")))
             starts = jax.device_put(jnp.zeros(8, int), jax.NamedSharding(mesh, jax.P("data")))
-            _, caches = _prefill(Unstacked.of(sharded), rows, starts, max_new=32, attention="prefix")
+            _, caches = prefill(Unstacked.of(sharded), rows, starts, max_new=32, attention="prefix")
             for cache in jax.tree.leaves(caches):  # one head, so split by rows alone
                 assert cache.sharding.shard_shape(cache.shape) == (8 // sizes[0], 65, 8), (sizes, cache.sharding)
 """

@@ -79,6 +79,7 @@ def describe(
     run: dict[str, Any],
     data_manifests: Mapping[str, str] = MappingProxyType({}),
     settings: Mapping[str, Any] | None = None,
+    stages_before: Any = None,
 ) -> None:
     """Write `config.json` and the tokenizer, on the first process.
 
@@ -89,6 +90,7 @@ def describe(
         run: what decided the numbers.
         data_manifests: checksums of what it was trained on, by folder.
         settings: all of the run's, from which it can be run again.
+        stages_before: what the weights that it began with were trained on (`lineage.Stage`), if known.
     """
     if not is_first():
         return
@@ -102,10 +104,18 @@ def describe(
         "versions": versions(),
         "data_manifests": dict(data_manifests),
         "settings": dict(settings) if settings is not None else None,
+        "stages_before": stages_before,
         "run": run,
     }
     (folder / "config.json").write_text(json.dumps(description, indent=1) + "\n")
     tokenizer.save(folder)
+
+
+def split_step(folder: Path) -> tuple[Path, int | None]:
+    """A run folder, and which of its checkpoints: RUN/steps/500 is the one after 500 steps, RUN the newest."""
+    if folder.parent.name == "steps" and folder.name.isdigit():
+        return folder.parent.parent, int(folder.name)
+    return folder, None
 
 
 def description(folder: Path) -> dict[str, Any]:
@@ -114,6 +124,7 @@ def description(folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: no such folder, or not a checkpoint.
     """
+    folder, _ = split_step(folder)
     path = folder / "config.json"
     if not path.is_file():
         what = "holds no config.json" if folder.is_dir() else "does not exist"
@@ -312,13 +323,13 @@ def empty_model(config: ModelConfig) -> Decoder:
 def load_model(
     folder: str | Path, mesh: Mesh | None = None, *, remat: Literal["none", "matmuls", "full"] | None = None
 ) -> tuple[Decoder, Tokenizer]:
-    """Open any checkpoint folder, whatever mesh it was written on; with a `mesh`, straight into its shards; with a
-    `remat`, that in place of its own.
+    """Open any checkpoint folder (of a run, RUN/steps/500 or the newest), whatever mesh it was written on; with a
+    `mesh`, straight into its shards; with a `remat`, that in place of its own.
 
     Raises:
         ValueError: missing, truncated or mismatching parts, each named.
     """
-    folder = Path(folder)
+    folder, step = split_step(Path(folder))
     config, tokenizer = open_checkpoint(folder)
     template = empty_model(config if remat is None else replace(config, remat=remat))
     if mesh is not None:
@@ -331,6 +342,10 @@ def load_model(
         return read_weights(template, weights), tokenizer
     checkpoints = Checkpoints(folder)
     try:
+        if step is not None:
+            if step not in checkpoints.steps():
+                raise ValueError(f"no checkpoint {step} in {checkpoints.folder}: there are {checkpoints.steps()}.")
+            return checkpoints.restore("model", template, step), tokenizer
         found = checkpoints.newest(lambda step: checkpoints.restore("model", template, step))
         if found is None:
             raise ValueError(f"no checkpoint in {checkpoints.folder}.")
@@ -345,6 +360,7 @@ def open_checkpoint(folder: Path) -> tuple[ModelConfig, Tokenizer]:
     Raises:
         ValueError: missing or mismatching parts, each named.
     """
+    folder, _ = split_step(folder)
     found = description(folder)
     _check_manifest(folder)
     tokenizer = load_tokenizer(folder, **_trained(found))

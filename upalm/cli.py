@@ -125,7 +125,7 @@ class Sample(_Infer):
 
 @dataclass(frozen=True)
 class Eval:
-    """Measure a checkpoint on held-out text: `upalm eval --help`."""
+    """Measure a checkpoint on held-out text, or on the paper's suites: `upalm eval --help`."""
 
     words: tyro.conf.Positional[tuple[str, ...]] = ()
     """See `--help` of the subcommand."""
@@ -134,6 +134,19 @@ class Eval:
         from upalm import cli_eval  # imports JAX
 
         cli_eval.main(list(self.words))
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """How much compute UL2R saves, from results of `upalm eval`: `upalm scaling RESULTS...`, or `--paper`."""
+
+    words: tyro.conf.Positional[tuple[str, ...]] = ()
+    """See `--help` of the subcommand."""
+
+    def __call__(self) -> None:
+        from upalm import cli_scaling
+
+        cli_scaling.main(list(self.words))
 
 
 @dataclass(frozen=True)
@@ -196,6 +209,7 @@ Command = (
     | Annotated[Sample, tyro.conf.subcommand("sample")]
     | Annotated[Data, tyro.conf.subcommand("data")]
     | Annotated[Eval, tyro.conf.subcommand("eval")]
+    | Annotated[Scaling, tyro.conf.subcommand("scaling")]
     | Annotated[ImportHf, tyro.conf.subcommand("import-hf")]
     | Annotated[ImportPalm, tyro.conf.subcommand("import-palm")]
     | Annotated[ExportHf, tyro.conf.subcommand("export-hf")]
@@ -204,7 +218,7 @@ Command = (
 
 
 _PASSED_ON = {  # what follows belongs to another parser
-    **{"infill": Infill, "sample": Sample, "data": Data, "eval": Eval, "plan": Plan},
+    **{"infill": Infill, "sample": Sample, "data": Data, "eval": Eval, "plan": Plan, "scaling": Scaling},
     **{"import-hf": ImportHf, "import-palm": ImportPalm, "export-hf": ExportHf},
 }
 

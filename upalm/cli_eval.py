@@ -3,48 +3,165 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
-from rich.console import Console
 from rich.table import Table
 
-from upalm import text
+from upalm import __version__, metrics, text
 from upalm.checkpoint import load_model
+from upalm.decode import Attention
+from upalm.evals import infilling_suite, printed, suites
+from upalm.evals.answerer import Answerer, Form
 from upalm.evals.held_out import measure, rows_of
+from upalm.evals.results import SuiteResult, run_suite, save
+from upalm.evals.statistics import Estimate
+from upalm.lineage import stages
+from upalm.model import Decoder
+from upalm.scaling import train_flops_per_token
+from upalm.tokenizer import Tokenizer
+
+_HELD_OUT = "held_out"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Eval:
-    """Measure a checkpoint on held-out text: bits a byte left to right and in gaps, and decoded gaps."""
+    """Measure a checkpoint: bits a byte on held-out text, or a suite of the paper's on benchmark files.
+
+    Suites: held_out, infilling, english26, cot, bbh, mmlu, mgsm, tydiqa, xquad, bbes (docs/evals.md). A suite runs the
+    tasks whose files are in the data folder and names the others; run again, it goes on where it was.
+    """
 
     checkpoint: Annotated[Path, tyro.conf.arg(aliases=["-c"])]
-    """Folder of a run, or of weights."""
+    """Folder of a run, of one of its checkpoints (RUN/steps/500), or of weights."""
     data: str
-    """Text, as for `upalm data build`; the tenth of its documents that training leaves out is measured on."""
+    """Held-out: text, as for `upalm data build`; the tenth of its documents that training leaves out is measured on.
+    Suites: the folder with the benchmarks' files."""
+    suite: str = _HELD_OUT
+    """What to measure."""
+    tasks: tuple[str, ...] = ()
+    """Of a suite, only these."""
+    out: Path = Path("runs/eval")
+    """Of a suite: folder for results.json, and for a record of every question."""
+    limit: int | None = None
+    """Of a suite: only the first so many questions of each task."""
+    mode: str | None = None
+    """Mode token: none, s2s, nlu or nlg; the paper's default is none, for infilling it is nlg here."""
+    attention: Attention = "prefix"
+    """Whether a prompt sees all of itself, or, as a causal base was trained, what came before."""
+    infill: bool = False
+    """Ask for the answer as a span after `<extra_id_0>`."""
     n_rows: int = 160
-    """Gaps of each kind."""
+    """Held-out: gaps of each kind."""
     n_decoded: int = 96
-    """Of them, how many single-line gaps are also decoded."""
+    """Held-out: of them, how many single-line gaps are also decoded."""
     json: Path | None = None
-    """File to write the numbers to."""
+    """Held-out: file to write the numbers to."""
 
     def __call__(self) -> None:
+        if self.suite == _HELD_OUT:
+            self._held_out()
+        else:
+            self._suite()
+
+    def _held_out(self) -> None:
         model, tokenizer = load_model(self.checkpoint)
         documents = text.load(self.data).validation
         lines, words = rows_of(documents, tokenizer, model.config.seq_len, self.n_rows)
         found = measure(model, tokenizer, documents, lines, words, n_decoded=self.n_decoded)
-        table = Table(title=f"{self.checkpoint} on {len(documents)} held-out documents")
-        for name in ("metric", "mean [95% interval]", "rows"):
-            table.add_column(name)
-        for name, estimate in found.estimates().items():
-            table.add_row(name, str(estimate), str(estimate.n))
-        console = Console(highlight=False)
-        console.print(table)
+        console = metrics.console()
+        console.print(_metrics_table(f"{self.checkpoint} on {len(documents)} held-out documents", found.estimates()))
         console.print(f"infills with mode {found.infill_mode}, continues {found.left_only_form}: what suits it most")
         if self.json is not None:
             numbers = {name: estimate._asdict() for name, estimate in found.estimates().items()}
             self.json.write_text(json.dumps(numbers, indent=1) + "\n")
+
+    def _suite(self) -> None:
+        infills = self.suite == infilling_suite.NAME
+        suite = None if infills else suites.find(self.suite).only(self.tasks)
+        if not Path(self.data).is_dir():
+            raise ValueError(f"--data {self.data} is no folder: a suite wants the folder of the benchmarks' files.")
+        model, tokenizer = load_model(self.checkpoint)
+        form = Form(self.attention, self.mode or ("nlg" if infills else "none"), self.infill)
+        answerer, folder, console = Answerer(model, tokenizer, form), self.out / self.suite, metrics.console()
+        with metrics.Bar(self.suite, 1) as bar:
+
+            def say(name: str, n: int, total: int) -> None:
+                bar.of(n, total, name)
+
+            made = about(self.checkpoint, model, tokenizer, answerer)
+            if suite is None:
+                found = infilling_suite.run(
+                    model, tokenizer, Path(self.data), folder, form.mode, answerer.fingerprint, self.limit, say
+                )
+                shown = [_metrics_table(name, estimates) for name, estimates in found.estimates.items()]
+                results, not_run = found.to_json(), found.not_run
+            else:
+                whole = run_suite(answerer, suite, Path(self.data), folder, limit=self.limit, say=say)
+                shown, results, not_run = [_suite_table(whole)], whole.to_json(), whole.not_run
+        save(folder / "results.json", made | {"limit": self.limit, **results})
+        for table in shown:
+            console.print(table)
+        for name, reason in not_run.items():
+            console.print(f"not run: {name}: {reason}", style="yellow", markup=False)
+        console.print(f"results: {folder / 'results.json'}, a record of every question beside it")
+
+
+def about(checkpoint: Path, model: Decoder, tokenizer: Tokenizer, answerer: Answerer) -> dict[str, Any]:
+    """Whose results these are, and what compute made it."""
+    c, led = model.config, stages(checkpoint)
+    n_tokens = None if led is None else sum(stage.n_tokens for stage in led)
+    per_token = train_flops_per_token(c.n_params, c.n_layers, c.n_heads, c.d_head, c.seq_len)
+    compute = {"n_params": c.n_params, "stages": None, "flops_6nd": None, "flops_with_attention": None}
+    if led is not None and n_tokens is not None:
+        compute |= {
+            "stages": [stage._asdict() for stage in led],
+            "flops_6nd": 6 * c.n_params * n_tokens,
+            "flops_with_attention": per_token * n_tokens,
+        }
+    return {
+        "upalm": __version__,
+        "checkpoint": str(checkpoint),
+        "fingerprint": answerer.fingerprint,
+        "compute": compute,
+    }
+
+
+def _metrics_table(title: str, estimates: dict[str, Estimate]) -> Table:
+    table = Table(title=title)
+    for name in ("metric", "mean [95% interval]", "rows"):
+        table.add_column(name)
+    for name, estimate in estimates.items():
+        table.add_row(name, str(estimate), str(estimate.n))
+    return table
+
+
+def _suite_table(found: SuiteResult) -> Table:
+    """Ours beside the paper's, in percent."""
+    table = Table(title=f"{found.suite.name}: {found.suite.what}")
+    for name in ("task", "metric", "score [95% interval]", "chance", "questions", "shots", "lost", "PaLM", "U-PaLM"):
+        table.add_column(name, justify="left" if name in ("task", "metric") else "right")
+    for task in found.suite.tasks:
+        if (r := found.results.get(task.name)) is None:
+            continue
+        paper = printed.TASKS.get(task.name)
+        n = f"{r.score.n}" + (f" of {task.n_official}" if task.n_official not in (None, r.score.n) else "")
+        lost = [f"{k} {what}" for k, what in ((r.n_dropped, "with fewer"), (r.n_cut, "cut")) if k]
+        table.add_row(
+            *(task.name, next(iter(r.estimates))),
+            f"{r.score.mean:.1%} [{r.score.low:.1%}, {r.score.high:.1%}]",
+            *(f"{r.chance:.1%}", n, str(r.n_shots), ", ".join(lost)),
+            *((f"{paper.palm:.1f}", f"{paper.u_palm:.1f}") if paper is not None else ("", "")),
+        )
+    average, paper = found.average(), printed.SUITES.get(found.suite.name)
+    if average is not None:
+        name = "average" if average.is_whole else f"of {average.n_tasks} of {len(found.suite.tasks)} tasks"
+        if found.suite.normalised:
+            name += ", normalised"
+        shown = (f"{paper.palm:.1f}", f"{paper.u_palm:.1f}") if paper is not None and average.is_whole else ("", "")
+        table.add_section()
+        table.add_row(name, "", f"{average.mean:.1%} ± {average.se:.1%}", "", "", "", "", *shown)
+    return table
 
 
 def main(words: list[str]) -> None:

@@ -35,6 +35,18 @@ def round_up(n: int) -> int:
     return -(-n // BUCKET) * BUCKET
 
 
+def bucket(n: int) -> int:
+    """The next of BUCKET times 1, 1.5, 2, 3, 4, 6, ...: few shapes, however long the prompts.
+
+    >>> [bucket(n) for n in (1, 33, 48, 50, 100)]
+    [32, 48, 48, 64, 128]
+    """
+    size = BUCKET
+    while size < n:
+        size = size * 3 // 2 if size & (size - 1) == 0 else 1 << size.bit_length()
+    return size
+
+
 def check_length(config: ModelConfig, n: int, what: str) -> None:
     """Refuse rows that are longer than the model's.
 
@@ -143,6 +155,7 @@ def decode_stream(
     seed: int = 0,
     attention: Attention = "prefix",
     n_rows: int = 0,
+    n_positions: int = 0,
     every: int | None = 8,
 ) -> Iterator[list[list[Completion]]]:
     """What there is so far, every few tokens, and at the end once more: [task][sample].
@@ -160,6 +173,7 @@ def decode_stream(
         seed: of the draws.
         attention: what the prompt sees: all of itself, or what came before.
         n_rows: prompts to pad the batch to, so that a last smaller batch compiles nothing new.
+        n_positions: likewise, the length to pad the prompts to.
         every: tokens between two yields; None for the end only.
 
     Raises:
@@ -177,8 +191,10 @@ def decode_stream(
 
     padded = [*tasks, *[Task((), 0)] * (n_rows - len(tasks))]
     longest = max(1, *(task.max_tokens for task in tasks))
-    tokens, starts = split_rows(_left_padded([task.prompt for task in padded], symbols.bos_id), len(padded))
-    x_BD, caches = _prefill(model, tokens, starts, max_new=round_up(longest), attention=attention)
+    prompts = [task.prompt for task in padded]
+    n_positions = max(n_positions, round_up(max(map(len, prompts))))
+    tokens, starts = split_rows(left_padded(prompts, n_positions, symbols.bos_id), len(padded))
+    x_BD, caches = prefill(model, tokens, starts, max_new=round_up(longest), attention=attention)
     rows = (x_BD, caches, starts, split_rows(_asked(padded), len(padded)))
     x_BD, caches, starts, asked = _repeated(rows, n=num_samples) if num_samples > 1 else rows
     del rows
@@ -208,9 +224,11 @@ def _sample_keys(tasks: Sequence[Task], num_samples: int, seed: int) -> Array:
     return fold(jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(prompts), samples)
 
 
-def _left_padded(prompts: Sequence[Ids], bos_id: int) -> tuple[Int[np.ndarray, "B P"], Int[np.ndarray, " B"]]:
-    """BOS and the prompt at the end of each row, and where they start."""
-    n = 1 + round_up(max(map(len, prompts)))  # BOS comes on top
+def left_padded(
+    prompts: Sequence[Ids], n_positions: int, bos_id: int
+) -> tuple[Int[np.ndarray, "B P"], Int[np.ndarray, " B"]]:
+    """BOS and the prompt at the end of each row of 1 + `n_positions`, and where they start."""
+    n = 1 + n_positions  # BOS comes on top
     tokens, starts = np.zeros((len(prompts), n), np.int32), np.zeros(len(prompts), np.int32)
     for i, prompt in enumerate(prompts):
         starts[i] = n - 1 - len(prompt)
@@ -241,7 +259,7 @@ def _repeated(rows, n: int):
 
 
 @partial(jax.jit, static_argnames=("max_new", "attention"))
-def _prefill(
+def prefill(
     model: Unstacked, tokens_BP: Int[Array, "B P"], starts_B: Int[Array, " B"], *, max_new: int, attention: Attention
 ) -> tuple[Float[Array, "B D"], list[KeyValue]]:
     """The whole prompt at once, each query seeing [start, end); caches with room for `max_new` more."""

@@ -292,6 +292,32 @@ def generate_batch(
     return [[Continuation(x.spans[0], x.logprob, x.finish_reasons[0]) for x in samples] for samples in found]
 
 
+def complete(
+    model: Decoder | Unstacked,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Ids],
+    *,
+    max_new_tokens: int,
+    in_gap: bool = False,
+    stop: Sequence[str] = (),
+    attention: Attention = "prefix",
+    batch_size: int = 16,
+    n_positions: int = 0,
+) -> list[Continuation]:
+    """Greedy continuations of prompts that are ids already (without BOS); with `in_gap`, which says that they end with
+    `<extra_id_0>`, the span that goes there.
+
+    Raises:
+        ValueError: a prompt that leaves no room for the new tokens, or another's tokenizer.
+    """
+    task = Task((), max_new_tokens + 2 * in_gap, int(in_gap) or FREE, (max_new_tokens,))
+    parts = ("", "")[: 1 + in_gap]
+    asked = [_Asked(parts, task._replace(prompt=ids)) for ids in prompts]
+    options = {"attention": attention, "n_positions": n_positions, "n_rows": batch_size}
+    found = _answers(model, tokenizer, asked, stop, batch_size, **options)
+    return [Continuation(x.spans[0], x.logprob, x.finish_reasons[0]) for [x] in found]
+
+
 # --- Streaming ------------------------------------------------------------------------------------
 
 
@@ -387,6 +413,7 @@ def _answers(
     asked: Sequence[_Asked],
     stop: Sequence[str],
     batch_size: int,
+    n_rows: int = 0,
     **options: Any,
 ) -> list[list[Infill]]:
     """In batches of like length; the samples of each by falling likelihood."""
@@ -398,7 +425,7 @@ def _answers(
     order = sorted(range(len(asked)), key=lambda i: len(tasks[i].prompt))
     for at in range(0, len(order), batch_size):
         chosen = order[at : at + batch_size]
-        samples = decode(model, [tasks[i] for i in chosen], n_rows=min(batch_size, len(order)), **options)
+        samples = decode(model, [tasks[i] for i in chosen], n_rows=n_rows or min(batch_size, len(order)), **options)
         for i, completions in zip(chosen, samples, strict=True):
             answers = [_parsed(tokenizer, asked[i], completion, stop) for completion in completions]
             found[i] = sorted(answers, key=lambda answer: -answer.logprob)

@@ -20,13 +20,14 @@ from upalm.batch import Batch
 from upalm.checkpoint import Checkpoints, describe, description
 from upalm.chips import chip_of
 from upalm.data import Corpus, Loader, Weighted, manifests
+from upalm.lineage import stages
 from upalm.model import LOGICAL_AXES, Decoder, ModelConfig
 from upalm.scaling import mfu, train_flops_per_token
 from upalm.settings import differences, to_json
 from upalm.sharding import rows_here, shardings, to_devices
 from upalm.spikes import Skip, Spike, Watch, read_skips, write_skips
 from upalm.tokenizer import Tokenizer
-from upalm.train import StepMetrics, TrainConfig, TrainState, evaluate, train_step
+from upalm.train import Continue, StepMetrics, TrainConfig, TrainState, evaluate, train_step
 
 
 class Interrupted(KeyboardInterrupt):
@@ -113,7 +114,9 @@ class _Run:
         learnt = tokenizer.trained(inputs_eos=inputs_eos, gaps_trained=gaps_trained)
         made_of = manifests(self.config.data.source)
         identity, settings = self.config.identity(), to_json(self.config)
-        describe(self.config.out, model.config, learnt, identity, made_of, settings)
+        start = self.config.start
+        before = stages(start.checkpoint) if isinstance(start, Continue) else None
+        describe(self.config.out, model.config, learnt, identity, made_of, settings, before)
 
     # --- Begin, save, go back ---
 

@@ -128,6 +128,11 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().split("\n") if line]
 
 
+def console() -> Console:
+    """For what a command prints; where it goes into a file or a pipe, tables get room."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 132)
+
+
 class Bar:
     """Progress of something of known length: a live bar in a terminal, a line now and then elsewhere."""
 
@@ -156,11 +161,11 @@ class Bar:
         elif not self._quiet:
             print(f"{self._title}: {what}", file=sys.stderr, flush=True)
 
-    def of(self, done: int, total: int) -> None:
+    def of(self, done: int, total: int, note: str = "") -> None:
         """Now at `done` of `total`, where that is known only now."""
         self._total = total
         self._progress.update(self._task, total=total)
-        self.update(done)
+        self.update(done, note)
 
     def update(self, done: int, note: str = "") -> None:
         """Now at `done` of the total."""

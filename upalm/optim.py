@@ -1,6 +1,10 @@
-"""PaLM's Adafactor and AdamW as optax transformations, and the learning-rate schedules."""
+"""PaLM's Adafactor and AdamW as optax transformations, and the learning-rate schedules.
+
+Equal settings build the same object, so that runs which share them share the compiled step.
+"""
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Literal
 
 import jax
@@ -60,6 +64,7 @@ class Adafactor:
     decay: bool = True
     """Weight decay of lr^2."""
 
+    @lru_cache  # noqa: B019
     def build(self, n_steps: int) -> optax.GradientTransformation:
         """T5X's order: clip, precondition, learning rate, parameter scale, momentum, decay."""
         schedule = self.schedule.build(n_steps)
@@ -84,6 +89,7 @@ class AdamW:
     clip_norm: float = 1.0
     """Global gradient norm."""
 
+    @lru_cache  # noqa: B019
     def build(self, n_steps: int) -> optax.GradientTransformation:
         """Clip, then AdamW."""
         return optax.chain(

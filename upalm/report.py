@@ -4,7 +4,7 @@ import base64
 import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import matplotlib.colors
@@ -79,6 +79,41 @@ def save_metrics(path: Path, models: Mapping[str, Mapping[str, Any]], names: Seq
         if min(lows) > 0.5 * max(highs):  # close together far from zero: look at the differences
             axis.set_ylim(min(lows) * 0.97, max(highs) * 1.02)
         axis.set_title(name.replace("_", " "), fontsize=9)
+    _save(figure, path)
+
+
+class Drawn(NamedTuple):
+    """A checkpoint in a scaling plot."""
+
+    size: str
+    family: str
+    start: tuple[float, float]
+    """FLOPs and score of what it continues; its own, for the causal run."""
+    at: tuple[float, float]
+    spread: float
+    """Half the range over seeds."""
+
+
+def save_scaling(path: Path, measures: Mapping[str, Sequence[Drawn]]) -> None:
+    """Score against training FLOPs, a panel a measure: a line along each causal run, a dotted segment from each
+    checkpoint to what it became (U-PaLM's Figures 1 and 2).
+    """
+    figure, axes = plt.subplots(1, len(measures), figsize=(5.2 * len(measures), 4.2), squeeze=False)
+    for axis, (measure, points) in zip(axes[0], measures.items(), strict=True):
+        sizes = sorted({p.size for p in points}, key=lambda size: min(p.at[0] for p in points if p.size == size))
+        for size, colour in zip(sizes, _COLOURS[1:] * len(sizes), strict=False):
+            run = sorted(p.at for p in points if p.size == size and p.family == "causal")
+            axis.plot(*zip(*run, strict=True), "o-", color=colour, ms=4, label=f"{size} causal")
+            for family, marker in (("ul2r", "^"), ("control", "s")):
+                some = [p for p in points if p.size == size and p.family == family]
+                for i, p in enumerate(some):
+                    axis.plot(*zip(p.start, p.at, strict=True), ":", color=colour, lw=1.2)
+                    label = f"{size} {family}" if i == 0 else None
+                    fill = colour if family == "ul2r" else "white"
+                    style = {"color": colour, "mfc": fill, "ms": 6, "capsize": 3, "lw": 1}
+                    axis.errorbar(*p.at, yerr=p.spread, fmt=marker, label=label, **style)
+        axis.set(xscale="log", xlabel="training FLOPs (6ND)", title=measure.replace("_", " "))
+        axis.legend(fontsize=7)
     _save(figure, path)
 
 

@@ -1,0 +1,126 @@
+"""`upalm scaling`."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tyro
+from rich.table import Table
+
+from upalm import metrics, report
+from upalm.evals.savings import Point, Saving, common_tasks, measures_of, points_of, savings, table_8
+
+_METHOD = """
+<p>The causal curve is the score against log FLOPs (6ND), made monotone. The savings rate of a continuation is the FLOPs
+at which that curve reaches its score over its own FLOPs, those of its start included. Where the curve never gets there,
+"over" gives the lower bound that its last checkpoint allows. Intervals: 95%, tasks and seeds drawn again 1000 times.
+<code>control</code> is the same extra compute spent on more of the causal run's objective.</p>
+"""
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """How much compute UL2R saves: savings rates, their intervals, and the paper's Figure 1 for your own runs.
+
+    Of every checkpoint along a causal run, of UL2R continuations of some, and of causal continuations of the same (the
+    control), give the results.json that `upalm eval --suite` wrote.
+    """
+
+    runs: tyro.conf.Positional[tuple[Path, ...]] = ()
+    """results.json files, or folders to search for them."""
+    paper: bool = False
+    """Analyse the paper's own Table 8 instead."""
+    out: Path = Path("runs/scaling")
+    """Folder for scaling.json, scaling.png and report.html."""
+
+    def __call__(self) -> None:
+        if self.paper == bool(self.runs):
+            raise ValueError("give results.json files or folders that hold them, or --paper.")
+        analyses = {"score": table_8()} if self.paper else _read(self.runs)
+        found = {measure: savings(points) for measure, points in analyses.items()}
+        self.out.mkdir(parents=True, exist_ok=True)
+        contents = {measure: [s._asdict() for s in some] for measure, some in found.items()}
+        (self.out / "scaling.json").write_text(json.dumps(contents, indent=1) + "\n")
+        figure = self.out / "scaling.png"
+        report.save_scaling(figure, {measure: drawn(points) for measure, points in analyses.items()})
+        sections = [("Method", _METHOD), *((m.replace("_", " "), _html(some)) for m, some in found.items())]
+        report.save_html(self.out / "report.html", "Compute that UL2R saves", sections, [figure])
+        console = metrics.console()
+        for measure, some in found.items():
+            console.print(_table(measure, some))
+        console.print(f"{figure}, and with the method {self.out / 'report.html'}")
+
+
+def _read(paths: Sequence[Path]) -> dict[str, list[Point]]:
+    files = [file for path in paths for file in (sorted(path.rglob("results.json")) if path.is_dir() else [path])]
+    if missing := [str(path) for path in files if not path.is_file()]:
+        raise ValueError(f"no file {missing[0]}.")
+    if not files:
+        raise ValueError(f"no results.json in {', '.join(map(str, paths))}: `upalm eval --suite` writes them.")
+    found = []
+    for file in files:
+        try:
+            found.append(json.loads(file.read_text(encoding="utf-8")))
+        except ValueError as e:
+            raise ValueError(f"{file} is not JSON ({e}).") from e
+        if not {"suite", "compute", "checkpoint", "tasks"} <= found[-1].keys():
+            raise ValueError(f"{file} is not a result of `upalm eval --suite`.")
+    return {measure: points_of(found, measure) for measure in measures_of(found)}
+
+
+def drawn(points: Sequence[Point]) -> list[report.Drawn]:
+    """What the plot shows: seeds as one point with their spread."""
+    tasks = common_tasks(points)
+    groups: dict[tuple[int, str, float, float], list[float]] = {}
+    for p in points:
+        score = float(np.mean([p.scores[task] for task in tasks]))
+        groups.setdefault((p.n_params, p.family, p.start_flops, p.flops), []).append(score)
+    means = {key: float(np.mean(scores)) for key, scores in groups.items()}
+    starts = {(n, start): mean for (n, family, start, _), mean in means.items() if family == "causal"}
+    return [
+        report.Drawn(
+            *(_size(n), family, (start, starts.get((n, start), means[n, family, start, flops]))),
+            (flops, means[n, family, start, flops]),
+            (max(scores) - min(scores)) / 2,
+        )
+        for (n, family, start, flops), scores in groups.items()
+    ]
+
+
+def _size(n_params: int) -> str:
+    return f"{n_params / 1e9:.0f}B" if n_params > 1e9 else f"{n_params / 1e6:.2g}M"
+
+
+_COLUMNS = ("size", "family", "start FLOPs", "FLOPs", "seeds", "start score", "score", "savings rate [95%]")
+
+
+def _rows(found: Sequence[Saving]) -> list[tuple[str, ...]]:
+    return [
+        (
+            *(_size(s.n_params), s.family, f"{s.start_flops:.4g}", f"{s.flops:.4g}", str(s.n_seeds)),
+            *(f"{s.start_score:.4g}", f"{s.score:.4g}", str(s)),
+        )
+        for s in found
+    ]
+
+
+def _table(measure: str, found: Sequence[Saving]) -> Table:
+    table = Table(title=measure.replace("_", " "))
+    for name in _COLUMNS:
+        table.add_column(name, justify="left" if name in ("size", "family") else "right")
+    for row in _rows(found):
+        table.add_row(*row)
+    return table
+
+
+def _html(found: Sequence[Saving]) -> str:
+    head = "".join(f"<th>{name}</th>" for name in _COLUMNS)
+    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in _rows(found))
+    return f"<table><tr>{head}</tr>{body}</table>"
+
+
+def main(words: list[str]) -> None:
+    """`upalm scaling ...`."""
+    tyro.cli(Scaling, prog="upalm scaling", args=words)()
