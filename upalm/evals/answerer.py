@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 
 from upalm.checkpoint import checksums, to_arrays
-from upalm.decode import Attention, Unstacked, bucket
+from upalm.decode import Attention, Ids, Unstacked, bucket
 from upalm.infer import Mode, complete, prompt_ids
 from upalm.model import Decoder
 from upalm.rank import Likelihood, rank
@@ -68,16 +68,23 @@ class Answerer:
         Raises:
             TooShort: the new tokens alone take the whole row.
         """
-        room = self.config.seq_len - 1 - n_new - len(self._front) - len(self._end)
-        if room < 1:
-            raise TooShort(f"answers of {n_new} tokens leave no room for a question in {self.config.seq_len}.")
-        n_dropped, ids = 0, []
+        room, n_dropped, ids = self._room(n_new), 0, []
         for n_dropped in range(len(shots) + 1):
             ids = self.tokenizer.encode(preamble + "".join(shots[n_dropped:]) + question)
             if len(ids) <= room:
                 break
-        n_cut = max(0, len(ids) - room)
-        return Prompt((*self._front, *ids[n_cut:], *self._end), n_dropped, n_cut)
+        return self.fitted(ids, n_new)._replace(n_dropped=n_dropped)
+
+    def fitted(self, ids: Sequence[int], n_new: int) -> Prompt:
+        """Ids as a prompt: cut at the front to leave room for `n_new` more, then put into the form."""
+        n_cut = max(0, len(ids) - self._room(n_new))
+        return Prompt((*self._front, *ids[n_cut:], *self._end), 0, n_cut)
+
+    def _room(self, n_new: int) -> int:
+        room = self.config.seq_len - 1 - n_new - len(self._front) - len(self._end)
+        if room < 1:
+            raise TooShort(f"answers of {n_new} tokens leave no room for a question in {self.config.seq_len}.")
+        return room
 
     def n_new(self, answer: str | int) -> int:
         """Room that an answer needs: a text, or so many generated tokens."""
@@ -91,16 +98,26 @@ class Answerer:
 
         In the infilling form `<extra_id_0>` is fed before a choice, and not counted.
         """
+        return self.rank_ids(prompts, [[self.encode(choice) for choice in some] for some in choices])
+
+    def rank_ids(
+        self, prompts: Sequence[Prompt], choices: Sequence[Sequence[Ids]]
+    ) -> Iterator[tuple[int, list[Likelihood]]]:
+        """`rank` of choices that are ids already."""
         given = self.tokenizer.symbols.sentinels[:1] if self.form.infill else ()
-        return rank(
-            self._model,
-            [prompt.ids for prompt in prompts],
-            [[(*given, *self.encode(choice)) for choice in some] for some in choices],
-            attention=self.form.attention,
-            bos_id=self.tokenizer.symbols.bos_id,
-            n_given=len(given),
-            tokens_a_batch=self._tokens_a_batch,
-        )
+        ids = [[(*given, *choice) for choice in some] for some in choices]
+        return self._rank([prompt.ids for prompt in prompts], ids, self.form.attention, len(given))
+
+    def rank_plain(
+        self, prompts: Sequence[Ids], choices: Sequence[Sequence[Ids]]
+    ) -> Iterator[tuple[int, list[Likelihood]]]:
+        """Likelihoods as of a causal language model: no form, and prompts that see only what came before."""
+        return self._rank(prompts, choices, "causal", 0)
+
+    def _rank(self, prompts: Sequence[Ids], choices: Sequence[Sequence[Ids]], attention: Attention, n_given: int):
+        bos_id = self.tokenizer.symbols.bos_id
+        options = {"n_given": n_given, "tokens_a_batch": self._tokens_a_batch}
+        return rank(self._model, prompts, choices, attention=attention, bos_id=bos_id, **options)
 
     def generate(
         self, prompts: Sequence[Prompt], max_new_tokens: int, stop: Sequence[str]
