@@ -30,7 +30,8 @@ def quickstart(folder: Path, base: Path, data: Path, *more: str) -> subprocess.C
 def inputs(tmp_path_factory, tokenizer, source_text):
     folder = tmp_path_factory.mktemp("quickstart")
     config = ModelConfig(vocab_size=512, d_model=32, n_layers=2, n_heads=2, d_head=16, d_ff=64, seq_len=512)
-    made_by = {"n_steps": 100, "data": {"batch_size": 8, "seq_len": 512}}
+    data = {"batch_size": 8, "seq_len": 512, "mixture": "causal"}
+    made_by = {"n_steps": 100, "data": data, "start": {}, "seed": 0}
     export(folder / "base", Decoder(config, key=jax.random.key(0)), tokenizer, made_by)
     (folder / "my.txt").write_text(source_text)
     return folder

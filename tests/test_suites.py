@@ -10,13 +10,13 @@ import pytest
 
 from upalm.evals import english, multilingual, printed, synthetic
 from upalm.evals import evaluate as evaluate_module
-from upalm.evals.answerer import Answerer, Form, Prompt, TooShort
+from upalm.evals.answerer import Answerer, Form, Prompt
 from upalm.evals.evaluate import evaluate
 from upalm.evals.reasoning import final_answer
 from upalm.evals.results import SuiteResult, run_suite
 from upalm.evals.rows import read
 from upalm.evals.suites import SUITES, find
-from upalm.evals.task import Generated, Loaded, Question, Ranked, Source
+from upalm.evals.task import Generated, Loaded, Question, Ranked, Source, TooShort
 from upalm.model import Decoder, ModelConfig
 from upalm.rank import Likelihood, rank
 

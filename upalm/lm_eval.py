@@ -8,7 +8,7 @@ A thin skin over the three calls of `evals.answerer`, so that both give the same
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
@@ -84,10 +84,10 @@ class UpalmLM(LM):
         """Of continuations, and whether each is greedy. Those of one context are scored against one prefill of it."""
         by_context: dict[str, list[int]] = {}
         for i, request in enumerate(requests):
-            by_context.setdefault(cast(str, request.args[0]), []).append(i)
+            by_context.setdefault(str(_arguments(request)[0]), []).append(i)
         units, numbers = [], []
         for context, some in by_context.items():
-            pairs = [self._pair(context, cast(str, requests[i].args[1])) for i in some]
+            pairs = [self._pair(context, str(_arguments(requests[i])[1])) for i in some]
             for ids in dict.fromkeys(context_ids for context_ids, _ in pairs):
                 chosen = [(i, target) for i, (c, target) in zip(some, pairs, strict=True) if c == ids]
                 longest = max(len(target) for _, target in chosen)
@@ -127,7 +127,7 @@ class UpalmLM(LM):
         size, bos_id = self._answerer.config.seq_len - 1, self._answerer.tokenizer.symbols.bos_id
         prompts, targets, owners = [], [], []
         for i, request in enumerate(requests):
-            ids = list(self._answerer.encode(cast(str, request.args[0])))
+            ids = list(self._answerer.encode(str(_arguments(request)[0])))
             windows = get_rolling_token_windows(ids, prefix_token=bos_id, max_seq_len=size, context_len=1)
             for n, (context, target) in enumerate(map(make_disjoint_window, windows)):
                 prompts.append(context if n else context[1:])  # BOS, which every row gets
@@ -146,17 +146,21 @@ class UpalmLM(LM):
         """
         by_options: dict[tuple[int, tuple[str, ...]], list[int]] = {}
         for i, request in enumerate(requests):
-            options = normalize_gen_kwargs(cast(dict, request.args[1]), default_max_gen_toks=256)
+            options = normalize_gen_kwargs(_arguments(request)[1], default_max_gen_toks=256)
             if options.get("do_sample") or (options.get("temperature") or 0) > 0:
                 raise ValueError(f"generation with {options} samples; this adapter is greedy: set do_sample to false.")
             stop = tuple(dict.fromkeys(s for s in options.get("until", ()) if s))
-            by_options.setdefault((int(options["max_gen_toks"]), stop), []).append(i)
+            by_options.setdefault((int(options.get("max_gen_toks", 256)), stop), []).append(i)
         found = [""] * len(requests)
         for (n_new, stop), some in by_options.items():
-            prompts = [self._fitted(self._answerer.encode(cast(str, requests[i].args[0])), n_new) for i in some]
+            prompts = [self._fitted(self._answerer.encode(str(_arguments(requests[i])[0])), n_new) for i in some]
             for k, text in self._answerer.generate(prompts, n_new, stop):
                 found[some[k]] = text
         return found
+
+
+def _arguments(request: Instance) -> tuple[Any, ...]:
+    return tuple(request.args)
 
 
 if __name__ == "__main__":

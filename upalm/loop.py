@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -91,7 +92,8 @@ class _Run:
         options = {"symbols": tokenizer.symbols, "seed": config.seed}
         self.make_loader = partial(Loader, train, config.data, rows=rows, **options)
         self.loader = self.make_loader(skips=self.skips)
-        self.held_out = Loader(validation, config.data, rows={n: rows_here(self.mesh, n, 1) for n in first}, **options)
+        steady = replace(config.data, batch_ramp=())  # held-out batches are of one size
+        self.held_out = Loader(validation, steady, rows={n: rows_here(self.mesh, n, 1) for n in first}, **options)
         self.n_denoisers = len(self.loader.segmenters)
         self.names = [s.denoiser.name for s in self.loader.segmenters]
         self._describe(model, tokenizer)

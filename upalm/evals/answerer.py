@@ -9,6 +9,7 @@ import jax
 
 from upalm.checkpoint import checksums, to_arrays
 from upalm.decode import Attention, Ids, Unstacked, bucket
+from upalm.evals.task import TooShort
 from upalm.infer import Mode, complete, prompt_ids
 from upalm.model import Decoder
 from upalm.rank import Likelihood, rank
@@ -25,10 +26,6 @@ class Form:
     """Mode token at the front: none, s2s, nlu or nlg."""
     infill: bool = False
     """End the prompt with `<extra_id_0>`, so that the answer is a span."""
-
-
-class TooShort(ValueError):
-    """The model's rows are too short for what is asked."""
 
 
 class Prompt(NamedTuple):

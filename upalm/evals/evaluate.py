@@ -12,9 +12,9 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from upalm.evals.answerer import Prompt, TooShort
+from upalm.evals.answerer import Prompt
 from upalm.evals.statistics import Estimate, f1, mean
-from upalm.evals.task import Generated, Loaded, Metric, Question, Ranked, Task
+from upalm.evals.task import Generated, Loaded, Metric, Question, Ranked, Task, TooShort
 from upalm.rank import Likelihood
 
 Done = Callable[[int], None]

@@ -96,7 +96,7 @@ def evaluate(model: Decoder, tokenizer: Tokenizer, benchmark: Rows, *, mode: Mod
     """Fill the gaps greedily under the grammar, with up to twice the missing tokens and 8, and compare.
 
     Raises:
-        ValueError: no row fits the model.
+        TooShort: no row fits the model.
     """
     rows = that_fit(model, tokenizer, benchmark.rows, mode)
     stop = ("\n",) if benchmark.kind == "single-line" else ()

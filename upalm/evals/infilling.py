@@ -13,6 +13,7 @@ import numpy as np
 
 from upalm.evals import matches
 from upalm.evals.statistics import Estimate, mean, ratio
+from upalm.evals.task import TooShort
 from upalm.infer import Mode, infill_batch, prompt_ids, score
 from upalm.model import Decoder
 from upalm.text import Document
@@ -261,7 +262,7 @@ def that_fit(model: Decoder, tokenizer: Tokenizer, rows: Sequence[Row], mode: Mo
     """The rows that the model can hold while `decode_rows` fills them.
 
     Raises:
-        ValueError: there are none.
+        TooShort: there are none.
     """
 
     def length(row: Row) -> int:
@@ -270,7 +271,7 @@ def that_fit(model: Decoder, tokenizer: Tokenizer, rows: Sequence[Row], mode: Mo
     lengths = [length(row) for row in rows]
     fitting = [row for row, n in zip(rows, lengths, strict=True) if n <= model.config.seq_len]
     if not fitting:
-        raise ValueError(
+        raise TooShort(
             f"none of {len(rows)} rows fits the model's {model.config.seq_len} tokens; "
             f"the shortest takes {min(lengths, default=0)}."
         )

@@ -8,6 +8,7 @@ from typing import Any
 
 from upalm.evals import humaneval, natural, rows
 from upalm.evals.statistics import Estimate
+from upalm.evals.task import TooShort
 from upalm.infer import Mode
 from upalm.model import Decoder
 from upalm.tokenizer import Tokenizer
@@ -65,8 +66,8 @@ def run(
         else:
             try:
                 found, left_out = _evaluate(name, model, tokenizer, folder, mode, limit)
-            except FileNotFoundError as e:
-                not_run[name] = f"no {e}"
+            except (FileNotFoundError, TooShort) as e:
+                not_run[name] = f"no {e}" if isinstance(e, FileNotFoundError) else str(e)
                 continue
             there = {"fingerprint": mine, "left_out": left_out}
             there["metrics"] = {k: e._asdict() for k, e in found.items()}
@@ -75,7 +76,7 @@ def run(
         estimates[name] = {k: Estimate(**e) for k, e in there["metrics"].items()}
         lost[name] = there["left_out"]
     if not estimates:
-        raise ValueError(f"{folder} has no file of suite {NAME}: {'; '.join(not_run.values())}.")
+        raise ValueError(f"nothing of suite {NAME} can be run on {folder}: {'; '.join(not_run.values())}.")
     return InfillingResult(estimates, lost, not_run)
 
 

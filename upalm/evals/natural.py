@@ -107,7 +107,7 @@ def evaluate(
     long for the model, and are in none of these.
 
     Raises:
-        ValueError: no row fits the model.
+        TooShort: no row fits the model.
     """
     fitting = that_fit(model, tokenizer, rows, mode)
     filled = decode_rows(model, tokenizer, fitting, mode)

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from upalm.evals import printed
-from upalm.evals.answerer import TooShort
 from upalm.evals.evaluate import Answers, Result, evaluate
 from upalm.evals.suites import Suite
+from upalm.evals.task import TooShort
 
 Say = Callable[[str, int, int], None]
 """Told the task in hand, and of all questions how many of how many are done."""

@@ -12,6 +12,10 @@ from upalm.evals import matches, rows
 from upalm.evals.rows import Row
 
 
+class TooShort(ValueError):
+    """The model's rows are too short for a task."""
+
+
 class Question(NamedTuple):
     """A row of a benchmark, as text."""
 
