@@ -1,8 +1,10 @@
 """Every recipe's runs can be built, their meshes divide, and their steps trace at full size without a device."""
 
+import importlib.util
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from functools import lru_cache, partial
 
 import jax
@@ -114,3 +116,27 @@ def test_peaks_of_chips(kind, peak):
     chip = chip_of(kind)
     assert chip is not None and chip.flops == peak
     assert chip_of("cpu") is None
+
+
+@pytest.mark.slow
+def test_scaling_tiny_goes_from_text_to_plot_and_asks_nothing_twice(tmp_path, source_text, monkeypatch, capsys):
+    spec = importlib.util.spec_from_file_location("scaling_tiny", recipe.find("scaling_tiny"))
+    scaling = importlib.util.module_from_spec(spec)
+    sys.modules["scaling_tiny"] = scaling  # dataclasses look there
+    spec.loader.exec_module(scaling)
+    shape = replace(scaling.SIZES["nano"], d_model=32, n_layers=1, d_ff=64, vocab_size=512)
+    monkeypatch.setattr(scaling, "SIZES", {"nano": shape})
+    (tmp_path / "text.txt").write_text(source_text * 4)
+    sizes = {"starts": (2, 4), "n_steps": 2, "n_seeds": 1, "batch_size": 2, "n_rows": 4, "n_questions": 6}
+    args = scaling.ScalingTiny(out=tmp_path / "out", data=str(tmp_path / "text.txt"), **sizes)
+    scaling.main(args)
+    found = json.loads((tmp_path / "out/scaling.json").read_text())
+    assert found.keys() == {"score", *(f"{m}_bits_per_byte" for m in ("infill", "continue_causal", "continue_prefix"))}
+    assert [(s["family"], s["n_seeds"]) for s in found["score"]] == [("control", 1), ("ul2r", 1)] * 2
+    assert len(list((tmp_path / "out/results").glob("*/results.json"))) == 2 + 2 * 2
+    said = capsys.readouterr().out
+    assert "nano: infill_bits_per_byte, UL2R minus control" in said and "over 2 pairs" in said
+    monkeypatch.setattr(scaling, "evaluate", None)
+    monkeypatch.setattr("upalm.loop.train_step", None)
+    scaling.main(args)  # all is there
+    assert json.loads((tmp_path / "out/scaling.json").read_text()) == found

@@ -18,6 +18,7 @@ def test_the_papers_table_gives_about_two_at_the_middle_checkpoint():
     assert middle.bound == pytest.approx(2.35, abs=0.02)  # the headline: 2500 against 1075 zFLOPs
     assert (middle.start_score, middle.score) == pytest.approx((65.93, 68.32), abs=0.01)
     assert 1.9 < early.rate < 2.4
+    assert late.flops_with_attention == pytest.approx(2.56e24, rel=0.003)  # PaLM Table 22
     assert np.isinf(late.rate) and str(late).startswith("over 1.00x")  # no later PaLM to compare with
 
 
@@ -40,7 +41,7 @@ def grid(slope, seeds, noise, rng):
         return slope * np.log10(flops) + noise * rng.standard_normal()
 
     def point(family, start, flops, worth, seed):
-        return Point(10, family, start, flops, seed, {f"t{i}": score(flops * worth) for i in range(8)})
+        return Point(10, family, start, flops, flops, seed, {f"t{i}": score(flops * worth) for i in range(8)})
 
     starts = [1e3, 1e4, 1e5]
     base = [point("causal", s, s, 1, 0) for s in (*starts, 1e6)]
@@ -69,7 +70,7 @@ def result(mixtures, scores, seed=0, suite="s", n_params=10, infill=1.0):
     stages = [{"mixture": m, "n_tokens": n, "seed": seed} for m, n in mixtures]
     return {
         **{"suite": suite, "checkpoint": f"runs/{mixtures}"},
-        "compute": {"n_params": n_params, "stages": stages},
+        "compute": {"n_params": n_params, "stages": stages, "flops_with_attention": 7.0 * sum(n for _, n in mixtures)},
         "tasks": {name: {"score": score} for name, score in scores.items()},
         "measures": {"infill_bits_per_byte": {"mean": infill, "lower_is_better": True}},
     }

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from upalm import decode
 from upalm.evals import english, multilingual, printed, synthetic
 from upalm.evals import evaluate as evaluate_module
 from upalm.evals.answerer import Answerer, Form, Prompt
@@ -390,6 +391,7 @@ def test_generated_answers_are_those_of_one_at_a_time_and_compile_nothing_new(mo
     )
     task = Generated("g", (Source("g.jsonl", english._open_question("answer"), shots=1),), max_new_tokens=6)
     loaded = task.load(tmp_path)
+    programs = (decode.prefill, decode._first, decode.advance)
     for form in (Form(), Form("causal", "s2s", infill=True)):
         texts = []
         for tokens in (4096, 32):
@@ -398,6 +400,9 @@ def test_generated_answers_are_those_of_one_at_a_time_and_compile_nothing_new(mo
             found = [json.loads(line) for line in path.read_text().split("\n")[1:] if line]
             texts.append({r["i"]: r["text"] for r in found})
         assert texts[0] == texts[1]
+        n_compiled = [f._cache_size() for f in programs]
+        evaluate(Answerer(model, tokenizer, form, tokens_a_batch=32), task, loaded, tmp_path / f"{form.mode}again")
+        assert [f._cache_size() for f in programs] == n_compiled
         assert not any("<extra_id" in text or "\n" in text for text in texts[0].values())
 
 

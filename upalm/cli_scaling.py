@@ -93,13 +93,24 @@ def _size(n_params: int) -> str:
     return f"{n_params / 1e9:.0f}B" if n_params > 1e9 else f"{n_params / 1e6:.2g}M"
 
 
-_COLUMNS = ("size", "family", "start FLOPs", "FLOPs", "seeds", "start score", "score", "savings rate [95%]")
+_COLUMNS = (
+    "size",
+    "family",
+    "start 6ND",
+    "6ND",
+    "with attention",
+    "seeds",
+    "start score",
+    "score",
+    "savings rate [95%]",
+)
 
 
 def _rows(found: Sequence[Saving]) -> list[tuple[str, ...]]:
     return [
         (
-            *(_size(s.n_params), s.family, f"{s.start_flops:.4g}", f"{s.flops:.4g}", str(s.n_seeds)),
+            *(_size(s.n_params), s.family, f"{s.start_flops:.4g}", f"{s.flops:.4g}"),
+            *(f"{s.flops_with_attention:.4g}", str(s.n_seeds)),
             *(f"{s.start_score:.4g}", f"{s.score:.4g}", str(s)),
         )
         for s in found

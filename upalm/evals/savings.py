@@ -13,6 +13,8 @@ import numpy as np
 from scipy.optimize import isotonic_regression
 
 from upalm.evals import printed
+from upalm.model import PALM
+from upalm.scaling import train_flops_per_token
 
 Family = Literal["causal", "control", "ul2r"]
 _DRAWS = 1000
@@ -28,6 +30,8 @@ class Point(NamedTuple):
     """Of the checkpoint that was continued; of the checkpoint itself along the base run."""
     flops: float
     """6ND, all stages together."""
+    flops_with_attention: float
+    """The same by 6N + 12LHQT."""
     seed: int
     """Of the last stage."""
     scores: Mapping[str, float]
@@ -69,17 +73,20 @@ def _point(result: Mapping[str, Any], measure: str) -> Point:
         sign = -1 if there[measure]["lower_is_better"] else 1
         scores = {measure: sign * there[measure]["mean"]}
     start, total = per_token * led[0]["n_tokens"], per_token * sum(stage["n_tokens"] for stage in led)
-    return Point(compute["n_params"], family, start, total, led[-1]["seed"], scores)
+    with_attention = float(compute["flops_with_attention"])
+    return Point(compute["n_params"], family, start, total, with_attention, led[-1]["seed"], scores)
 
 
 def table_8() -> list[Point]:
     """PaLM 540B and U-PaLM 540B of the paper, by 6ND; UL2R of 1.31B tokens (20,000 steps of 32 x 2048)."""
-    points = []
+    points, c = [], PALM["540b"]
+    per_token = train_flops_per_token(c.n_params, c.n_layers, c.n_heads, c.d_head, c.seq_len)
     for i, tokens in enumerate(printed.TABLE_8_TOKENS):
-        start, total = 6 * 540e9 * tokens, 6 * 540e9 * (tokens + 20_000 * 32 * 2048)
+        n_tokens = (tokens, tokens + 20_000 * 32 * 2048)
+        (start, total), with_attention = (6 * 540e9 * n for n in n_tokens), [per_token * n for n in n_tokens]
         before, after = ({task: row[j] for task, row in printed.TABLE_8.items()} for j in (i, i + 3))
-        points.append(Point(540_354_183_168, "causal", start, start, 0, before))
-        points.append(Point(540_354_183_168, "ul2r", start, total, 0, after))
+        points.append(Point(c.n_params, "causal", start, start, with_attention[0], 0, before))
+        points.append(Point(c.n_params, "ul2r", start, total, with_attention[1], 0, after))
     return points
 
 
@@ -127,6 +134,7 @@ class Saving(NamedTuple):
     family: Family
     start_flops: float
     flops: float
+    flops_with_attention: float
     n_seeds: int
     start_score: float
     score: float
@@ -195,7 +203,7 @@ def _saving(
     low, high = np.quantile(draws, [0.025, 0.975], method="inverted_cdf")  # of values that may be infinite
     at_start = on_curve[np.isclose(curve_flops, start)]
     return Saving(
-        *(n_params, family, start, flops, n_rows),
+        *(n_params, family, start, flops, float(np.mean([p.flops_with_attention for p in group])), n_rows),
         start_score=float(at_start.mean()) if len(at_start) else float("nan"),
         score=float(forked.mean()),
         rate=rate(np.arange(n_rows), np.arange(n_tasks)),
