@@ -5,6 +5,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -71,8 +72,8 @@ def lines(folder):
 
 # --- Kills ---
 
-_CHILD = """
-import json, sys
+_STARTER = """
+import json, os, sys
 from pathlib import Path
 from upalm import loop
 from upalm.checkpoint import Checkpoints
@@ -88,7 +89,15 @@ def says(what, function):
 
 loop.train_step = says("step", loop.train_step)
 Checkpoints.save = says("save", Checkpoints.save)
-run(from_json(TrainConfig, json.loads(Path(sys.argv[1]).read_text())))
+for line in sys.stdin:  # all is imported, nothing of JAX has begun
+    child = os.fork()
+    if not child:
+        print(os.getpid(), flush=True)
+        run(from_json(TrainConfig, json.loads(Path(sys.argv[1]).read_text())))
+        print("end", flush=True)
+        os._exit(0)
+    os.waitpid(child, 0)
+    print("gone", flush=True)
 """
 
 
@@ -102,21 +111,25 @@ def test_sigkill_at_20_random_moments_changes_nothing(config, tmp_path):
     run(whole)
     (tmp_path / "config.json").write_text(json.dumps(to_json(config)))
     env = os.environ | {"JAX_PLATFORMS": "cpu", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"}
+    words = [sys.executable, "-c", _STARTER, tmp_path / "config.json"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     rng, killed, saves = random.Random(0), 0, 0
-    while killed < 20:
-        words = [sys.executable, "-c", _CHILD, tmp_path / "config.json"]
-        child = subprocess.Popen(words, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        wanted, n = rng.choice(["step", "save"]), rng.randrange(1, 6)
-        for line in child.stdout:
-            n -= line.strip() == wanted
-            if n == 0:
-                saves += wanted == "save"
-                break
-        else:
-            break  # it came to its end
-        child.kill()
-        child.wait()
-        killed += 1
+    with subprocess.Popen(words, env=env, text=True, **pipes) as starter:
+        while killed < 20:
+            starter.stdin.write("start\n")
+            starter.stdin.flush()
+            child, said = int(starter.stdout.readline()), ""
+            wanted, n = rng.choice(["step", "save"]), rng.randrange(1, 6)
+            while n and said not in ("end", "gone"):
+                said = starter.stdout.readline().strip()
+                n -= said == wanted
+            assert n == 0, "it came to its end"
+            os.kill(child, signal.SIGKILL)
+            saves += wanted == "save"
+            killed += 1
+            while starter.stdout.readline().strip() != "gone":
+                pass
+        starter.stdin.close()
     assert killed == 20 and saves > 4
     run(config)
     assert same(params(config.out), params(whole.out))
