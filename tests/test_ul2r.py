@@ -198,17 +198,15 @@ def test_100_000_samples_follow_t5s_laws(denoiser):
         n_noise = min(max(int(np.round(np.float32(length) * np.float32(denoiser.corruption_rate))), 1), length - 1)
         n_spans = max(int(np.round(np.float32(n_noise) / np.float32(denoiser.mean_span))), 1)
         n_spans = min(n_spans, denoiser.max_spans or n_spans)
-        first_span, first_kept = np.zeros(length + 1, int), np.zeros(length + 1, int)
-        for _ in range(n):
-            mask = ul2r.span_noise_mask(
-                length, denoiser.mean_span, denoiser.corruption_rate, rng, max_spans=denoiser.max_spans
-            )
-            edges = np.flatnonzero(np.diff(mask.astype(int), prepend=0, append=0))
-            assert mask.sum() == n_noise and len(edges) == 2 * n_spans
-            first_kept[edges[0]] += 1
-            first_span[edges[1] - edges[0]] += 1
-        assert_follows(first_span[1 : n_noise + 1], parts_law(n_noise, n_spans))
-        assert_follows(first_kept[1 : length - n_noise + 1], parts_law(length - n_noise, n_spans))
+        sizes = (length, denoiser.mean_span, denoiser.corruption_rate, rng)
+        masks = np.stack([ul2r.span_noise_mask(*sizes, max_spans=denoiser.max_spans) for _ in range(n)])
+        ends = masks & ~np.pad(masks, ((0, 0), (0, 1)))[:, 1:]
+        assert (masks.sum(1) == n_noise).all() and (ends.sum(1) == n_spans).all()
+        first_kept = masks.argmax(1)
+        first_span = ends.argmax(1) + 1 - first_kept
+        assert_follows(np.bincount(first_span, minlength=n_noise + 1)[1:], parts_law(n_noise, n_spans))
+        n_kept = length - n_noise
+        assert_follows(np.bincount(first_kept, minlength=n_kept + 1)[1:], parts_law(n_kept, n_spans))
 
 
 def test_rolled_masks_favour_no_place_but_spare_the_ends():
