@@ -16,7 +16,7 @@ from upalm.evals.evaluate import evaluate
 from upalm.evals.reasoning import final_answer
 from upalm.evals.results import SuiteResult, run_suite
 from upalm.evals.rows import read
-from upalm.evals.suites import SUITES, find
+from upalm.evals.suites import SUITES, Suite, find
 from upalm.evals.task import Generated, Loaded, Question, Ranked, Source, TooShort
 from upalm.model import Decoder, ModelConfig
 from upalm.rank import Likelihood, rank
@@ -292,18 +292,17 @@ def test_the_papers_tables_are_as_it_says():
 
 
 def test_an_average_over_a_hole_is_no_number_of_the_suite(tmp_path):
-    for name in ("a", "b", "c"):
-        (tmp_path / f"{name}.jsonl").write_text('{"query": "q", "choices": ["x", "y"], "gold": 0}\n' * 4)
-    (tmp_path / "c.jsonl").unlink()
+    for name, gold in (("a", 0), ("b", 0), ("d", 1)):
+        (tmp_path / f"{name}.jsonl").write_text(f'{{"query": "q", "choices": ["x", "y"], "gold": {gold}}}\n' * 4)
     ask = english._foundry("")
-    tasks = [Ranked(n, (Source(f"{n}.jsonl", ask),), group="g" if n in "ab" else "") for n in "abc"]
-    suite = find("bbes").__class__("s", "", tuple(tasks), normalised=True)
-    oracle = Oracle(tasks[0].load(tmp_path))
-    found = run_suite(oracle, suite, tmp_path, tmp_path / "out")
+    tasks = [Ranked(n, (Source(f"{n}.jsonl", ask),), group="g" if n in "ab" else "") for n in "abcd"]
+    suite = Suite("s", "", tuple(tasks), normalised=True)
+    knows_a = Oracle(tasks[0].load(tmp_path))
+    found = run_suite(knows_a, suite, tmp_path, tmp_path / "out")
     average = found.average()
-    assert (average.mean, average.n_tasks, average.is_whole) == (1, 2, False)
+    assert [found.score(n)[0] for n in "abd"] == [1, 1, -1]  # 0 is chance
+    assert (average.mean, average.n_tasks, average.is_whole) == (0, 3, False)  # a and b count as one
     assert found.not_run == {"c": "no c.jsonl"}
-    assert found.score("a")[0] == 1
     assert SuiteResult(suite, {}, {}).average() is None
 
 
