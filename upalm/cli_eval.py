@@ -28,8 +28,9 @@ _HELD_OUT = "held_out"
 class Eval:
     """Measure a checkpoint: bits a byte on held-out text, or a suite of the paper's on benchmark files.
 
-    Suites: held_out, infilling, english26, cot, bbh, mmlu, mgsm, tydiqa, xquad, bbes (docs/evals.md). A suite runs the
-    tasks whose files are in the data folder and names the others; run again, it goes on where it was.
+    Suites: english26, cot, bbh, mmlu, mgsm, tydiqa, xquad, bbes, infilling, synthetic, others (docs/evals.md), and
+    held_out. A suite runs the tasks whose files are in the data folder and names the others; run again, it goes on
+    where it was.
     """
 
     checkpoint: Annotated[Path, tyro.conf.arg(aliases=["-c"])]
@@ -38,7 +39,7 @@ class Eval:
     """Held-out: text, as for `upalm data build`; the tenth of its documents that training leaves out is measured on.
     Suites: the folder with the benchmarks' files."""
     suite: str = _HELD_OUT
-    """What to measure."""
+    """What to measure: a suite, or held_out."""
     tasks: tuple[str, ...] = ()
     """Of a suite, only these."""
     out: Path = Path("runs/eval")
