@@ -131,7 +131,10 @@ def test_scaling_tiny_goes_from_text_to_plot_and_asks_nothing_twice(tmp_path, so
     args = scaling.ScalingTiny(out=tmp_path / "out", data=str(tmp_path / "text.txt"), **sizes)
     scaling.main(args)
     found = json.loads((tmp_path / "out/scaling.json").read_text())
-    assert found.keys() == {"score", *(f"{m}_bits_per_byte" for m in ("infill", "continue_causal", "continue_prefix"))}
+    assert found.keys() == {
+        "score",
+        *(f"minus {m}_bits_per_byte" for m in ("infill", "continue_causal", "continue_prefix")),
+    }
     assert [(s["family"], s["n_seeds"]) for s in found["score"]] == [("control", 1), ("ul2r", 1)] * 2
     assert len(list((tmp_path / "out/results").glob("*/results.json"))) == 2 + 2 * 2
     said = capsys.readouterr().out

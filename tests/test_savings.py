@@ -107,10 +107,10 @@ def test_the_command_draws_and_reports(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["upalm", "scaling", str(tmp_path / "in"), "--out", str(tmp_path / "out")])
     cli.main()
     said, contents = capsys.readouterr().out, json.loads((tmp_path / "out/scaling.json").read_text())
-    assert contents.keys() == {"score", "infill_bits_per_byte"}
+    assert contents.keys() == {"score", "minus infill_bits_per_byte"}
     by_family = {s["family"]: s for s in contents["score"]}
     assert by_family["ul2r"]["rate"] == pytest.approx(10**0.5 / 1.1)  # halfway up the run, for 1.1 times its start
-    assert np.isinf(contents["infill_bits_per_byte"][1]["rate"])
+    assert np.isinf(contents["minus infill_bits_per_byte"][1]["rate"])
     assert "over 9.09x" in said
     assert (tmp_path / "out/scaling.png").read_bytes().startswith(b"\x89PNG")
     assert "data:image/png" in (tmp_path / "out/report.html").read_text()

@@ -295,12 +295,12 @@ def test_an_average_over_a_hole_is_no_number_of_the_suite(tmp_path):
     for name, gold in (("a", 0), ("b", 0), ("d", 1)):
         (tmp_path / f"{name}.jsonl").write_text(f'{{"query": "q", "choices": ["x", "y"], "gold": {gold}}}\n' * 4)
     ask = english._foundry("")
-    tasks = [Ranked(n, (Source(f"{n}.jsonl", ask),), group="g" if n in "ab" else "") for n in "abcd"]
+    tasks = [Ranked(n, (Source(f"{n}.jsonl", ask),), group="g" if n in "ab" else "") for n in ("a", "b", "c", "d")]
     suite = Suite("s", "", tuple(tasks), normalised=True)
     knows_a = Oracle(tasks[0].load(tmp_path))
     found = run_suite(knows_a, suite, tmp_path, tmp_path / "out")
     average = found.average()
-    assert [found.score(n)[0] for n in "abd"] == [1, 1, -1]  # 0 is chance
+    assert [found.score(n)[0] for n in ("a", "b", "d")] == [1, 1, -1]  # 0 is chance
     assert (average.mean, average.n_tasks, average.is_whole) == (0, 3, False)  # a and b count as one
     assert found.not_run == {"c": "no c.jsonl"}
     assert SuiteResult(suite, {}, {}).average() is None

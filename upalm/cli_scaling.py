@@ -67,7 +67,9 @@ def _read(paths: Sequence[Path]) -> dict[str, list[Point]]:
             raise ValueError(f"{file} is not JSON ({e}).") from e
         if not {"suite", "compute", "checkpoint", "tasks"} <= found[-1].keys():
             raise ValueError(f"{file} is not a result of `upalm eval --suite`.")
-    return {measure: points_of(found, measure) for measure in measures_of(found)}
+    analyses = {measure: points_of(found, measure) for measure in measures_of(found)}
+    lower = {m for m in analyses if m != "score" and found[0]["measures"][m]["lower_is_better"]}
+    return {f"minus {m}" if m in lower else m: points for m, points in analyses.items()}
 
 
 def drawn(points: Sequence[Point]) -> list[report.Drawn]:

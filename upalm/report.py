@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import matplotlib
 import matplotlib.colors
 import matplotlib.patches
+import matplotlib.ticker
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -113,6 +114,10 @@ def save_scaling(path: Path, measures: Mapping[str, Sequence[Drawn]]) -> None:
                     style = {"color": colour, "mfc": fill, "ms": 6, "capsize": 3, "lw": 1}
                     axis.errorbar(*p.at, yerr=p.spread, fmt=marker, label=label, **style)
         axis.set(xscale="log", xlabel="training FLOPs (6ND)", title=measure.replace("_", " "))
+        axis.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%.0e"))
+        axis.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+        axis.tick_params(axis="x", labelsize=7)
         axis.legend(fontsize=7)
     _save(figure, path)
 
