@@ -185,7 +185,10 @@ def test_prose_is_cut_as_defined_and_every_model_sees_the_same(n_spans, source_t
 
 def test_lines_that_are_no_rows_are_named(tmp_path):
     path = tmp_path / "rows.jsonl"
-    for line, message in (("{}", "line 2: not a row"), ('{"parts": ["a"], "spans": ["b"]}', "line 2: 1 parts")):
+    for line, message in (
+        ("{}", "line 2: field 'parts' is missing"),
+        ('{"parts": ["a"], "spans": ["b"]}', "line 2: 1 parts"),
+    ):
         path.write_text('{"parts": ["a", "c"], "spans": ["b"]}\n' + line + "\n")
         with pytest.raises(ValueError, match=message):
             natural.load(path)

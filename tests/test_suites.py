@@ -49,7 +49,7 @@ class StandIn:
         return Prompt((len(self.texts) - 1,))
 
     def n_new(self, answer):
-        return 1
+        return 1 if answer else 0
 
     def rank(self, prompts, choices):
         for i in reversed(range(len(prompts))):
@@ -434,8 +434,10 @@ def test_rows_end_at_line_feeds_alone(tmp_path):
 
 def test_a_choice_without_tokens_is_named(model, tokenizer, tmp_path):
     question = Question("q", ("", " b"), (0,), where="t.jsonl, line 1")
-    with pytest.raises(ValueError, match="t.jsonl, line 1: the choice '' has no tokens"):
-        evaluate(Answerer(model, tokenizer), Ranked("t", ()), Loaded([question], ()), tmp_path / "r.jsonl")
+    for form in (Form(), Form(infill=True)):
+        with pytest.raises(ValueError, match="t.jsonl, line 1: the choice '' has no tokens"):
+            answerer, path = Answerer(model, tokenizer, form), tmp_path / f"{form.infill}.jsonl"
+            evaluate(answerer, Ranked("t", ()), Loaded([question], ()), path)
 
 
 def test_unknown_names_are_met_with_the_nearest(tmp_path):

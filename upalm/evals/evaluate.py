@@ -142,7 +142,7 @@ def _rank(
     units = [(i, prompt, choices_after(questions[i], j)) for i in left for j, prompt in enumerate(prompts[i])]
     for i, _, choices in units:
         for choice in choices:
-            if not answers.n_new(choice):
+            if answers.n_new(choice) == answers.n_new(0):
                 raise ValueError(f"{questions[i].where}: the choice {choice!r} has no tokens.")
     first = {i: at for at, (i, _, _) in reversed(list(enumerate(units)))}
     got: dict[int, dict[int, list[Likelihood]]] = {i: {} for i in left}

@@ -4,8 +4,6 @@ The files are those of github.com/openai/human-eval-infilling. Exact match needs
 on pass@1.
 """
 
-import gzip
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +12,7 @@ import numpy as np
 
 from upalm.evals import matches
 from upalm.evals.infilling import Row, decode_rows, forced, that_fit
+from upalm.evals.rows import read
 from upalm.evals.statistics import Estimate, mean
 from upalm.infer import Mode
 from upalm.model import Decoder
@@ -51,14 +50,7 @@ def load(folder: Path, kind: str) -> Rows:
     path = folder / FILES[kind]
     if not path.is_file():
         raise ValueError(f"no {path}: get it from github.com/openai/human-eval-infilling/tree/master/data.")
-    rows = []
-    with gzip.open(path, "rt", encoding="utf-8", newline="\n") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                found = json.loads(line)
-                rows.append(Row((found["prompt"], found["suffix"]), (found["canonical_solution"],)))
-            except (ValueError, KeyError) as e:
-                raise ValueError(f"{path}, line {number}: not a row of HumanEval infilling ({e!r}).") from e
+    rows = [Row((row.text("prompt"), row.text("suffix")), (row.text("canonical_solution"),)) for row in read(path)]
     kept = [row for row in rows if row.spans[0].strip()]
     return Rows(kind, kept, len(rows) - len(kept))
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from upalm.evals import matches
 from upalm.evals.infilling import Row, decode_rows, forced, that_fit
+from upalm.evals.rows import read
 from upalm.evals.statistics import Estimate, mean
 from upalm.infer import Mode
 from upalm.model import Decoder
@@ -62,19 +63,13 @@ def load(path: Path) -> list[Row]:
     """Read what `save` wrote.
 
     Raises:
-        ValueError: a line that is no row, by number.
+        ValueError: a line that is no row, by number; or there is none.
     """
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
-        if not line:
-            continue
-        try:
-            found = json.loads(line)
-            row = Row(tuple(found["parts"]), tuple(found["spans"]))
-        except (ValueError, KeyError, TypeError) as e:
-            raise ValueError(f"{path}, line {number}: not a row of parts and spans ({e!r}).") from e
+    for found in read(path):
+        row = Row(found.texts("parts"), found.texts("spans"))
         if len(row.parts) != len(row.spans) + 1:
-            raise ValueError(f"{path}, line {number}: {len(row.parts)} parts around {len(row.spans)} spans.")
+            raise ValueError(f"{found.where}: {len(row.parts)} parts around {len(row.spans)} spans.")
         rows.append(row)
     return rows
 
