@@ -156,7 +156,7 @@ def _suite_table(found: SuiteResult) -> Table:
         )
     average, paper = found.average(), printed.SUITES.get(found.suite.name)
     if average is not None:
-        name = "average" if average.is_whole else f"of {average.n_tasks} of {len(found.suite.tasks)} tasks"
+        name = "average" if average.is_whole else f"of {average.n_tasks} of {found.suite.n_tasks} tasks"
         if found.suite.normalised:
             name += ", normalised"
         shown = (f"{paper.palm:.1f}", f"{paper.u_palm:.1f}") if paper is not None and average.is_whole else ("", "")

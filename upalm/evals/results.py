@@ -53,7 +53,7 @@ class SuiteResult:
         scores = [np.array([self.score(name) for name in names]) for names in groups.values()]
         means = np.array([s[:, 0].mean() for s in scores])
         variances = np.array([(s[:, 1] ** 2).sum() / len(s) ** 2 for s in scores])
-        n, is_whole = len(self.results), len(self.results) == len(self.suite.tasks)
+        n, is_whole = len(self.results), len(self.results) == self.suite.n_tasks
         return Average(float(means.mean()), float(np.sqrt(variances.sum()) / len(scores)), n, is_whole)
 
     def to_json(self) -> dict[str, Any]:

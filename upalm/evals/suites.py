@@ -1,7 +1,7 @@
 """The paper's suites (U-PaLM section 4), by name."""
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from upalm.evals import bigbench, english, mmlu, multilingual, others, reasoning, synthetic
@@ -17,6 +17,8 @@ class Suite:
     tasks: tuple[Task, ...]
     normalised: bool = False
     """Average scores of which 0 is chance and 100 is perfect (PaLM Appendix H)."""
+    n_left_out: int = 0
+    """Tasks that belong to it and are not among `tasks`."""
 
     def __post_init__(self):
         names = [task.name for task in self.tasks]
@@ -34,7 +36,13 @@ class Suite:
                 near = difflib.get_close_matches(name, known, n=1)
                 hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}."
                 raise ValueError(f"suite {self.name} has no task {name!r}: {hint}")
-        return Suite(self.name, self.what, tuple(known[n] for n in names) or self.tasks, self.normalised)
+        chosen = tuple(known[name] for name in dict.fromkeys(names)) or self.tasks
+        return replace(self, tasks=chosen, n_left_out=self.n_tasks - len(chosen))
+
+    @property
+    def n_tasks(self) -> int:
+        """All that belong to it."""
+        return len(self.tasks) + self.n_left_out
 
     def missing(self, folder: Path) -> dict[str, str]:
         """The tasks whose files are not in the folder, each with what it looked for."""
