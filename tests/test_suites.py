@@ -303,10 +303,10 @@ def test_an_average_over_a_hole_is_no_number_of_the_suite(tmp_path):
     assert [found.score(n)[0] for n in ("a", "b", "d")] == [1, 1, -1]  # 0 is chance
     assert (average.mean, average.n_tasks, average.is_whole) == (0, 3, False)  # a and b count as one
     assert found.not_run == {"c": "no c.jsonl"}
-    chosen = run_suite(knows_a, suite.only(("b", "a", "b")), tmp_path, tmp_path / "out").average()
+    chosen = run_suite(knows_a, suite.only(("b", "a", "b")), tmp_path, tmp_path / "chosen").average()
     assert (chosen.mean, chosen.n_tasks, chosen.is_whole) == (1, 2, False)  # nor is what is left when some are chosen
     whole = Suite("s", "", tuple(t for t in tasks if t.name != "c"))
-    assert run_suite(knows_a, whole, tmp_path, tmp_path / "out").average().is_whole
+    assert run_suite(knows_a, whole, tmp_path, tmp_path / "whole").average().is_whole
     assert SuiteResult(suite, {}, {}).average() is None
 
 
