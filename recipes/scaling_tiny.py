@@ -2,7 +2,7 @@
 
 Paper:    U-PaLM (arXiv:2210.11399) section 3, Figures 1 and 2, at a millionth of the size.
 Command:  upalm run scaling_tiny
-Hardware: 2 CPU cores, under an hour; Ctrl-C and the same command goes on.
+Hardware: 2 CPU cores, about an hour (64 minutes beside other work); Ctrl-C and the same command goes on.
 Result:   OUT/report.html and scaling.png; results.json of every checkpoint for `upalm scaling OUT`.
 Expected: docs/results.md. The paper has nothing below 8B parameters: a null result is a result.
 """
