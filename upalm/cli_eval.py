@@ -105,7 +105,8 @@ class Eval:
             console.print(table)
         for name, reason in not_run.items():
             console.print(f"not run: {name}: {reason}", style="yellow", markup=False)
-        console.print(f"results: {folder / 'results.json'}, a record of every question beside it")
+        beside = "" if suite is None else ", a record of every question beside it"
+        console.print(f"results: {folder / 'results.json'}{beside}")
 
 
 def about(checkpoint: Path, model: Decoder, tokenizer: Tokenizer, answerer: Answerer) -> dict[str, Any]:
