@@ -204,6 +204,19 @@ def test_a_suite_is_run_and_its_holes_are_named(monkeypatch, capsys, checkpoint,
         run(monkeypatch, *words[:6], "english", *words[7:])
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--limit", "3", "--mode", "nlu"), "suite held_out has no use for --limit, --mode"),
+        (("--suite", "infilling", "--attention", "causal"), "suite infilling has no use for --attention"),
+        (("--suite", "mmlu", "--limit", "-1"), "--limit is -1, expected at least 1"),
+    ],
+)
+def test_what_a_suite_would_ignore_is_refused(monkeypatch, checkpoint, tmp_path, words, message):
+    with pytest.raises(SystemExit, match=message):
+        run(monkeypatch, "eval", "-c", checkpoint, "--data", str(tmp_path), *words)
+
+
 def test_the_infilling_suite_goes_on_where_it_was(monkeypatch, capsys, checkpoint, tmp_path):
     data = tmp_path / "data"
     (data / "nlp").mkdir(parents=True)

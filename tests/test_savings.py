@@ -124,6 +124,10 @@ def test_the_command_draws_and_reports(tmp_path, monkeypatch, capsys):
         ([RUN[0] | {"compute": {"n_params": 1, "stages": None}}], "nothing says how much compute"),
         (RUN[:1] + RUN[2:], "takes two checkpoints, there are 1"),
         ([*RUN, result([("causal", 5)], {"z": 1})], "no task in common"),
+        (
+            [RUN[0], RUN[1] | {"tasks": {"a": {"score": 1, "n": 7}}}],
+            r"task a was not asked alike: None questions .*, 7 questions",
+        ),
         ([{"a": 1}], "is not a result of `upalm eval"),
         ([], "no results.json in"),
     ],

@@ -60,10 +60,20 @@ class Eval:
     """Held-out: file to write the numbers to."""
 
     def __call__(self) -> None:
+        self._refuse_what_would_be_ignored()
         if self.suite == _HELD_OUT:
             self._held_out()
         else:
             self._suite()
+
+    def _refuse_what_would_be_ignored(self) -> None:
+        of_prompts = {"attention": self.attention != "prefix", "infill": self.infill, "tasks": bool(self.tasks)}
+        of_suites = of_prompts | {"limit": self.limit is not None, "mode": self.mode is not None}
+        unused = {_HELD_OUT: of_suites, infilling_suite.NAME: of_prompts}.get(self.suite, {})
+        if given := [f"--{name}" for name, is_given in unused.items() if is_given]:
+            raise ValueError(f"suite {self.suite} has no use for {', '.join(given)}: leave it out.")
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"--limit is {self.limit}, expected at least 1.")
 
     def _held_out(self) -> None:
         model, tokenizer = load_model(self.checkpoint)

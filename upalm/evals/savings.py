@@ -46,11 +46,20 @@ def points_of(found: Sequence[Mapping[str, Any]], measure: str = "score") -> lis
         measure: `score`, the tasks' headlines; or the name of one of `measures`, turned so that higher is better.
 
     Raises:
-        ValueError: results of several suites, without their compute, or of a run that is none of the three families.
+        ValueError: results of several suites, of tasks with more questions here than there, without their compute, or
+            of a run that is none of the three families.
     """
     suites = sorted({r["suite"] for r in found})
     if len(suites) > 1:
         raise ValueError(f"these are results of several suites ({', '.join(suites)}): give those of one.")
+    sizes: dict[str, dict[int | None, str]] = {}
+    for r in found:
+        for name, task in r["tasks"].items():
+            sizes.setdefault(name, {}).setdefault(task.get("n"), r["checkpoint"])
+    for name, by_size in sizes.items():
+        if len(by_size) > 1:
+            there = ", ".join(f"{n} questions ({where})" for n, where in by_size.items())
+            raise ValueError(f"task {name} was not asked alike: {there}. Evaluate all on the same data and --limit.")
     return [_point(r, measure) for r in found]
 
 
