@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pod import programs_kept
 
 from upalm import loop, shards, text, train
 from upalm.checkpoint import Checkpoints, checksums, load_model, to_arrays
@@ -110,7 +111,7 @@ def test_sigkill_at_20_random_moments_changes_nothing(config, tmp_path):
     whole = dataclasses.replace(config, out=tmp_path / "whole")
     run(whole)
     (tmp_path / "config.json").write_text(json.dumps(to_json(config)))
-    env = os.environ | {"JAX_PLATFORMS": "cpu", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"}
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"} | programs_kept(tmp_path)
     words = [sys.executable, "-c", _STARTER, tmp_path / "config.json"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     rng, killed, saves = random.Random(0), 0, 0
