@@ -26,6 +26,7 @@ from upalm.layers import key_range
 from upalm.lineage import stages
 from upalm.loop import check_folder, fit
 from upalm.optim import Adafactor, Schedule
+from upalm.programs import keep_programs
 from upalm.run import run
 from upalm.shards import encode
 
@@ -108,6 +109,7 @@ class Quickstart:
 
 def main(args: Quickstart) -> None:
     started = time.monotonic()
+    keep_programs()
     base_folder = pretrain(args) if args.from_scratch else args.base
     base, tokenizer = load_model(base_folder)
     # rows must fit the longest form of a prompt, whichever model is asked

@@ -1,9 +1,12 @@
 """Strict defaults for every test, and a small tokenizer of real text."""
 
 import argparse
+import atexit
 import gc
 import inspect
 import os
+import shutil
+import tempfile
 
 import jax
 import pytest
@@ -14,6 +17,12 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # most of what tests do is compiling; the processes that they start do likewise, but for the quickstart
 jax.config.update("jax_disable_most_optimizations", True)
 os.environ |= {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # one for all processes of these tests, and none of the user's
+    folder = tempfile.mkdtemp(prefix="programs")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    os.environ |= {"JAX_COMPILATION_CACHE_DIR": folder, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"}
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 if "JAX_PLATFORMS" not in os.environ:  # with libtpu installed, JAX would look for a TPU first
     jax.config.update("jax_platforms", "cpu")
     os.environ["JAX_PLATFORMS"] = "cpu"

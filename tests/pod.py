@@ -33,11 +33,6 @@ if __name__ == "__main__":
 """
 
 
-def programs_kept(folder: Path) -> dict[str, str]:
-    """Environment of processes that compile nothing twice."""
-    return {"JAX_COMPILATION_CACHE_DIR": str(folder), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-
-
 class Pod:
     """What runs are started with: a recipe, and a place for run folders."""
 
@@ -64,7 +59,7 @@ class Pod:
                 command += ["--hosts.coordinator", f"127.0.0.1:{port}", "--hosts.n-processes", str(n)]
                 command += ["--hosts.process-id", str(i), "--hosts.heartbeat-seconds", "10"]
             command += map(str, (each or {}).get(i, ()))
-            given = os.environ | flags | programs_kept(self.folder / "programs") | (env or {})
+            given = os.environ | flags | (env or {})
             pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
             started.append(subprocess.Popen(command, text=True, env=given, **pipes))
         return started

@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -46,6 +47,20 @@ def test_sample_goes_on_from_the_prompt(monkeypatch, capsys, checkpoint):
         outs.append(capsys.readouterr().out)
     assert outs[0] == outs[1] == outs[2]
     assert outs[0].startswith("import ")
+
+
+def test_programs_are_compiled_by_the_first_call_alone(checkpoint, tmp_path):
+    command = ("infill", "-c", checkpoint, "--text", "a<extra_id_0>b", "--max-new-tokens", "4")
+    env = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+    env |= {"XDG_CACHE_HOME": str(tmp_path), "JAX_LOG_COMPILES": "1"}
+    done = [
+        subprocess.run([sys.executable, "-m", "upalm", *command], env=env, capture_output=True, text=True)
+        for _ in range(2)
+    ]
+    assert done[0].stdout == done[1].stdout != ""
+    hit = "Persistent compilation cache hit for 'jit_advance'"
+    assert hit not in done[0].stderr and hit in done[1].stderr
+    assert list((tmp_path / "upalm" / "jax").iterdir())
 
 
 def test_json_lines_in_and_out(monkeypatch, capsys, checkpoint, tmp_path):

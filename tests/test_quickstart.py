@@ -8,7 +8,6 @@ from pathlib import Path
 
 import jax
 import pytest
-from pod import programs_kept
 
 from upalm.checkpoint import export
 from upalm.model import Decoder, ModelConfig
@@ -24,7 +23,7 @@ def quickstart(folder: Path, base: Path, data: Path, *more: str) -> subprocess.C
     sizes = ["--n-steps", "6", "--n-rows", "6", "--n-decoded", "3"]
     command = [sys.executable, "-m", "upalm", *arguments, *sizes, *more]
     env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}  # as users run it
-    return subprocess.run(command, capture_output=True, text=True, env=env | programs_kept(base.parent / "programs"))
+    return subprocess.run(command, capture_output=True, text=True, env=env)
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pod import programs_kept
 
 from upalm import loop, shards, text, train
 from upalm.checkpoint import Checkpoints, checksums, load_model, to_arrays
@@ -25,7 +24,7 @@ from upalm.data import DataConfig, Loader
 from upalm.metrics import OF_THE_MACHINE, read
 from upalm.model import Decoder, ModelConfig
 from upalm.optim import Adafactor, Schedule
-from upalm.run import again, run, use_compilation_cache
+from upalm.run import again, run
 from upalm.shards import encode
 from upalm.spikes import Spike, Spikes, Watch
 from upalm.tokenizer import SentencePiece
@@ -111,7 +110,7 @@ def test_sigkill_at_20_random_moments_changes_nothing(config, tmp_path):
     whole = dataclasses.replace(config, out=tmp_path / "whole")
     run(whole)
     (tmp_path / "config.json").write_text(json.dumps(to_json(config)))
-    env = os.environ | {"JAX_PLATFORMS": "cpu", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"} | programs_kept(tmp_path)
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"}
     words = [sys.executable, "-c", _STARTER, tmp_path / "config.json"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     rng, killed, saves = random.Random(0), 0, 0
@@ -423,16 +422,6 @@ def test_weights_and_biases_offline(config, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     run(dataclasses.replace(config, n_steps=3, watched=Watched(writers=("wandb",))))
     assert list((config.out / "wandb").glob("offline-run-*/*.wandb"))
-
-
-def test_compiled_programs_are_kept_where_that_takes_long(monkeypatch, tmp_path):
-    given = []
-    monkeypatch.setattr(jax.config, "update", lambda name, value: given.append((name, value)))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    for backend, expected in (("cpu", []), ("tpu", [("jax_compilation_cache_dir", str(tmp_path / "upalm" / "jax"))])):
-        monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
-        use_compilation_cache()
-        assert given == expected
 
 
 def test_a_profile_of_some_steps(config):

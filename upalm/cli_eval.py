@@ -18,6 +18,7 @@ from upalm.evals.results import SuiteResult, run_suite, save
 from upalm.evals.statistics import Estimate
 from upalm.lineage import stages
 from upalm.model import Decoder
+from upalm.programs import keep_programs
 from upalm.scaling import train_flops_per_token
 from upalm.tokenizer import Tokenizer
 
@@ -61,6 +62,7 @@ class Eval:
 
     def __call__(self) -> None:
         self._refuse_what_would_be_ignored()
+        keep_programs()
         if self.suite == _HELD_OUT:
             self._held_out()
         else:

@@ -18,6 +18,7 @@ from rich.text import Text
 from upalm import infer
 from upalm.checkpoint import load_model
 from upalm.decode import Unstacked
+from upalm.programs import keep_programs
 from upalm.sampling import Sampler
 from upalm.sharding import make_mesh
 from upalm.tokenizer import Tokenizer
@@ -76,6 +77,7 @@ class _Command:
                 "--stream prints one sample of one text, under the grammar: leave out --json, --file, --num-samples "
                 "and --unconstrained."
             )
+        keep_programs()
         mesh = make_mesh(*self.mesh) if self.mesh != (1, 1) else None
         with jax.set_mesh(mesh) if mesh is not None else nullcontext():
             model, tokenizer = load_model(self.checkpoint, mesh)

@@ -19,6 +19,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from upalm.checkpoint import load_model
 from upalm.decode import Attention
 from upalm.evals.answerer import Answerer, Form, Prompt
+from upalm.programs import keep_programs
 
 Split = Literal["separate", "joint"]
 
@@ -166,4 +167,5 @@ def _arguments(request: Instance) -> tuple[Any, ...]:
 if __name__ == "__main__":
     from lm_eval.__main__ import cli_evaluate
 
+    keep_programs()
     cli_evaluate()

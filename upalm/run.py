@@ -17,6 +17,7 @@ from upalm.checkpoint import description, empty_model, load_model, open_checkpoi
 from upalm.data import built_folders, open_source
 from upalm.loop import check_folder, fit
 from upalm.model import Decoder, ModelConfig, param_shardings
+from upalm.programs import keep_programs
 from upalm.settings import from_json, to_json
 from upalm.sharding import check_rows
 from upalm.tokenizer import SentencePiece, Tokenizer
@@ -27,7 +28,7 @@ from upalm.train import Continue, TrainConfig
 def run(config: TrainConfig) -> Path:
     """Prepare text, tokenizer and weights, and train. Returns the run folder."""
     config.hosts.connect()
-    use_compilation_cache()
+    keep_programs()
     with survives_its_peers():
         mesh = config.mesh.build()
         with jax.set_mesh(mesh) if mesh is not None else ExitStack():
@@ -60,16 +61,6 @@ def again(folder: Path, changes: dict[str, Any]) -> Path:
     if found is None:
         raise ValueError(f"{folder} says no settings of a run: it is an import, or of an older version.")
     return run(from_json(TrainConfig, found | {k: to_json(v) for k, v in changes.items()}))
-
-
-def use_compilation_cache() -> None:
-    """Keep compiled programs for the next start, in the user's cache or where JAX_COMPILATION_CACHE_DIR says.
-
-    Not on CPUs: there programs compile in seconds, and jaxlib 0.10.2 was seen to crash while it wrote one.
-    """
-    if jax.config.values["jax_compilation_cache_dir"] is None and jax.default_backend() != "cpu":
-        home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-        jax.config.update("jax_compilation_cache_dir", str(home / "upalm" / "jax"))
 
 
 @contextmanager
