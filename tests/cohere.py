@@ -9,10 +9,14 @@ import pytest
 VOCAB, ROWS = 700, 704
 
 
+def oracle(name: str):
+    """The module, or the test is skipped."""
+    return pytest.importorskip(name, reason=f"{name} is absent: pip install '.[oracles]'")
+
+
 def small_cohere(**changes):
     """A transformers model whose norms are not all ones, so that leaving one out shows."""
-    torch = pytest.importorskip("torch", reason="torch is absent: pip install '.[oracles]'")
-    transformers = pytest.importorskip("transformers", reason="transformers is absent: pip install '.[oracles]'")
+    torch, transformers = oracle("torch"), oracle("transformers")
     shape = dict(hidden_size=48, intermediate_size=80, num_hidden_layers=3, num_attention_heads=4, head_dim=16)
     ids = dict(vocab_size=ROWS, bos_token_id=1, eos_token_id=2, pad_token_id=0)
     rope = dict(rope_parameters={"rope_type": "default", "rope_theta": 5000.0}, max_position_embeddings=256)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
-from cohere import ROWS, VOCAB, edit, logits, save, small_cohere
+from cohere import ROWS, VOCAB, edit, logits, oracle, save, small_cohere
 
 from upalm import interop, ul2r
 from upalm.batch import Batch
@@ -157,8 +157,7 @@ def test_import_then_export_is_the_identity(tmp_path, source_text, dtype, shard)
 
 
 def test_transformers_opens_an_export_without_code_of_ours(tmp_path, source_text, packed):
-    import transformers
-
+    transformers = oracle("transformers")
     theirs = small_cohere()
     interop.import_hf(save(theirs, tmp_path / "hf", source_text), tmp_path / "ours")
     made = interop.export_hf(tmp_path / "ours", tmp_path / "back").folder
@@ -181,8 +180,7 @@ def test_transformers_opens_an_export_without_code_of_ours(tmp_path, source_text
 
 def test_a_model_of_our_own_with_layernorm_exports(tmp_path, tokenizer, source_text):
     """PaLM's zero-centred norms, no final scale, its logit scale, and a SentencePiece tokenizer."""
-    import transformers
-
+    transformers = oracle("transformers")
     shape = dict(vocab_size=512, d_model=32, n_layers=2, n_heads=2, d_head=16, d_ff=64, seq_len=64)
     model = Decoder(ModelConfig(**shape, norm="layernorm"), key=jax.random.key(0))
     scales = 0.3 * jax.random.normal(jax.random.key(1), model.blocks.norm.shape)

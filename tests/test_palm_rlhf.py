@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cohere import VOCAB, byte_level
+from cohere import VOCAB, byte_level, oracle
 
 from upalm.batch import Batch
 from upalm.checkpoint import load_model, to_arrays
@@ -15,8 +15,7 @@ from upalm.loss import token_log_probs
 from upalm.palm_rlhf import import_palm
 from upalm.ul2r import Symbols
 
-torch = pytest.importorskip("torch", reason="torch is absent: pip install '.[oracles]'")
-rlhf = pytest.importorskip("palm_rlhf_pytorch", reason="PaLM-rlhf-pytorch is absent: pip install '.[oracles]'")
+torch, rlhf = oracle("torch"), oracle("palm_rlhf_pytorch")
 
 KINDS = {
     "published": {},

@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from cohere import logits, save, small_cohere
+from cohere import logits, oracle, save, small_cohere
 
 from upalm.batch import Batch
 from upalm.checkpoint import description, load_model
@@ -22,7 +22,7 @@ def upalm(*words) -> str:
 
 @pytest.mark.slow
 def test_import_build_ul2r_eval_export(tmp_path, source_text):
-    transformers = pytest.importorskip("transformers", reason="transformers is absent: pip install '.[oracles]'")
+    transformers = oracle("transformers")
     theirs = small_cohere(num_key_value_heads=2, initializer_range=0.05)
     hf, base, data, run, back = (tmp_path / name for name in ("hf", "base", "data", "run", "back"))
     texts = tmp_path / "texts.jsonl"
