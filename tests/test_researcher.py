@@ -21,7 +21,7 @@ def upalm(*words) -> str:
 
 
 @pytest.mark.slow
-def test_import_build_ul2r_eval_export(tmp_path, source_text):
+def test_import_build_ul2r_eval_export(tmp_path, source_text, monkeypatch):
     transformers = oracle("transformers")
     theirs = small_cohere(num_key_value_heads=2, initializer_range=0.05)
     hf, base, data, run, back = (tmp_path / name for name in ("hf", "base", "data", "run", "back"))
@@ -34,13 +34,18 @@ def test_import_build_ul2r_eval_export(tmp_path, source_text):
     assert json.loads((base / "symbols.json").read_text())["sentinels_are"] in said
     upalm("data", "build", texts, "--out", data, "--tokenizer", base)
     sizes = ("--n-steps", 100, "--batch-size", 8, "--seq-len", 128, "--peak", 0.1)
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     upalm("run", "ul2r", "--init", base, "--data", data, "--out", run, *sizes)
+    programs = set((tmp_path / "upalm" / "jax").glob("jit_*"))  # kept for the next start
+    assert [p for p in programs if p.name.startswith("jit_train_step-")]
     found = {}
     for checkpoint in (base, run):
         few = ("--n-rows", 48, "--n-decoded", 4, "--json", tmp_path / "eval.json")
         upalm("eval", "--checkpoint", checkpoint, "--data", texts, *few)
         found[checkpoint] = json.loads((tmp_path / "eval.json").read_text())["infill_bits_per_byte"]
     assert found[run]["high"] < found[base]["low"]
+    assert programs < set((tmp_path / "upalm" / "jax").glob("jit_*"))
 
     said = upalm("export-hf", run, back)
     assert "float32, as CohereForCausalLM" in said
