@@ -17,9 +17,11 @@ import grain
 import numpy as np
 from etils import epath
 
-from upalm import shards
-from upalm.data import DataConfig, Loader
-from upalm.tokenizer import Symbols
+from upalm.data import shards
+from upalm.data import tokens as tokens_module
+from upalm.data.config import DataConfig
+from upalm.data.loader import Loader
+from upalm.ul2r.symbols import Symbols
 
 MIXTURE = os.environ.get("UPALM_MIXTURE", "ul2r")
 V = 32_000
@@ -30,7 +32,7 @@ SOURCE = ("count_below", V, 2)  # ids of the documents; the clock stands while t
 def loader(docs, seq_len, batch_size, n_workers=0):
     """Documents written to shards, and read from them."""
     folder = epath.Path(tempfile.mkdtemp())
-    blocks = list(shards._cut(shards.Tokens.joined(docs)))
+    blocks = list(shards._cut(tokens_module.Tokens.joined(docs)))
     manifest = shards.Manifest(1, HASH, V + 200, "<u2", False, "benchmark", complete=True)
     manifest.shards = [shards._write(folder, "train-00000.array_record", "train", blocks, "<u2")]
     manifest.write(folder)

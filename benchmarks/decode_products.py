@@ -18,7 +18,7 @@ import numpy as np
 import tyro
 from jax import lax
 
-from upalm.layers import OutputMajor
+from upalm.model.layers import OutputMajor
 
 D, F, V, L, HEADS, H = 512, 2048, 8192, 8, 512, 64
 SEPARATE = ((HEADS, D), (H, D), (H, D), (F, D), (F, D), (D, HEADS), (D, F))  # outputs, inputs

@@ -16,8 +16,8 @@ from train_speed import config, prepare_worker
 def upalm(dims, prompt, new):
     import jax
 
-    from upalm.decode import Task, Unstacked, decode
-    from upalm.model import Decoder
+    from upalm.inference.decoding import Task, Unstacked, decode
+    from upalm.model.palm import Decoder
 
     model = Unstacked.of(Decoder(config(dims), key=jax.random.key(0)))
     tasks = [Task(row, new) for row in prompt]

@@ -31,13 +31,16 @@ def main(case: Case) -> None:
 
     import jax
 
-    from upalm import loop, text
-    from upalm.data import DataConfig
-    from upalm.model import PALM, Decoder
-    from upalm.optim import Adafactor
-    from upalm.shards import encode
-    from upalm.tokenizer import SentencePiece
-    from upalm.train import Scratch, TrainConfig, TrainState
+    from upalm.data import sources as text
+    from upalm.data.config import DataConfig
+    from upalm.data.tokenizer import SentencePiece
+    from upalm.data.tokens import encode
+    from upalm.model.config import PALM
+    from upalm.model.palm import Decoder
+    from upalm.training import loop
+    from upalm.training.config import Scratch, TrainConfig
+    from upalm.training.optim import Adafactor
+    from upalm.training.step import TrainState
 
     source = inspect.getsource(argparse) * 4
     tokenizer = SentencePiece.train([source], 512)

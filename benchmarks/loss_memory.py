@@ -33,7 +33,7 @@ def measure(case: Case) -> None:
     import jax
     import jax.numpy as jnp
 
-    from upalm.loss import Z_LOSS, chunked_loss
+    from upalm.training.loss import Z_LOSS, chunked_loss
 
     keys = jax.random.split(jax.random.key(0), 3)
     table = jax.random.normal(keys[0], (case.vocab, case.d_model)) * 0.02

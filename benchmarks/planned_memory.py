@@ -31,10 +31,11 @@ def steps(case: Case) -> None:
     import jax
     import jax.numpy as jnp
 
-    from upalm.batch import Batch
-    from upalm.model import PALM, Decoder
-    from upalm.optim import Adafactor
-    from upalm.train import TrainState, train_step
+    from upalm.model.config import PALM
+    from upalm.model.palm import Decoder
+    from upalm.training.optim import Adafactor
+    from upalm.training.step import TrainState, train_step
+    from upalm.ul2r.rows import Batch
 
     config = PALM[case.size]
     optimizer = Adafactor().build(100)
@@ -52,12 +53,13 @@ def steps(case: Case) -> None:
 
 
 def planned(case: Case) -> float:
-    from upalm.model import PALM
-    from upalm.plan import plan, target_of
-    from upalm.steps import training
-    from upalm.train import Scratch, TrainConfig
+    from upalm.model.config import PALM
+    from upalm.planning.lowering import training
+    from upalm.planning.planner import plan
+    from upalm.planning.topology import target_of
+    from upalm.training.config import Scratch, TrainConfig
 
-    from upalm.data import DataConfig  # isort: skip
+    from upalm.data.config import DataConfig  # isort: skip
 
     model = PALM[case.size]
     data = DataConfig("", "causal", seq_len=model.seq_len, batch_size=case.batch)

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from upalm import cli_plan
-from upalm.cli_plan import Request
+from upalm.planning import search
+from upalm.planning.search import Request
 
 ROWS = (
     Request("ul2r_540b", "540b", (), "v4:8x8x8", 1),
@@ -66,7 +66,7 @@ def main(words: list[str]) -> None:
         if words and not all(word in name for word in words):
             continue
         try:
-            kept[name] = cli_plan.planned_alone(request, console)
+            kept[name] = search.planned_alone(request, console)
         except ValueError as e:
             console.print(f"{name}: {e}")
             continue

@@ -16,9 +16,9 @@ def upalm(dims, tokens):
     import jax
     import optax
 
-    from upalm.batch import Batch
-    from upalm.model import Decoder
-    from upalm.train import TrainState, microbatched, train_step
+    from upalm.model.palm import Decoder
+    from upalm.training.step import TrainState, microbatched, train_step
+    from upalm.ul2r.rows import Batch
 
     batch = Batch.empty(tokens.shape[0], tokens.shape[1] - 1)
     batch.input_tokens[:], batch.target_tokens[:] = tokens[:, :-1], tokens[:, 1:]
@@ -40,7 +40,7 @@ def upalm(dims, tokens):
 
 
 def config(dims):
-    from upalm.model import ModelConfig
+    from upalm.model.config import ModelConfig
 
     return ModelConfig(
         vocab_size=dims["vocab"],
@@ -56,7 +56,7 @@ def config(dims):
 def prepare_worker(argv):
     """Peers are started as `--worker NAME[:N]`; ours runs as the `upalm` command does."""
     if any(word.split(":")[0] == "upalm" for flag, word in zip(argv, argv[1:], strict=False) if flag == "--worker"):
-        from upalm.heap import use_huge_pages
+        from upalm.cli.huge_pages import use_huge_pages
 
         use_huge_pages()
 

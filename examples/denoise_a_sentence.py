@@ -6,8 +6,8 @@ import numpy as np
 
 import upalm
 from upalm import ul2r
-from upalm.tokenizer import MODES
-from upalm.tokenizer_json import load_tokenizer
+from upalm.data.hf_tokenizer import load_tokenizer
+from upalm.ul2r.symbols import MODES
 
 SENTENCE = "def mean(values):\n    total = sum(values)\n    return total / len(values)\n"
 

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import upalm
-from upalm.checkpoint import load_model
-from upalm.infer import infill
+from upalm.checkpoints.folder import load_model
+from upalm.inference.generation import infill
 
 folder = sys.argv[1] if len(sys.argv) > 1 else Path(upalm.__file__).parent / "assets" / "palm_tiny"
 model, tokenizer = load_model(folder)

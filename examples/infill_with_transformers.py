@@ -17,11 +17,12 @@ import torch
 import transformers
 
 import upalm
-from upalm import infer
-from upalm.checkpoint import export, load_model
-from upalm.interop import export_hf
-from upalm.model import Decoder, ModelConfig
-from upalm.tokenizer_json import load_tokenizer
+from upalm.checkpoints.folder import export, load_model
+from upalm.data.hf_tokenizer import load_tokenizer
+from upalm.inference import generation
+from upalm.interop.hf_export import export_hf
+from upalm.model.config import ModelConfig
+from upalm.model.palm import Decoder
 
 TEXT = "def add(a, b):\n    <extra_id_0>\n    return c\n"
 N_NEW = 16
@@ -51,7 +52,7 @@ def main(exported: Path, checkpoint: Path) -> None:
     prompt = [symbols.bos_id, *mode, *before, symbols.sentinels[0], *after, *end]
     found = infill(model, prompt, N_NEW + 2, symbols.eos_id)
 
-    [expected] = infer.infill(ours, our_tokenizer, TEXT, mode="nlg", max_new_tokens=N_NEW, constrained=False)
+    [expected] = generation.infill(ours, our_tokenizer, TEXT, mode="nlg", max_new_tokens=N_NEW, constrained=False)
     spans = []
     for i in found[found[0] == symbols.sentinels[0] :]:
         if i == symbols.eos_id or i in symbols.sentinels:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from upalm import ul2r
-from upalm.data import DataConfig, Loader, statistics
-from upalm.shards import Tokens
-from upalm.tokenizer import Symbols
+from upalm.data.config import DataConfig
+from upalm.data.loader import Loader, statistics
+from upalm.data.tokens import Tokens
+from upalm.ul2r.symbols import Symbols
 
 
 @dataclass(frozen=True, kw_only=True)

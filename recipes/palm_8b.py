@@ -13,13 +13,13 @@ from pathlib import Path
 
 import tyro
 
-from upalm.data import DataConfig
-from upalm.model import PALM
-from upalm.optim import Adafactor, Schedule
-from upalm.run import run
-from upalm.sharding import MeshConfig
-from upalm.spikes import Spikes
-from upalm.train import Keep, Scratch, TrainConfig
+from upalm.data.config import DataConfig
+from upalm.distributed.sharding import MeshConfig
+from upalm.model.config import PALM
+from upalm.training.config import Keep, Scratch, TrainConfig
+from upalm.training.launch import run
+from upalm.training.optim import Adafactor, Schedule
+from upalm.training.spikes import Spikes
 
 PALM_8B = TrainConfig(
     out=Path("runs/palm_8b"),

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import tyro
 
-from upalm.data import DataConfig
-from upalm.model import PALM
-from upalm.optim import Adafactor, Schedule
-from upalm.run import run
-from upalm.train import Keep, Scratch, TrainConfig
+from upalm.data.config import DataConfig
+from upalm.model.config import PALM
+from upalm.training.config import Keep, Scratch, TrainConfig
+from upalm.training.launch import run
+from upalm.training.optim import Adafactor, Schedule
 
 SMALL = TrainConfig(
     out=Path("runs/palm_small"),

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import tyro
 
-from upalm.checkpoint import export, load_model
-from upalm.data import DataConfig
-from upalm.model import PALM
-from upalm.optim import Adafactor, Schedule
-from upalm.run import run
-from upalm.train import Scratch, TrainConfig
+from upalm.checkpoints.folder import export, load_model
+from upalm.data.config import DataConfig
+from upalm.model.config import PALM
+from upalm.training.config import Scratch, TrainConfig
+from upalm.training.launch import run
+from upalm.training.optim import Adafactor, Schedule
 
 TINY = TrainConfig(
     out=Path("runs/palm_tiny"),

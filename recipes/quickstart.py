@@ -16,19 +16,24 @@ import numpy as np
 import tyro
 
 import upalm
-from upalm import metrics, recipe, report, text, train, ul2r
-from upalm.checkpoint import load_model
-from upalm.data import DataConfig, Loader
-from upalm.evals import infilling
-from upalm.evals.held_out import Rows, measure, rows_of
-from upalm.evals.statistics import Estimate, ratio
-from upalm.layers import key_range
-from upalm.lineage import stages
-from upalm.loop import check_folder, fit
-from upalm.optim import Adafactor, Schedule
-from upalm.programs import keep_programs
-from upalm.run import run
-from upalm.shards import encode
+from upalm import ul2r
+from upalm.checkpoints.folder import load_model
+from upalm.checkpoints.lineage import stages
+from upalm.data import sources
+from upalm.data.config import DataConfig
+from upalm.data.loader import Loader
+from upalm.data.tokens import encode
+from upalm.distributed.runtime import keep_programs
+from upalm.evals import report
+from upalm.evals.bootstrap import Estimate, ratio
+from upalm.evals.infilling import gaps
+from upalm.evals.infilling.held_out import Rows, measure, rows_of
+from upalm.model.attention import key_range
+from upalm.training import config as train
+from upalm.training import metrics, progress, recipes
+from upalm.training.launch import run
+from upalm.training.loop import check_folder, fit
+from upalm.training.optim import Adafactor, Schedule
 
 SHIPPED = Path(upalm.__file__).parent / "assets" / "palm_tiny"
 FORKS = ("causal", "ul2r")
@@ -61,7 +66,7 @@ class Quickstart:
 
     out: Path = Path("runs/quickstart")
     """Folder for checkpoints, figures, report.html and results.json. Run again to resume."""
-    data: str = text.STDLIB
+    data: str = sources.STDLIB
     """`stdlib` (Python's own source files), a .txt or .jsonl file, or a folder of them."""
     base: Path = SHIPPED
     """Checkpoint to fork; the shipped one was made by `upalm run palm_tiny tiny`."""
@@ -117,7 +122,7 @@ def main(args: Quickstart) -> None:
     forks = {name: args.fork(name, base_folder, base.config.seq_len) for name in FORKS}
     for config in forks.values():  # before anything is trained
         check_folder(config)
-    corpus = text.load(args.data, skip_undecodable=args.skip_undecodable)
+    corpus = sources.load(args.data, skip_undecodable=args.skip_undecodable)
     lines, words = rows_of(corpus.validation, longest, base.config.seq_len, args.n_rows)
     if corpus.skipped:
         print(f"skipped {len(corpus.skipped)} files that are not UTF-8: {', '.join(corpus.skipped)}")
@@ -128,7 +133,7 @@ def main(args: Quickstart) -> None:
         models[name] = fit(config, base, tokenizer, tokens, held_out, title=name)
 
     rows: dict[str, Rows] = {}
-    with metrics.Bar("evaluate", len(models)) as bar:
+    with progress.Bar("evaluate", len(models)) as bar:
         for i, (name, model) in enumerate(models.items()):
             trained_on = ul2r.mixture(forks[name].data.mixture) if name in forks else ()
             asked = longest if any(d.inputs_eos for d in trained_on) else tokenizer
@@ -147,7 +152,7 @@ def main(args: Quickstart) -> None:
 
 
 def pretrain(args: Quickstart) -> Path:
-    config = recipe.config("palm_tiny", "tiny")
+    config = recipes.config("palm_tiny", "tiny")
     data = replace(config.data, source=args.data, skip_undecodable=args.skip_undecodable)
     config = replace(config, out=args.out / "base", data=data, seed=args.seed)
     print(f"pretraining {config.n_steps} steps: about an hour on 2 CPU cores; Ctrl-C and run again to resume")
@@ -178,7 +183,7 @@ def extra_compute(base_folder: Path, fork: train.TrainConfig) -> float | None:
 # --- What the user sees ---------------------------------------------------------------------------
 
 
-def print_summary(results: dict, rows: dict[str, Rows], lines: list[infilling.Row]) -> None:
+def print_summary(results: dict, rows: dict[str, Rows], lines: list[gaps.Row]) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -225,7 +230,7 @@ def verdict(results: dict) -> str:
     return said + f"Its gain over its own best continuation from the left alone is not significant: {gain}."
 
 
-def examples(rows: dict[str, Rows], lines: list[infilling.Row], n: int = 4) -> list[int]:
+def examples(rows: dict[str, Rows], lines: list[gaps.Row], n: int = 4) -> list[int]:
     """The first gaps, good or bad: not chosen by what the models wrote."""
     return list(range(min(n, len(rows["ul2r"].filled.spans), len(lines))))
 

@@ -16,23 +16,28 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from upalm import cli_scaling, text
-from upalm.checkpoint import load_model
-from upalm.cli_eval import about
-from upalm.data import DataConfig
-from upalm.decode import Attention
-from upalm.evals import infilling, suites, synthetic
-from upalm.evals.answerer import Answerer, Form
-from upalm.evals.held_out import rows_of
-from upalm.evals.results import run_suite, save
-from upalm.evals.statistics import Estimate, ratio
-from upalm.metrics import Bar
-from upalm.model import PALM, Decoder
-from upalm.optim import Adafactor, Schedule
-from upalm.run import run
-from upalm.text import STDLIB
-from upalm.tokenizer import Tokenizer
-from upalm.train import Continue, Keep, Scratch, TrainConfig
+from upalm.checkpoints.folder import load_model
+from upalm.cli import scaling
+from upalm.data import sources
+from upalm.data.config import DataConfig
+from upalm.data.sources import STDLIB
+from upalm.data.tokenizer import Tokenizer
+from upalm.evals import suites
+from upalm.evals.bootstrap import Estimate, ratio
+from upalm.evals.infilling import gaps as gaps_module
+from upalm.evals.infilling import scores
+from upalm.evals.infilling.held_out import rows_of
+from upalm.evals.savings import about
+from upalm.evals.scorer import Answerer, Form
+from upalm.evals.suites import run_suite, save
+from upalm.evals.tasks import synthetic
+from upalm.inference.decoding import Attention
+from upalm.model.config import PALM
+from upalm.model.palm import Decoder
+from upalm.training.config import Continue, Keep, Scratch, TrainConfig
+from upalm.training.launch import run
+from upalm.training.optim import Adafactor, Schedule
+from upalm.training.progress import Bar
 
 SIZES = {"nano": replace(PALM["tiny"], d_model=64, n_layers=3, d_head=32, d_ff=256), "tiny": PALM["tiny"]}
 FORKS = {"control": "causal", "ul2r": "ul2r_eos"}
@@ -97,7 +102,7 @@ def main(args: ScalingTiny) -> None:
     started = time.monotonic()
     files = args.out / "questions"
     synthetic.write(files, args.n_questions)
-    documents = text.load(args.data).validation
+    documents = sources.load(args.data).validation
     checkpoints = []
     for size in SIZES:
         base = run(args.pretraining(size))
@@ -121,7 +126,7 @@ def main(args: ScalingTiny) -> None:
                 shutil.rmtree(place, ignore_errors=True)
                 evaluate(args, checkpoint, files, documents, place)
             bar.update(i + 1)
-    cli_scaling.Scaling((results,), out=args.out)()
+    scaling.Scaling((results,), out=args.out)()
     summary(args, results)
     print(f"{time.monotonic() - started:.0f} s in all")
 
@@ -144,20 +149,20 @@ def bits(args: ScalingTiny, model: Decoder, tokenizer: Tokenizer, documents: lis
     lines, _ = rows_of(documents, longest, model.config.seq_len, args.n_rows)
     asked = longest if tokenizer.inputs_eos else tokenizer
     gaps = min(
-        (infilling.forced(model, asked, lines, mode).bits for mode in ("none", "nlu", "nlg")),
+        (scores.forced(model, asked, lines, mode).bits for mode in ("none", "nlu", "nlg")),
         key=lambda b: b.bits.sum(),
     )
 
     def fits(x: str) -> bool:
         return sum(len(tokenizer.encode(half)) for half in in_halves(x)) <= model.config.seq_len
 
-    excerpts = infilling.excerpts(documents, args.n_rows, fits)
-    halves = [infilling.Row((before, ""), (after,)) for before, after in map(in_halves, excerpts)]
+    excerpts = gaps_module.excerpts(documents, args.n_rows, fits)
+    halves = [gaps_module.Row((before, ""), (after,)) for before, after in map(in_halves, excerpts)]
     masks: tuple[Attention, ...] = ("causal", "prefix")
     return [
         ("infill_bits_per_byte", ratio(*gaps)),
         *(
-            (f"continue_{mask}_bits_per_byte", ratio(*infilling.left_only_bits(model, asked, halves, "none", mask)))
+            (f"continue_{mask}_bits_per_byte", ratio(*scores.left_only_bits(model, asked, halves, "none", mask)))
             for mask in masks
         ),
     ]

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import tyro
 
-from upalm.data import DataConfig
-from upalm.model import PALM
-from upalm.optim import Adafactor, Schedule
-from upalm.run import run
-from upalm.sharding import MeshConfig
-from upalm.train import Continue, Keep, TrainConfig
+from upalm.data.config import DataConfig
+from upalm.distributed.sharding import MeshConfig
+from upalm.model.config import PALM
+from upalm.training.config import Continue, Keep, TrainConfig
+from upalm.training.launch import run
+from upalm.training.optim import Adafactor, Schedule
 
 MODEL = PALM["62b"]  # what the checkpoint has
 UL2R_62B = TrainConfig(

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import tyro
 
-from upalm.data import DataConfig
-from upalm.optim import Adafactor, Schedule
-from upalm.run import run
-from upalm.train import Continue, Keep, TrainConfig
+from upalm.data.config import DataConfig
+from upalm.training.config import Continue, Keep, TrainConfig
+from upalm.training.launch import run
+from upalm.training.optim import Adafactor, Schedule
 
 SMALL = TrainConfig(
     out=Path("runs/ul2r_small"),

@@ -12,10 +12,10 @@ from pathlib import Path
 import tyro
 
 import upalm
-from upalm.data import DataConfig
-from upalm.optim import Adafactor, Schedule
-from upalm.run import run
-from upalm.train import Continue, TrainConfig
+from upalm.data.config import DataConfig
+from upalm.training.config import Continue, TrainConfig
+from upalm.training.launch import run
+from upalm.training.optim import Adafactor, Schedule
 
 UL2R = TrainConfig(
     out=Path("runs/ul2r_tiny"),

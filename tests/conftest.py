@@ -11,7 +11,7 @@ import tempfile
 import jax
 import pytest
 
-from upalm.tokenizer import SentencePiece, Tokenizer
+from upalm.data.tokenizer import SentencePiece, Tokenizer
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # most of what tests do is compiling; the processes that they start do likewise, but for the quickstart

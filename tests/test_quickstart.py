@@ -9,8 +9,9 @@ from pathlib import Path
 import jax
 import pytest
 
-from upalm.checkpoint import export
-from upalm.model import Decoder, ModelConfig
+from upalm.checkpoints.folder import export
+from upalm.model.config import ModelConfig
+from upalm.model.palm import Decoder
 
 METRICS = {
     *("causal_bits_per_byte", "infill_bits_per_byte", "left_only_bits_per_byte", "infill_gain"),

@@ -1,1 +1,9 @@
-"""Evaluations: infilling and held-out text."""
+"""Evaluations."""
+
+from etils import epy as _epy
+
+with _epy.lazy_api_imports(globals()):
+    from upalm.evals.runner import evaluate
+    from upalm.evals.scorer import Answerer, Form
+    from upalm.evals.suites import SUITES, Suite, run_suite
+    from upalm.evals.task import Generated, Question, Ranked, Source

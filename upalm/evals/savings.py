@@ -7,16 +7,23 @@ included. Where the curve never gets there, its last checkpoint gives a lower bo
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from scipy.optimize import isotonic_regression
 
-from upalm.evals import printed
-from upalm.model import PALM
-from upalm.scaling import train_flops_per_token
+from upalm._version import __version__
+from upalm.checkpoints.lineage import stages
+from upalm.data.tokenizer import Tokenizer
+from upalm.evals import paper_numbers
+from upalm.evals.scorer import Answerer
+from upalm.model.config import PALM, train_flops_per_token
+from upalm.model.palm import Decoder
 
 Family = Literal["causal", "control", "ul2r"]
+
+
 _DRAWS = 1000
 
 
@@ -90,10 +97,10 @@ def table_8() -> list[Point]:
     """PaLM 540B and U-PaLM 540B of the paper, by 6ND; UL2R of 1.31B tokens (20,000 steps of 32 x 2048)."""
     points, c = [], PALM["540b"]
     per_token = train_flops_per_token(c.n_params, c.n_layers, c.n_heads, c.d_head, c.seq_len)
-    for i, tokens in enumerate(printed.TABLE_8_TOKENS):
+    for i, tokens in enumerate(paper_numbers.TABLE_8_TOKENS):
         n_tokens = (tokens, tokens + 20_000 * 32 * 2048)
         (start, total), with_attention = (6 * 540e9 * n for n in n_tokens), [per_token * n for n in n_tokens]
-        before, after = ({task: row[j] for task, row in printed.TABLE_8.items()} for j in (i, i + 3))
+        before, after = ({task: row[j] for task, row in paper_numbers.TABLE_8.items()} for j in (i, i + 3))
         points.append(Point(c.n_params, "causal", start, start, with_attention[0], 0, before))
         points.append(Point(c.n_params, "ul2r", start, total, with_attention[1], 0, after))
     return points
@@ -224,3 +231,23 @@ def _saving(
 
 def _table(points: Sequence[Point], tasks: Sequence[str]) -> np.ndarray:
     return np.array([[p.scores[task] for task in tasks] for p in points])
+
+
+def about(checkpoint: Path, model: Decoder, tokenizer: Tokenizer, answerer: Answerer) -> dict[str, Any]:
+    """Whose results these are, and what compute made it."""
+    c, led = model.config, stages(checkpoint)
+    n_tokens = None if led is None else sum(stage.n_tokens for stage in led)
+    per_token = train_flops_per_token(c.n_params, c.n_layers, c.n_heads, c.d_head, c.seq_len)
+    compute = {"n_params": c.n_params, "stages": None, "flops_6nd": None, "flops_with_attention": None}
+    if led is not None and n_tokens is not None:
+        compute |= {
+            "stages": [stage._asdict() for stage in led],
+            "flops_6nd": 6 * c.n_params * n_tokens,
+            "flops_with_attention": per_token * n_tokens,
+        }
+    return {
+        "upalm": __version__,
+        "checkpoint": str(checkpoint),
+        "fingerprint": answerer.fingerprint,
+        "compute": compute,
+    }

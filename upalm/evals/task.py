@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from upalm.evals import matches, rows
-from upalm.evals.rows import Row
+from upalm.evals import benchmark_files, text_metrics
+from upalm.evals.benchmark_files import Row
 
 
 class TooShort(ValueError):
@@ -66,7 +66,7 @@ class Source:
         found: list[Question] = []
         ask = self.ask_in(folder) if self.ask_in is not None else self.ask
         assert ask is not None
-        for row in rows.read(folder / self.file, self.field):
+        for row in benchmark_files.read(folder / self.file, self.field):
             if self.keep is None or self.keep(row):
                 asked = ask(row)
                 several = [asked] if isinstance(asked, Question) else asked
@@ -155,7 +155,7 @@ class Generated(_Task):
     """Strings that end the answer."""
     extract: Callable[[str], str] = _cut
     """What of the text is the answer."""
-    metrics: dict[str, Metric] = field(default_factory=lambda: {"em": matches.exact_words})
+    metrics: dict[str, Metric] = field(default_factory=lambda: {"em": text_metrics.exact_words})
     """By name; the first is the headline."""
 
 

@@ -1,0 +1,65 @@
+"""What a checkpoint was trained on is told by the checkpoint, at any of its steps and through its continuations."""
+
+import shutil
+from dataclasses import replace
+
+import jax
+import pytest
+
+from upalm.checkpoints.folder import export, load_model, split_step
+from upalm.checkpoints.lineage import Stage, stages
+from upalm.data.config import DataConfig
+from upalm.model.config import ModelConfig
+from upalm.training.config import Continue, Keep, Scratch, TrainConfig
+from upalm.training.launch import run
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, source_text):
+    """A causal run of 6 steps with a batch that grows, and UL2R of 2 steps from its middle."""
+    folder = tmp_path_factory.mktemp("lineage")
+    (folder / "text.txt").write_text(source_text)
+    shape = ModelConfig(vocab_size=512, d_model=32, n_layers=2, n_heads=2, d_head=16, d_ff=64, seq_len=64)
+    base = TrainConfig(
+        out=folder / "base",
+        start=Scratch(shape),
+        data=DataConfig(str(folder / "text.txt"), "causal", seq_len=64, batch_size=2, batch_ramp=((4, 6),)),
+        n_steps=6,
+        save_every=3,
+        eval_every=6,
+        keep=Keep(every=3),
+    )
+    run(base)
+    data = replace(base.data, mixture="ul2r", batch_size=2, batch_ramp=(), joint_budget=True)
+    fork = replace(base, out=folder / "fork", start=Continue(base.out / "steps" / "3"), data=data, n_steps=2, seed=7)
+    run(fork)
+    return folder
+
+
+def test_stages_add_up_the_tokens_of_every_step(runs):
+    first, last = Stage("causal", 3 * 2 * 64, 0), Stage("causal", (4 * 2 + 2 * 6) * 64, 0)
+    assert stages(runs / "base" / "steps" / "3") == [first]
+    assert stages(runs / "base") == stages(runs / "base" / "steps" / "6") == [last]
+    assert stages(runs / "fork") == [first, Stage("ul2r", 2 * 2 * 64, 7)]
+    shutil.move(runs / "base", runs / "moved")
+    try:
+        assert stages(runs / "fork") == [first, Stage("ul2r", 2 * 2 * 64, 7)]  # it was told when it began
+    finally:
+        shutil.move(runs / "moved", runs / "base")
+
+
+def test_a_continuation_begins_with_the_weights_of_that_step(runs):
+    middle, _ = load_model(runs / "base" / "steps" / "3")
+    end, _ = load_model(runs / "base")
+    same = jax.tree.map(lambda a, b: bool((a == b).all()), middle, end)
+    assert not all(jax.tree.leaves(same))
+    with pytest.raises(ValueError, match=r"no checkpoint 4 in .*: there are \[6, 3\]"):
+        load_model(runs / "base" / "steps" / "4")
+
+
+def test_what_nobody_knows_is_unknown(runs, tokenizer, tmp_path):
+    assert stages(tmp_path) is None
+    model, tokenizer = load_model(runs / "base")
+    export(tmp_path / "import", model, tokenizer, {})
+    assert stages(tmp_path / "import") is None
+    assert split_step(tmp_path / "steps" / "x") == (tmp_path / "steps" / "x", None)

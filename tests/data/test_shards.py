@@ -1,0 +1,234 @@
+import gzip
+import json
+import shutil
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from upalm.cli import data
+from upalm.data import shards
+from upalm.data.config import DataConfig, open_source
+from upalm.data.loader import Loader
+from upalm.data.sources import is_validation
+
+pyarrow = pytest.importorskip("pyarrow", reason="reading Parquet, Arrow and .zst needs the extra `data`")
+parquet = pytest.importorskip("pyarrow.parquet")
+
+N = 300
+
+
+@pytest.fixture(scope="module")
+def texts(source_text):
+    return [f"# {i}\n" + source_text[i * 50 : i * 50 + 40 + i] for i in range(N)]
+
+
+@pytest.fixture
+def source(tmp_path, texts):
+    path = tmp_path / "text.jsonl"
+    path.write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+    return path
+
+
+@pytest.fixture
+def built(source, tmp_path, tokenizer, monkeypatch):
+    """Several shards of several blocks."""
+    monkeypatch.setattr(shards, "_BLOCK_TOKENS", 1000)
+    monkeypatch.setattr(shards, "_ENCODED_AT_ONCE", 20)
+    shards.build(str(source), str(tmp_path / "built"), tokenizer, shard_tokens=4000)
+    return tmp_path / "built"
+
+
+def decoded(folder, split, tokenizer):
+    found = shards.Shards(str(folder), split, tokenizer.hash)
+    tokens = found.read(np.arange(len(found.block_tokens)))
+    assert np.array_equal(tokens.lengths, found.block_lengths(np.arange(len(found.block_tokens))))
+    assert all(tokens.ids[tokens.offsets[1:] - 1] == 1), "every document ends with EOS"
+    return [tokenizer.decode(tokens.ids[a:b]) for a, b in zip(tokens.offsets, tokens.offsets[1:], strict=False)]
+
+
+def test_shards_hold_the_text_split_by_name(built, texts, tokenizer):
+    manifest = shards.Manifest.read(built)
+    assert manifest.complete and manifest.documents == N
+    assert sum(s.split == "train" for s in manifest.shards) > 2
+    assert len(manifest.shards[0].block_tokens) > 2
+    held_out = [is_validation(f"text.jsonl:{i + 1}") for i in range(N)]
+    assert decoded(built, "train", tokenizer) == [t for t, v in zip(texts, held_out, strict=True) if not v]
+    assert decoded(built, "validation", tokenizer) == [t for t, v in zip(texts, held_out, strict=True) if v]
+
+
+def test_all_kinds_of_files_hold_the_same(tmp_path, texts, tokenizer):
+    lines = "".join(json.dumps({"text": t}) + "\n" for t in texts).encode()
+    for kind in ("jsonl", "jsonl.gz", "jsonl.zst", "parquet", "arrow"):
+        folder = tmp_path / kind
+        folder.mkdir()
+        path = folder / f"a.{kind}"
+        table = pyarrow.table({"text": texts, "url": ["x"] * N})
+        if kind == "jsonl.gz":
+            path.write_bytes(gzip.compress(lines))
+        elif kind == "jsonl.zst":
+            with pyarrow.output_stream(str(path), compression="zstd") as f:
+                f.write(lines)
+        elif kind == "parquet":
+            parquet.write_table(table, path)
+        elif kind == "arrow":  # as Hugging Face datasets' save_to_disk writes it
+            with pyarrow.OSFile(str(path), "wb") as f, pyarrow.ipc.new_stream(f, table.schema) as writer:
+                writer.write_table(table)
+            (folder / "state.json").write_text("{}")
+        else:
+            path.write_bytes(lines)
+        shards.build(str(folder), str(tmp_path / f"{kind}-built"), tokenizer)
+        both = [decoded(tmp_path / f"{kind}-built", split, tokenizer) for split in shards.SPLITS]
+        assert sorted(both[0] + both[1]) == sorted(texts), kind
+
+
+def test_an_interrupted_build_goes_on_to_the_same_bytes(built, source, tmp_path, tokenizer):
+    class Killed(Exception):
+        pass
+
+    def kill(documents, tokens):
+        if documents > N / 2:
+            raise Killed
+
+    again = tmp_path / "again"
+    with pytest.raises(Killed):
+        shards.build(str(source), str(again), tokenizer, shard_tokens=4000, progress=kill)
+    with pytest.raises(ValueError, match="unfinished"):
+        shards.Shards(str(again), "train", tokenizer.hash)
+    (again / "train-00009.array_record.new").write_bytes(b"half a shard")
+    seen = []
+    shards.build(str(source), str(again), tokenizer, shard_tokens=4000, progress=lambda *counts: seen.append(counts))
+    assert seen[0][0] > N / 2, "it began anew"
+    assert shards.Manifest.read(again) == shards.Manifest.read(built)
+    shards.Shards(str(again), "train", tokenizer.hash).check()
+
+
+def test_shards_train_like_text_in_memory(built, source, tokenizer):
+    config = DataConfig(source=str(built), seq_len=128, batch_size=4)
+    (train, validation) = open_source(config, tokenizer)
+    made = Loader(train, config, tokenizer.symbols, seed=0)
+    assert made.windows_per_epoch() == 1
+    shuffled, plan = made.window(0, 0)
+    in_memory = open_source(DataConfig(source=str(source)), tokenizer)[0][0].corpus
+    assert sorted(shuffled.ids.tolist()) == sorted(in_memory.ids.tolist())
+    n_tokens = sum(s.end - s.start for row in range(len(plan.rows)) for s, _ in made.segments(row))
+    assert n_tokens == train[0].corpus.n_tokens
+    assert validation[0].corpus.n_tokens > 0
+
+
+def test_windows_of_blocks_cover_an_epoch(built, tokenizer, monkeypatch):
+    monkeypatch.setattr("upalm.data.loader._WINDOW_BLOCKS", 3)
+    config = DataConfig(source=str(built), seq_len=128, batch_size=4)
+    made = Loader(open_source(config, tokenizer)[0], config, tokenizer.symbols, seed=0)
+    n = made.windows_per_epoch()
+    assert n > 3
+    for epoch in range(2):
+        blocks = np.concatenate([made._blocks(0, epoch * n + w) for w in range(n)])
+        assert sorted(blocks) == list(range(len(made.corpora[0].block_tokens)))
+    last = made.batch(60)
+    again = Loader(open_source(config, tokenizer)[0], config, tokenizer.symbols, seed=0)
+    assert all(np.array_equal(a, b) for a, b in zip(again.batch(60), last, strict=True))
+
+
+def test_supervised_examples(tmp_path, tokenizer):
+    rows = [{"inputs": f"question {i}", "targets": f"answer {i}"} for i in range(200)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    shards.build(str(tmp_path / "pairs.jsonl"), str(tmp_path / "built"), tokenizer)
+    config = DataConfig(source=str(tmp_path / "built"), seq_len=64, batch_size=2)
+    made = Loader(open_source(config, tokenizer)[0], config, tokenizer.symbols, seed=0)
+    for _, example in made.segments(0):
+        i = tokenizer.decode(example.inputs).removeprefix("question ")
+        assert tokenizer.decode(example.targets) == f"answer {i}"
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda p: (p / "train-00001.array_record").unlink(), "train-00001.array_record is missing"),
+        (lambda p: (p / "train-00001.array_record").write_bytes(b"x"), "train-00001.array_record has 1 bytes"),
+        (lambda p: (p / "train-00000.lengths").write_bytes(b"1234"), "train-00000.lengths is damaged"),
+        (lambda p: (p / "manifest.json").write_text('{"shards": 1}'), "manifest.json is no manifest"),
+        (lambda p: (p / "manifest.json").unlink(), "no shards at"),
+    ],
+)
+def test_damage_is_refused_by_name(built, tokenizer, damage, message):
+    damage(built)
+    with pytest.raises(ValueError, match=message):
+        shards.Shards(str(built), "train", tokenizer.hash)
+
+
+def test_flipped_bytes_are_found_when_read(built, tokenizer):
+    path = built / "train-00001.array_record"
+    content = bytearray(path.read_bytes())
+    content[200:1200] = bytes(1000)
+    path.write_bytes(content)
+    found = shards.Shards(str(built), "train", tokenizer.hash)
+    with pytest.raises(ValueError, match="train-00001.array_record is damaged"):
+        found.check()
+    with pytest.raises(ValueError, match="train-00001.array_record is damaged"):
+        found.read(np.arange(len(found.block_tokens)))
+
+
+def test_another_tokenizer_or_source_is_refused(built, source, tokenizer):
+    with pytest.raises(ValueError, match="was tokenised with"):
+        shards.Shards(str(built), "train", "0123")
+    source.write_text(source.read_text() + '{"text": "more"}\n')
+    with pytest.raises(ValueError, match="another files"):
+        shards.build(str(source), str(built), tokenizer)
+
+
+@pytest.mark.parametrize("n", [20, 256])
+def test_mixed_kinds_are_refused(tmp_path, tokenizer, n):
+    (tmp_path / "a.jsonl").write_text('{"text": "x"}\n' * n + '{"inputs": "x", "targets": "y"}\n' * n)
+    with pytest.raises(ValueError, match="folders of their own"):
+        shards.build(str(tmp_path / "a.jsonl"), str(tmp_path / "built"), tokenizer)
+
+
+def test_command_line(built, source, tmp_path, tokenizer):
+    def upalm(*arguments):
+        return subprocess.run([sys.executable, "-m", "upalm", *arguments], capture_output=True, text=True)
+
+    done = upalm("data", "build", str(source), "--out", str(tmp_path / "b"), "--vocab-size", "500")
+    assert done.returncode == 0 and "300 documents" in done.stdout, done.stderr
+    assert upalm("data", "check", str(tmp_path / "b")).stdout.count("whole") == 2
+    mixed = f"{tmp_path / 'b'}=0.7,{shutil.copytree(tmp_path / 'b', tmp_path / 'c')}=0.3"
+    shown = upalm("data", "show", "--data.source", mixed, "--count", "20", "--mask", str(tmp_path / "m.png"))
+    assert shown.returncode == 0, shown.stderr
+    assert "[NLU]" in shown.stdout and "20 rows" in shown.stdout
+    assert (tmp_path / "m.png").stat().st_size > 5000
+    wrong = upalm("data", "show", "--data.source", f"{tmp_path / 'b'}=x")
+    assert wrong.returncode == 1 and "expected folder=number" in wrong.stderr
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """A Google Cloud Storage server of this machine."""
+    pytest.importorskip("gcsfs", reason="an object store needs the extra `gcs`")
+    server = pytest.importorskip("gcp_storage_emulator.server", reason="the object store's stand-in is not installed")
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        endpoint = f"http://127.0.0.1:{s.getsockname()[1]}"
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", endpoint)  # for etils
+    monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # it would look for credentials first
+    monkeypatch.setenv("CLOUD_STORAGE_EMULATOR_ENDPOINT", endpoint)  # for ArrayRecord
+    running = server.create_server("127.0.0.1", int(endpoint.rsplit(":")[-1]), in_memory=True, default_bucket="bucket")
+    running.start()
+    yield "gs://bucket"
+    running.stop()
+
+
+def test_shards_on_an_object_store(bucket, built, source, tokenizer):
+    folder = f"{bucket}/{built.name}"
+    manifest = shards.build(str(source), folder, tokenizer, shard_tokens=4000)
+    assert [s.sha256 for s in manifest.shards] == [s.sha256 for s in shards.Manifest.read(built).shards]
+    assert shards.build(str(source), folder, tokenizer, shard_tokens=4000) == manifest, "a second build does nothing"
+    data.main(["build", str(source), "--out", folder])
+    data.main(["check", folder])
+    assert decoded(folder, "train", tokenizer) == decoded(built, "train", tokenizer)
+    config = DataConfig(source=folder, seq_len=64, batch_size=4)
+    there, _ = open_source(config, tokenizer)
+    here, _ = open_source(DataConfig(source=str(built)), tokenizer)
+    batches = [Loader(corpora, config, tokenizer.symbols, seed=0).batch(3) for corpora in (there, here)]
+    assert all(np.array_equal(a, b) for a, b in zip(*batches, strict=True))

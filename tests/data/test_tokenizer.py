@@ -1,0 +1,67 @@
+import argparse
+import inspect
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from upalm.data.tokenizer import SentencePiece
+from upalm.ul2r.symbols import N_SENTINELS
+
+
+@settings(max_examples=200, deadline=None)
+@given(a=st.text(), b=st.text())
+def test_lossless_and_joinable(tokenizer, a, b):
+    assert tokenizer.decode(tokenizer.encode(a)) == a
+    assert tokenizer.decode(tokenizer.encode(a) + tokenizer.encode(b)) == a + b
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=st.text())
+def test_text_never_makes_a_sentinel(tokenizer, text):
+    assert max(tokenizer.encode(text), default=0) < tokenizer.first_sentinel
+
+
+def test_every_sentinel_piece_is_spelt_in_bytes(tokenizer):
+    pieces = [tokenizer._sp.id_to_piece(i).replace("▁", " ") for i in tokenizer.symbols.sentinels]
+    plain = [tokenizer._sp.encode(p) for p in pieces]
+    assert any(max(ids) >= tokenizer.first_sentinel for ids in plain)  # else this test shows nothing
+    for piece, ids in zip(pieces, tokenizer.encode_documents(pieces), strict=True):
+        assert max(ids) < tokenizer.first_sentinel
+        assert tokenizer.decode(ids) == piece
+
+
+def test_sentinels_are_the_last_hundred_ids_descending(tokenizer):
+    v = tokenizer.vocab_size
+    assert tokenizer.symbols.sentinels == tuple(v - 1 - i for i in range(N_SENTINELS))
+    assert tokenizer.decode([v - 1, v - 2]) == "<extra_id_0><extra_id_1>"
+
+
+def test_modes_are_subwords_that_decode_to_their_names(tokenizer):
+    assert {k: tokenizer.decode(v) for k, v in tokenizer.symbols.modes.items()} == {
+        "s2s": "[S2S]",
+        "nlu": "[NLU]",
+        "nlg": "[NLG]",
+    }
+
+
+def test_digits_are_split(tokenizer):
+    assert len(tokenizer.encode("2048")) >= 4
+
+
+def test_vocabulary_larger_than_the_text_supports():
+    with pytest.raises(ValueError, match="does not support a vocabulary of 5000"):
+        SentencePiece.train(["a few words only"], 5000)
+
+
+def test_too_small_for_sentinels():
+    with pytest.raises(ValueError, match="at least 360"):
+        SentencePiece.train([inspect.getsource(argparse)], 345)
+
+
+def test_not_a_model(tmp_path):
+    (tmp_path / "t.model").write_bytes(b"not a model")
+    with pytest.raises(ValueError, match="not a SentencePiece model"):
+        SentencePiece.load(tmp_path / "t.model")
+    with pytest.raises(ValueError, match="no tokenizer at"):
+        SentencePiece.load(tmp_path / "absent.model")

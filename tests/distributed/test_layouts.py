@@ -1,0 +1,99 @@
+"""Where every parameter and activation of the full sizes lies, kept as text: a change of it is seen in review.
+
+python tests/distributed/test_layouts.py    # writes tests/golden/layouts.txt anew
+"""
+
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh, AxisType
+
+from upalm.distributed.sharding import AXES
+from upalm.model.config import PALM
+from upalm.model.palm import LOGICAL_AXES, empty_model, param_shardings
+from upalm.training.loss import loss_fn
+from upalm.ul2r.rows import Batch
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "layouts.txt"
+MESHES = {"540b": (1, 32, 16), "62b": (1, 16, 4), "8b": (1, 64, 1)}
+ROWS = {"540b": 32, "62b": 128, "8b": 128}
+
+
+def layouts(size: str) -> list[str]:
+    mesh = AbstractMesh(MESHES[size], AXES, axis_types=(AxisType.Auto,) * 3)
+    model = empty_model(PALM[size])
+    lines = [f"# {size}: {' x '.join(map(str, MESHES[size]))} of {', '.join(AXES)}; {ROWS[size]} rows of 2048", ""]
+    shardings = param_shardings(model, mesh)
+    for name in LOGICAL_AXES:
+        leaf, sharding = (_get(tree, name) for tree in (model, shardings))
+        if leaf is not None:
+            lines.append(f"parameter  {name:20} {_text(leaf)} {_spec(sharding.spec)}")
+    batch = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((ROWS[size], 2048), x.dtype), Batch(*map(jnp.asarray, Batch.empty(1, 1)))
+    )
+    with jax.sharding.use_abstract_mesh(mesh):
+        traced = jax.make_jaxpr(lambda m, b: jax.grad(lambda m: loss_fn(m, b)[0])(m))(model, batch)
+    found = Counter(_activations(traced.jaxpr))
+    return [*lines, *(f"activation {line}  x{n}" for line, n in sorted(found.items())), ""]
+
+
+def _activations(jaxpr: Any):
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "sharding_constraint":
+            yield f"{_text(eqn.outvars[0].aval):32} {_spec(eqn.params['sharding'].spec)}"
+        if eqn.primitive.name == "shard_map":
+            for arrays, specs, way in (
+                (eqn.invars, eqn.params["in_specs"], "in"),
+                (eqn.outvars, eqn.params["out_specs"], "out"),
+            ):
+                for x, spec in zip(arrays, specs, strict=True):
+                    if spec and spec[0] == AXES:
+                        continue  # JAX's own, of a device each: what one half of a derivative hands to the other
+                    yield f"{_text(x.aval):32} {_spec(spec)} ({way} of a part written out)"
+        for value in jax.tree.leaves(list(eqn.params.values()), is_leaf=_is_jaxpr):
+            if _is_jaxpr(value):
+                yield from _activations(getattr(value, "jaxpr", value))
+
+
+def _is_jaxpr(x: Any) -> bool:
+    return hasattr(x, "eqns") or hasattr(x, "jaxpr")
+
+
+def _get(tree: Any, name: str) -> Any:
+    for part in name.split("."):
+        tree = getattr(tree, part)
+    return tree
+
+
+def _text(x: Any) -> str:
+    return f"{x.dtype}[{','.join(map(str, x.shape))}]"
+
+
+def _spec(spec: Any) -> str:
+    return "[" + ", ".join("-" if a is None else a if isinstance(a, str) else "+".join(a) for a in spec) + "]"
+
+
+def text() -> str:
+    return "\n".join(line for size in MESHES for line in layouts(size))
+
+
+def test_layouts_are_those_kept():
+    assert text() == GOLDEN.read_text(), f"if that is meant: python {Path(__file__).name} writes it"
+
+
+def test_no_large_array_lies_whole_on_every_device():
+    for size in ("540b", "62b"):
+        mesh = AbstractMesh(MESHES[size], AXES, axis_types=(AxisType.Auto,) * 3)
+        model = empty_model(PALM[size])
+        for leaf, sharding in zip(jax.tree.leaves(model), jax.tree.leaves(param_shardings(model, mesh)), strict=True):
+            parts = leaf.size / math.prod(sharding.shard_shape(leaf.shape))
+            assert parts >= (mesh.shape["data"] if leaf.size > 1e5 else 1), (size, leaf.shape)
+
+
+if __name__ == "__main__":
+    GOLDEN.write_text(text())
+    print(GOLDEN)

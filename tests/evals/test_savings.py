@@ -1,0 +1,147 @@
+"""The scaling analysis: the paper's own table, made-up curves whose answer is known, and the command."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from upalm.cli import main
+from upalm.evals.savings import Curve, Point, points_of, savings, table_8
+
+
+def test_the_papers_table_gives_about_two_at_the_middle_checkpoint():
+    found = savings(table_8())
+    assert [(s.family, round(s.start_flops / 1e21)) for s in found] == [("ul2r", n) for n in (590, 1066, 2527)]
+    early, middle, late = found
+    assert 1.9 < middle.rate < 2.4 and middle.low < 2.35 < middle.bound
+    assert middle.bound == pytest.approx(2.35, abs=0.02)  # the headline: 2500 against 1075 zFLOPs
+    assert (middle.start_score, middle.score) == pytest.approx((65.93, 68.32), abs=0.01)
+    assert 1.9 < early.rate < 2.4
+    assert late.flops_with_attention == pytest.approx(2.56e24, rel=0.003)  # PaLM Table 22
+    assert np.isinf(late.rate) and str(late).startswith("over 1.00x")  # no later PaLM to compare with
+
+
+def test_a_monotone_curve_through_noise():
+    """Isotonic regression pools what falls; between checkpoints the score is linear in log FLOPs."""
+    curve = Curve.of(np.array([1.0, 10.0, 100.0, 1000.0]), np.array([0.0, 2.0, 1.0, 3.0]))
+    assert curve.scores.tolist() == [0, 1.5, 1.5, 3]
+    assert curve.reaches(0.75) == pytest.approx(10**0.5)
+    assert curve.reaches(2.25) == pytest.approx(10**2.5)
+    assert curve.reaches(1.5) == pytest.approx(10)  # where it first has it
+    assert (curve.reaches(0.0), curve.reaches(-1.0), curve.reaches(3.1)) == (1, 0, np.inf)
+    twice = Curve.of(np.array([1.0, 1.0, 10.0]), np.array([0.0, 2.0, 3.0]))
+    assert (twice.flops.tolist(), twice.scores.tolist()) == ([1, 10], [1, 3])
+
+
+def grid(slope, seeds, noise, rng):
+    """Scores that rise by `slope` a decade; UL2R is worth a factor 3 in compute, the control nothing."""
+
+    def score(flops):
+        return slope * np.log10(flops) + noise * rng.standard_normal()
+
+    def point(family, start, flops, worth, seed):
+        return Point(10, family, start, flops, flops, seed, {f"t{i}": score(flops * worth) for i in range(8)})
+
+    starts = [1e3, 1e4, 1e5]
+    base = [point("causal", s, s, 1, 0) for s in (*starts, 1e6)]
+    forks = [
+        point(family, s, 1.1 * s, worth, seed)
+        for s in starts
+        for seed in range(seeds)
+        for family, worth in (("ul2r", 3), ("control", 1))
+    ]
+    return base + forks
+
+
+def test_known_savings_are_found_with_or_without_noise():
+    for found in savings(grid(1, 3, 0, np.random.default_rng(0))):
+        assert found.rate == pytest.approx(3 if found.family == "ul2r" else 1)
+        assert found.low == pytest.approx(found.rate) and found.high == pytest.approx(found.rate)
+    inside = [
+        s.low <= (3 if s.family == "ul2r" else 1) <= s.high
+        for draw in range(8)
+        for s in savings(grid(1, 5, 0.3, np.random.default_rng(draw)))
+    ]
+    assert np.mean(inside) > 0.75  # of 48 intervals; few tasks make them narrow
+
+
+def result(mixtures, scores, seed=0, suite="s", n_params=10, infill=1.0):
+    stages = [{"mixture": m, "n_tokens": n, "seed": seed} for m, n in mixtures]
+    return {
+        **{"suite": suite, "checkpoint": f"runs/{mixtures}"},
+        "compute": {"n_params": n_params, "stages": stages, "flops_with_attention": 7.0 * sum(n for _, n in mixtures)},
+        "tasks": {name: {"score": score} for name, score in scores.items()},
+        "measures": {"infill_bits_per_byte": {"mean": infill, "lower_is_better": True}},
+    }
+
+
+def write(folder, results):
+    for i, r in enumerate(results):
+        (folder / str(i)).mkdir(parents=True)
+        (folder / str(i) / "results.json").write_text(json.dumps(r))
+
+
+RUN = [
+    result([("causal", 100)], {"a": 0.1, "b": 0.2}, infill=2.0),
+    result([("causal", 1000)], {"a": 0.3, "b": 0.4}, infill=1.5),
+    result([("causal", 100), ("ul2r", 10)], {"a": 0.3, "b": 0.2}, infill=1.0),
+    result([("causal", 100), ("causal", 10)], {"a": 0.1, "b": 0.3}, infill=1.9),
+]
+
+
+def test_families_are_told_by_what_the_checkpoints_were_trained_on():
+    found = points_of(RUN)
+    assert [(p.family, p.start_flops, p.flops) for p in found] == [
+        ("causal", 6000, 6000),
+        ("causal", 60_000, 60_000),
+        ("ul2r", 6000, 6600),
+        ("control", 6000, 6600),
+    ]
+    turned = points_of(RUN, "infill_bits_per_byte")
+    assert turned[2].scores == {"infill_bits_per_byte": -1.0}  # higher is better
+
+
+def test_the_command_draws_and_reports(tmp_path, monkeypatch, capsys):
+    write(tmp_path / "in", RUN)
+    monkeypatch.setattr(sys, "argv", ["upalm", "scaling", str(tmp_path / "in"), "--out", str(tmp_path / "out")])
+    main.main()
+    said, contents = capsys.readouterr().out, json.loads((tmp_path / "out/scaling.json").read_text())
+    assert contents.keys() == {"score", "minus infill_bits_per_byte"}
+    by_family = {s["family"]: s for s in contents["score"]}
+    assert by_family["ul2r"]["rate"] == pytest.approx(10**0.5 / 1.1)  # halfway up the run, for 1.1 times its start
+    assert np.isinf(contents["minus infill_bits_per_byte"][1]["rate"])
+    assert "over 9.09x" in said
+    assert (tmp_path / "out/scaling.png").read_bytes().startswith(b"\x89PNG")
+    assert "data:image/png" in (tmp_path / "out/report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("results", "message"),
+    [
+        ([*RUN, result([("causal", 1)], {"a": 1}, suite="other")], "several suites .other, s."),
+        ([result([("ul2r", 1)], {"a": 1})], "trained on ul2r: expected a causal run"),
+        ([RUN[0] | {"compute": {"n_params": 1, "stages": None}}], "nothing says how much compute"),
+        (RUN[:1] + RUN[2:], "takes two checkpoints, there are 1"),
+        ([*RUN, result([("causal", 5)], {"z": 1})], "no task in common"),
+        (
+            [RUN[0], RUN[1] | {"tasks": {"a": {"score": 1, "n": 7}}}],
+            r"task a was not asked alike: None questions .*, 7 questions",
+        ),
+        ([{"a": 1}], "is not a result of `upalm eval"),
+        ([], "no results.json in"),
+    ],
+)
+def test_bad_input_is_one_line(results, message, tmp_path, monkeypatch):
+    (tmp_path / "in").mkdir()
+    write(tmp_path / "in", results)
+    monkeypatch.setattr(sys, "argv", ["upalm", "scaling", str(tmp_path / "in"), "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit, match=message):
+        main.main()
+
+
+def test_results_or_the_paper_not_both(tmp_path, monkeypatch):
+    for words in ((), (str(tmp_path), "--paper")):
+        monkeypatch.setattr(sys, "argv", ["upalm", "scaling", *words])
+        with pytest.raises(SystemExit, match="or --paper"):
+            main.main()

@@ -1,0 +1,144 @@
+"""Samplers against probability, stop strings against `in`, the grammar against a parser."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from upalm.inference.grammar import ANYTHING, FREE, Grammar, Progress, stop_table
+from upalm.inference.sampling import Sampler
+from upalm.ul2r.symbols import BOS_ID, EOS_ID, UNK_ID, Symbols
+
+LOGITS = jnp.log(jnp.array([[0.5, 0.3, 0.15, 0.05]]))
+KEYS = jax.random.split(jax.random.key(0), 800)
+
+
+def drawn(sampler):
+    tokens = np.asarray(jax.jit(sampler)(jnp.repeat(LOGITS, len(KEYS), 0), KEYS))
+    return np.bincount(tokens, minlength=4) / len(tokens)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "kept"),
+    [
+        (Sampler(), 1),
+        (Sampler(1.0), 4),
+        (Sampler(1.0, top_k=2), 2),
+        (Sampler(1.0, top_k=9), 4),
+        (Sampler(1.0, top_p=0.7), 2),
+        (Sampler(1.0, top_p=0.81), 3),
+        (Sampler(1.0, min_p=0.25), 3),
+        (Sampler(1.0, min_p=0.35), 2),
+        (Sampler(1.0, top_k=3, top_p=0.6, min_p=0.1), 2),
+    ],
+    ids=repr,
+)
+def test_filters_keep_the_most_likely_and_their_proportions(sampler, kept):
+    expected = np.exp(np.array(LOGITS[0])) * (np.arange(4) < kept)
+    np.testing.assert_allclose(drawn(sampler), expected / expected.sum(), atol=0.06)
+    assert (drawn(sampler)[kept:] == 0).all()
+
+
+def test_temperature_is_a_power_of_the_probabilities():
+    expected = np.exp(np.array(LOGITS[0])) ** 2
+    np.testing.assert_allclose(drawn(Sampler(0.5)), expected / expected.sum(), atol=0.06)
+
+
+@pytest.mark.parametrize("logits", [[1.0, 3.0, 3.0], [-np.inf, -np.inf, 0.0], [-np.inf, -5.0, -np.inf]])
+def test_greedy_is_argmax_ties_included(logits):
+    assert int(Sampler()(jnp.array([logits]), KEYS[:1])[0]) == np.argmax(logits)
+
+
+@pytest.mark.parametrize("wrong", [{"temperature": -1.0}, {"top_k": -1}, {"top_p": 0.0}, {"min_p": 1.5}], ids=repr)
+def test_samplers_that_make_no_sense_are_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Sampler(**wrong)
+
+
+# --- Stop strings ---
+
+LETTERS = st.text("ab", max_size=4)
+
+
+@given(
+    stop=st.lists(st.text("ab", min_size=1, max_size=4), max_size=3),
+    vocabulary=st.lists(LETTERS, min_size=1, max_size=5),
+    data=st.data(),
+)
+def test_stop_strings_are_found_wherever_tokens_cut_them(stop, vocabulary, data):
+    table = stop_table(stop, [piece.encode() for piece in vocabulary])
+    state, text = 0, ""
+    for token in data.draw(st.lists(st.integers(0, len(vocabulary) - 1), max_size=8)):
+        state, text = table[state, token], text + vocabulary[token]
+        assert (state == len(table) - 1) == (any(word in text for word in stop) and bool(stop))
+
+
+def test_stop_strings_are_bytes_so_that_characters_may_be_split():
+    euro = "€".encode()
+    table = stop_table(["€"], [bytes([b]) for b in euro])
+    state = 0
+    for token in range(3):
+        assert state != len(table) - 1
+        state = table[state, token]
+    assert state == len(table) - 1
+
+
+def test_an_empty_stop_string_is_refused():
+    with pytest.raises(ValueError, match="stop string is empty"):
+        stop_table(["a", ""], [b"a"])
+
+
+# --- Grammar ---
+
+V, MARKERS = 24, (23, 22, 21)  # subwords 0-23, of 26 embeddings; token 10 is "."
+
+
+def walk(n_gaps, limits, max_tokens, chooser, stop=()):
+    """All tokens that a chooser takes from what is allowed, until the row is done."""
+    table = stop_table(stop, [b"." if i == 10 else b"x" for i in range(V)])
+    row = (jnp.array([n_gaps]), jnp.array([limits]), jnp.array([max_tokens]))
+    grammar = Grammar.of(*row, symbols=Symbols(MARKERS, {}), stop=table, n_embeddings=26)
+    at, tokens = Progress.start(grammar.max_tokens), []
+    while not at.done[0]:
+        allowed = np.flatnonzero(ALLOWED(grammar, at)[0])
+        tokens.append(int(chooser(allowed)))
+        at = AFTER(grammar, at, jnp.array(tokens[-1:]))
+    return tokens
+
+
+ALLOWED, AFTER = jax.jit(Grammar.allowed), jax.jit(Grammar.after)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 4), min_size=3, max_size=3), st.integers(1, 3), st.randoms(use_true_random=False))
+def test_every_walk_through_the_grammar_is_well_formed(limits, n_gaps, random):
+    most = sum(limits[:n_gaps]) + n_gaps + 1
+    tokens = walk(n_gaps, limits, most, random.choice)
+    assert tokens[-1] == EOS_ID and EOS_ID not in tokens[:-1]
+    assert [t for t in tokens if t in MARKERS] == list(MARKERS[:n_gaps])
+    assert tokens[0] == MARKERS[0]
+    assert not {BOS_ID, UNK_ID, 24, 25} & set(tokens)
+    starts = [tokens.index(m) for m in MARKERS[:n_gaps]] + [len(tokens) - 1]
+    for i in range(n_gaps):
+        assert starts[i + 1] - starts[i] - 1 <= limits[i]
+
+
+def test_a_stop_string_closes_the_span_and_the_next_may_have_its_own():
+    tokens = walk(2, [4, 4, 0], 11, lambda allowed: 10 if 10 in allowed else allowed[0], ["."])
+    assert tokens == [MARKERS[0], 10, MARKERS[1], 10, EOS_ID]
+
+
+@pytest.mark.parametrize(("n_gaps", "markers_allowed"), [(FREE, False), (ANYTHING, True)])
+def test_text_has_no_sentinels_unless_anything_goes(n_gaps, markers_allowed):
+    seen = set()
+    tokens = walk(n_gaps, [5, 0, 0], 5, lambda allowed: seen.update(allowed.tolist()) or 9)
+    assert tokens == [9] * 5
+    assert bool(seen & set(MARKERS)) == markers_allowed
+    assert EOS_ID in seen and not {BOS_ID, UNK_ID, 24, 25} & seen
+
+
+def test_free_text_ends_with_a_stop_string_and_anything_does_not():
+    assert walk(FREE, [5, 0, 0], 5, lambda _: 10, ["."]) == [10]
+    assert walk(ANYTHING, [5, 0, 0], 5, lambda _: 10, ["."]) == [10] * 5

@@ -1,0 +1,91 @@
+"""The kernels, interpreted on the CPU, beside the plain attention: values and gradients, over any packing."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from upalm.model import flash_attention
+from upalm.model.attention import KeyRange, attend, key_range
+from upalm.model.flash_attention import Rows
+
+T, H = 256, 128
+
+
+def packing(kind: str, rng) -> KeyRange:
+    """Key ranges of two rows."""
+    segment_ids, prefix = np.zeros((2, T), np.int16), np.zeros((2, T), bool)
+    if kind == "random":
+        for row in range(2):
+            edges = np.sort(rng.choice(np.arange(1, T), rng.integers(0, 6), replace=False))
+            segment_ids[row] = np.searchsorted(edges, np.arange(T), side="right") + 1
+            segment_ids[row, T - rng.integers(0, 60) :] = 0
+            for segment in np.unique(segment_ids[row]):
+                here = np.flatnonzero(segment_ids[row] == segment)
+                prefix[row, here[: rng.integers(0, len(here) + 1)]] = segment > 0
+    elif kind == "one causal segment":
+        segment_ids[:] = 1
+    elif kind == "one prefix":
+        segment_ids[:], prefix[:] = 1, True
+    return key_range(jnp.asarray(segment_ids), jnp.asarray(prefix))
+
+
+def rows_of(visible: KeyRange, n_heads: int) -> Rows:
+    start, end = (jnp.repeat(x, n_heads, 1) for x in visible)
+    return Rows(start, end)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", ["random", "random again", "one causal segment", "one prefix", "all padding"])
+def test_values_and_gradients_are_the_plain_ones(kind, dtype):
+    n_heads, rng = 3, np.random.default_rng(len(kind))
+    visible = packing("random" if kind.startswith("random") else kind, rng)
+    q, d_out = (jnp.asarray(rng.normal(size=(2, T, n_heads, H)), dtype) for _ in range(2))
+    k, v = (jnp.asarray(rng.normal(size=(2, T, H)), dtype) for _ in range(2))
+    expected, gradient = jax.vjp(lambda *qkv: attend(*qkv, visible), q, k, v)
+
+    rows, scaled, d_rows = rows_of(visible, n_heads), (q * H**-0.5).reshape(2, -1, H), d_out.reshape(2, -1, H)
+    out, log_total = flash_attention.forward(scaled, k, v, rows, interpret=True)
+    d_q, d_k, d_v = flash_attention.backward(scaled, k, v, rows, out, log_total, d_rows, interpret=True)
+
+    found = out.reshape(q.shape), d_q.reshape(q.shape) * H**-0.5, d_k, d_v
+    tolerance = 1e-5 if dtype == "float32" else 2**-6  # of the largest: two units of bf16's last place
+    for a, b in zip(found, (expected, *gradient(d_out)), strict=True):
+        a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
+        np.testing.assert_allclose(a, b, atol=tolerance * np.abs(b).max())
+
+
+def test_blocks_outside_every_range_are_never_visited():
+    """Not even to be masked: what is not a number there would spread."""
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(rng.normal(size=(1, 4 * 512, H)), jnp.float32) for _ in range(3))
+    start = jnp.repeat(jnp.asarray([[0, 512, 512, 1536]]), 512, 1)
+    end = jnp.repeat(jnp.asarray([[512, 700, 1024, 2048]]), 512, 1)
+    visible = Rows(start, end)
+    clean = flash_attention.forward(q, k, v, visible, interpret=True)
+    k, v = (x.at[:, 1024:1536].set(jnp.nan) for x in (k, v))
+    out, log_total = flash_attention.forward(q, k, v, visible, interpret=True)
+    np.testing.assert_array_equal(out, clean[0])
+    d_q, d_k, d_v = flash_attention.backward(q, k, v, visible, out, log_total, q, interpret=True)
+    assert all(np.isfinite(x).all() for x in (log_total, d_q, d_k, d_v))
+    assert float(jnp.abs(d_k[:, 1024:1536]).max()) == 0
+
+
+def test_shapes_that_are_no_blocks_are_refused():
+    q, ranges = jnp.zeros((1, 100, H)), jnp.zeros((1, 100), jnp.int32)
+    with pytest.raises(ValueError, match="100 query rows"):
+        flash_attention.forward(q, q, q, Rows(ranges, ranges), interpret=True)
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ((2048 * 16, 2048, 256, 2), True),
+        ((1024 * 6, 1024, 128, 2), True),
+        ((16, 2048, 256, 2), False),  # a decoding step
+        ((2048, 2048, 64, 2), False),
+        ((32768, 32768, 256, 2), False),  # a row's keys and values do not fit beside the arithmetic
+    ],
+)
+def test_shapes_that_the_kernels_take(shape, expected):
+    assert flash_attention.fits(*shape) == expected

@@ -1,0 +1,99 @@
+"""Real training runs of several processes on this machine, with fake devices, started as a user starts them."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from upalm.checkpoints.arrays import to_arrays
+from upalm.checkpoints.folder import load_model
+from upalm.training.metrics import OF_THE_MACHINE
+
+RECIPE = """
+from pathlib import Path
+import tyro
+from upalm.data import DataConfig
+from upalm.model import ModelConfig
+from upalm.optim import Adafactor, Schedule
+from upalm.run import run
+from upalm.train import Scratch, TrainConfig
+
+MODEL = ModelConfig(vocab_size=512, d_model=32, n_layers=2, n_heads=8, d_head=8, d_ff=64, seq_len=64)
+TINY = TrainConfig(
+    out=Path("run"), start=Scratch(MODEL), data=DataConfig(DATA, seq_len=64, batch_size=16, joint_budget=True),
+    optimizer=Adafactor(Schedule("cosine", peak=1e-2, final=1e-4)), n_steps=8, log_every=1, save_every=3, eval_every=4,
+    eval_batches=1,
+)
+CONFIGS = {"tiny": ("", TINY)}
+if __name__ == "__main__":
+    run(tyro.extras.overridable_config_cli(CONFIGS))
+"""
+
+
+class Pod:
+    """What runs are started with: a recipe, and a place for run folders."""
+
+    def __init__(self, folder: Path, data: Path):
+        self.folder = folder
+        (folder / "tiny.py").write_text(RECIPE.replace("DATA", repr(str(data))))
+
+    def start(self, out: str, *words, n=1, devices=8, each=None, recipe=True, env=None) -> list[subprocess.Popen]:
+        """All `n` processes of a run on `devices`; `each` gives words to one by its number."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        flags = {
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices // n}",
+            "GLIBC_TUNABLES": "glibc.malloc.hugetlb=0",  # else a process starts itself anew
+        }
+        started = []
+        for i in range(n):
+            command = [sys.executable, "-m", "upalm", "run"]
+            command += [str(self.folder / "tiny.py"), "tiny", "--out", str(self.folder / out)] if recipe else []
+            command += map(str, words)
+            if n > 1:
+                command += ["--hosts.coordinator", f"127.0.0.1:{port}", "--hosts.n-processes", str(n)]
+                command += ["--hosts.process-id", str(i), "--hosts.heartbeat-seconds", "10"]
+            command += map(str, (each or {}).get(i, ()))
+            given = os.environ | flags | (env or {})
+            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+            started.append(subprocess.Popen(command, text=True, env=given, **pipes))
+        return started
+
+    def finish(self, processes: list[subprocess.Popen], ok: bool | None = True) -> list[str]:
+        """What each said on stderr."""
+        said = [p.communicate(timeout=300)[1] for p in processes]
+        if ok is not None:
+            assert all((p.returncode == 0) == ok for p in processes), "\n".join(x[-3000:] for x in said)
+        return said
+
+    def run(self, out: str, *words, **options) -> list[str]:
+        """To the end."""
+        return self.finish(self.start(out, *words, **options))
+
+    def params(self, out: str) -> dict[str, np.ndarray]:
+        """Of the newest checkpoint."""
+        return {k: np.asarray(v) for k, v in to_arrays(load_model(self.folder / out)[0]).items()}
+
+    def metrics(self, out: str) -> list[dict]:
+        """Without what differs between equal runs."""
+        rows = [json.loads(line) for line in (self.folder / out / "metrics.jsonl").read_text().splitlines()]
+        return [{k: v for k, v in row.items() if k not in OF_THE_MACHINE} for row in rows]
+
+
+def wait_for(process: subprocess.Popen, text: str) -> None:
+    """Read what a process says on stderr until this comes."""
+    for line in process.stderr:
+        if text in line:
+            return
+    raise AssertionError(f"the process ended (code {process.wait()}) before it said {text!r}")
+
+
+def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
+    """To the bit."""
+    return a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)

@@ -1,0 +1,72 @@
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from upalm.training.optim import Adafactor, AdamW, Schedule
+
+
+class Stacked(eqx.Module):
+    embed: jax.Array
+    blocks: dict
+
+
+def params(key=0):
+    a, b = jax.random.split(jax.random.key(key))
+    scale = jnp.array([0.1, 1.0, 5.0]).reshape(3, 1, 1)  # layers of different size
+    return Stacked(jax.random.normal(a, (7, 4)), {"w": jax.random.normal(b, (3, 4, 5)) * scale})
+
+
+def run(opt, p, n=6):
+    state = opt.init(p)
+    for i in range(n):
+        grads = jax.tree.map(lambda x, i=i: jnp.sin(x * (i + 1)) * 0.05, p)  # below the clipping norm
+        updates, state = opt.update(grads, state, p)
+        p = eqx.apply_updates(p, updates)
+    return p
+
+
+@pytest.mark.parametrize("decay", [True, False])
+def test_adafactor_is_optaxs_on_each_layer(decay):
+    """optax's own Adafactor on unstacked layers, with PaLM's lr^2 decay added by hand."""
+    rate = 0.01
+    ours = run(Adafactor(Schedule("constant", peak=rate), clip_norm=1e9, decay=decay).build(6), params())
+    oracle = optax.adafactor(
+        rate, factored=False, multiply_by_parameter_scale=True, momentum=0.9, decay_rate=0.8, clipping_threshold=None,
+        weight_decay_rate=rate**2 if decay else None, eps=1e-30,
+    )  # fmt: skip
+    p = params()
+    theirs = run(oracle, [p.embed, *p.blocks["w"]])
+    np.testing.assert_allclose(ours.embed, theirs[0], rtol=1e-5, atol=1e-6)
+    for i in range(3):
+        np.testing.assert_allclose(ours.blocks["w"][i], theirs[i + 1], rtol=1e-5, atol=1e-6)
+
+
+def test_global_norm_is_clipped():
+    p = params()
+    grads = jax.tree.map(lambda x: x * 1e6, p)
+    for kind in (Adafactor, AdamW):
+        opt = kind(Schedule("constant", peak=0.01)).build(10)
+        a, _ = opt.update(grads, opt.init(p), p)
+        b, _ = opt.update(jax.tree.map(lambda g: g * 1e3, grads), opt.init(p), p)
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+            np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-6)
+
+
+def test_schedules():
+    palm = Schedule("rsqrt", peak=1e-2).build(255_000)
+    assert float(palm(0)) == float(palm(9_999)) == pytest.approx(1e-2)
+    assert float(palm(255_000)) == pytest.approx(1.98e-3, rel=1e-3)  # PaLM section 5: 1/sqrt(k)
+    ul2r = Schedule("cosine", peak=1e-4, final=1e-6).build(20_000)
+    assert float(ul2r(0)) == pytest.approx(1e-4)
+    assert float(ul2r(20_000)) == pytest.approx(1e-6)
+    warm = Schedule("constant", peak=1.0, warmup_steps=10).build(100)
+    assert [float(warm(k)) for k in (0, 5, 10, 50)] == [0, 0.5, 1, 1]
+
+
+@pytest.mark.parametrize("bad", [{"peak": 0.0}, {"peak": 1e-4, "final": 1e-3}, {"warm_steps": 0}])
+def test_bad_schedule(bad):
+    with pytest.raises(ValueError, match="expected|peak"):
+        Schedule(**bad)

@@ -1,0 +1,145 @@
+"""Every recipe's runs can be built, their meshes divide, and their steps trace at full size without a device."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from functools import lru_cache, partial
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import AbstractMesh, AxisType
+
+from upalm.distributed.chips import chip_of
+from upalm.distributed.sharding import AXES
+from upalm.model.config import PALM
+from upalm.model.palm import empty_model
+from upalm.training import recipes
+from upalm.training.config import Scratch, TrainConfig, from_json
+from upalm.training.launch import check_mesh
+from upalm.training.step import TrainState, train_step
+from upalm.ul2r.rows import Batch
+
+CHIPS = {"palm_8b": 256, "palm_62b": 512, "palm_540b": 6144, "ul2r_8b": 64, "ul2r_62b": 64, "ul2r_540b": 512}
+
+
+_DUMP = """
+import json, sys
+from upalm import recipe
+from upalm.settings import to_json
+print(json.dumps({n: to_json(recipe.config(n, n.split("_")[1])) for n in sys.argv[1:]}, default=lambda x: "required"))
+"""
+
+
+@lru_cache
+def config_of(name):
+    """Made in another process: paths that the user must give are no strings, which the type checks of tests refuse."""
+    done = subprocess.run([sys.executable, "-c", _DUMP, name], capture_output=True, text=True, check=True)
+    return from_json(TrainConfig, json.loads(done.stdout)[name])
+
+
+def model_of(name):
+    start = config_of(name).start
+    return start.model if isinstance(start, Scratch) else PALM[name.split("_")[1]]
+
+
+def mesh_of(name):
+    given, n = config_of(name).mesh, CHIPS[name]
+    data = given.data or n // (given.replicas * given.model)
+    assert data * given.replicas * given.model == n
+    return AbstractMesh((given.replicas, data, given.model), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+@pytest.mark.parametrize("name", CHIPS)
+def test_meshes_of_the_full_sizes_divide_model_and_batches(name):
+    check_mesh(config_of(name), model_of(name), mesh_of(name))
+
+
+@pytest.mark.parametrize("name", CHIPS)
+def test_steps_of_the_full_sizes_trace(name):
+    config, model = config_of(name), empty_model(model_of(name))
+    optimizer = config.optimizer.build(config.n_steps)
+    rows = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((1, config.data.batch_size, 2048), x.dtype),
+        Batch(*map(jnp.asarray, Batch.empty(1, 1))),
+    )
+    state = TrainState(model, jax.eval_shape(optimizer.init, model))
+    with jax.sharding.use_abstract_mesh(mesh_of(name)):
+        new, reported = jax.eval_shape(partial(train_step, optimizer=optimizer, n_denoisers=3), state, rows)
+    assert jax.tree.map(lambda x: x.shape, new) == jax.tree.map(lambda x: x.shape, state)
+    assert reported.sums.nll.shape == (3,)
+
+
+def test_tokens_are_the_papers():
+    for name, tokens in {"palm_8b": 780e9, "palm_62b": 795e9, "palm_540b": 775.9e9, "ul2r_540b": 1.31072e9}.items():
+        config = config_of(name)
+        assert config.data.rows_before(config.n_steps) * config.data.seq_len == pytest.approx(tokens, rel=1e-3)
+    rate = config_of("palm_540b").optimizer.schedule.build(255_000)
+    assert float(rate(255_000)) == pytest.approx(1.98e-3, rel=1e-3)
+    cosine = config_of("ul2r_540b").optimizer.schedule.build(20_000)
+    assert [float(cosine(k)) for k in (0, 20_000)] == pytest.approx([1e-4, 1e-6])
+
+
+def test_every_config_of_every_recipe_builds():
+    code = """
+from upalm import recipe
+for name in recipe.names():
+    for config in recipe.configs(name):
+        assert recipe.config(name, config).identity()["n_steps"] > 0
+        print(name, config)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len(done.stdout.splitlines()) > 15
+
+
+def test_every_recipe_states_paper_command_hardware_cost_and_what_to_expect():
+    for name in recipes.names():
+        text = recipes.find(name).read_text().split('"""')[1]
+        for word in ("Paper:", "Command:", "Hardware:", "Expected:"):
+            assert word in text, (name, word)
+
+
+@pytest.mark.parametrize(
+    ("kind", "peak"),
+    [
+        ("TPU v4", 275e12),
+        ("TPU v5 lite", 197e12),
+        ("TPU v5p", 459e12),
+        ("TPU v6 lite", 918e12),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+    ],
+)
+def test_peaks_of_chips(kind, peak):
+    chip = chip_of(kind)
+    assert chip is not None and chip.flops == peak
+    assert chip_of("cpu") is None
+
+
+@pytest.mark.slow
+def test_scaling_tiny_goes_from_text_to_plot_and_asks_nothing_twice(tmp_path, source_text, monkeypatch, capsys):
+    spec = importlib.util.spec_from_file_location("scaling_tiny", recipes.find("scaling_tiny"))
+    scaling = importlib.util.module_from_spec(spec)
+    sys.modules["scaling_tiny"] = scaling  # dataclasses look there
+    spec.loader.exec_module(scaling)
+    shape = replace(scaling.SIZES["nano"], d_model=32, n_layers=1, d_ff=64, vocab_size=512)
+    monkeypatch.setattr(scaling, "SIZES", {"nano": shape})
+    (tmp_path / "text.txt").write_text(source_text * 4)
+    sizes = {"starts": (2, 4), "n_steps": 2, "n_seeds": 1, "batch_size": 2, "n_rows": 4, "n_questions": 6}
+    args = scaling.ScalingTiny(out=tmp_path / "out", data=str(tmp_path / "text.txt"), **sizes)
+    scaling.main(args)
+    found = json.loads((tmp_path / "out/scaling.json").read_text())
+    assert found.keys() == {
+        "score",
+        *(f"minus {m}_bits_per_byte" for m in ("infill", "continue_causal", "continue_prefix")),
+    }
+    assert [(s["family"], s["n_seeds"]) for s in found["score"]] == [("control", 1), ("ul2r", 1)] * 2
+    assert len(list((tmp_path / "out/results").glob("*/results.json"))) == 2 + 2 * 2
+    said = capsys.readouterr().out
+    assert "nano: infill_bits_per_byte, UL2R minus control" in said and "over 2 pairs" in said
+    monkeypatch.setattr(scaling, "evaluate", None)
+    monkeypatch.setattr("upalm.training.loop.train_step", None)
+    scaling.main(args)  # all is there
+    assert json.loads((tmp_path / "out/scaling.json").read_text()) == found

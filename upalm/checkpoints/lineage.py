@@ -1,0 +1,52 @@
+"""What a checkpoint was trained on: the stages that led to it, one a run, and their compute."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from upalm.checkpoints.folder import description, split_step
+from upalm.data.config import DataConfig
+
+
+class Stage(NamedTuple):
+    """A run, up to the checkpoint that was taken."""
+
+    mixture: str
+    n_tokens: int
+    seed: int
+
+
+def stages(folder: Path) -> list[Stage] | None:
+    """From scratch to a checkpoint; None if a part of that is not known, as of an import or a folder that is gone."""
+    try:
+        found = description(folder)
+    except ValueError:
+        return None
+    run = found["run"]
+    if "n_steps" not in run or "start" not in run:
+        return None
+    before = _before(found, run["start"])
+    if before is None:
+        return None
+    data = run["data"]
+    ramp = tuple((first, rows) for first, rows in data.get("batch_ramp", ()))
+    config = DataConfig(batch_size=data["batch_size"], seq_len=data["seq_len"], batch_ramp=ramp)
+    n_tokens = config.rows_before(_n_steps(folder, run["n_steps"])) * data["seq_len"]
+    return [*before, Stage(data["mixture"], n_tokens, run["seed"])]
+
+
+def _before(found: Mapping[str, Any], start: Mapping[str, Any]) -> list[Stage] | None:
+    """What came before a run: as it was told when it began, or from the folder that it began from."""
+    if "checkpoint" not in start:
+        return []
+    if found.get("stages_before") is not None:
+        return [Stage(*stage) for stage in found["stages_before"]]
+    return stages(Path(start["checkpoint"]))
+
+
+def _n_steps(folder: Path, n_steps: int) -> int:
+    run, step = split_step(folder)
+    if step is not None:
+        return step
+    there = [int(p.name) for p in (run / "steps").glob("*") if p.name.isdigit()]
+    return max(there, default=n_steps)

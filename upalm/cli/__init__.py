@@ -1,0 +1,1 @@
+"""The `upalm` command line."""

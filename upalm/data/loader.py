@@ -1,0 +1,251 @@
+"""Text -> tokens -> UL2R rows -> batches. A batch is a pure function of (seed, step).
+
+Dims: B batch rows, T positions.
+"""
+
+import bisect
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import grain
+import numpy as np
+from absl import flags
+
+from upalm import ul2r
+from upalm.data.config import Corpus, DataConfig, Weighted
+from upalm.data.packing import Plan, Segment, plan_pairs, plan_rows
+from upalm.data.shards import Shards
+from upalm.data.tokens import Tokens
+from upalm.ul2r.rows import Batch
+from upalm.ul2r.symbols import Symbols
+
+_WINDOW_BLOCKS = 64
+
+
+_WINDOWS_HELD = 2
+
+
+# --- The loader -----------------------------------------------------------------------------------
+
+
+class Loader:
+    """Packs the epochs of tokenised corpora into rows; `batch(step)` finds any of them without making those before.
+
+    An epoch's blocks are shuffled and taken by windows of about 4M tokens. A window's documents are shuffled, joined,
+    and cut into rows by `plan_rows`, which needs no more than their lengths; then the rows are shuffled. Noise comes
+    from (seed, corpus, row): fresh in every epoch, and the same for every number of processes and workers.
+
+    Args:
+        source: a corpus, or several with weights, whose rows are then interleaved evenly.
+        config: batch and mixture.
+        symbols: of the tokenizer.
+        seed: decides order and noise.
+        rows: of a batch, those that this process makes, by batch size; all without it.
+        skips: (step, batches): from that step on, so many batches more are left out.
+
+    Raises:
+        ValueError: an empty corpus, or what `ul2r.Segmenter` refuses; and when a row is made, a text with sentinels in
+            it.
+    """
+
+    def __init__(
+        self,
+        source: Corpus | Sequence[Weighted],
+        config: DataConfig,
+        symbols: Symbols,
+        *,
+        seed: int,
+        rows: Mapping[int, np.ndarray] | None = None,
+        skips: Sequence[tuple[int, int]] = (),
+    ):
+        weighted = [Weighted(source)] if isinstance(source, (Tokens, Shards)) else list(source)
+        self.corpora = [corpus for corpus, _ in weighted]
+        for corpus in self.corpora:
+            if corpus.n_tokens < 2:
+                raise ValueError(f"the corpus has {corpus.n_tokens} tokens: expected at least 2.")
+        if len({corpus.is_supervised for corpus in self.corpora}) > 1:
+            raise ValueError("plain text and (inputs, targets) corpora are mixed: train on one kind at a time.")
+        if not 0 <= seed < 1 << 64:
+            raise ValueError(f"seed is {seed}, expected 0 to 2^64 - 1.")
+        self.config, self.seed, self.rows, self.skips = config, seed, rows, tuple(skips)
+        self.mixture = ul2r.SUPERVISED if self.corpora[0].is_supervised else ul2r.mixture(config.mixture)
+        self.segmenters = [ul2r.Segmenter(d, config.budget(), symbols) for d in self.mixture]
+        self._sentinels = set(symbols.sentinels)
+        self._interleaved = _interleaved([w for _, w in weighted])
+        self._first_rows = [[0] for _ in weighted]  # of each window planned so far, by corpus
+        self._windows: dict[tuple[int, int], tuple[Tokens, Plan]] = {}
+
+    def _blocks(self, corpus_id: int, window: int) -> np.ndarray:
+        """Blocks of a window; windows are counted on through the epochs."""
+        n = len(self.corpora[corpus_id].block_tokens)
+        epoch, place = divmod(window, self.windows_per_epoch(corpus_id))
+        order = np.random.default_rng([self.seed, corpus_id, epoch, 0]).permutation(n)
+        return order[place * _WINDOW_BLOCKS : (place + 1) * _WINDOW_BLOCKS]
+
+    def windows_per_epoch(self, corpus_id: int = 0) -> int:
+        """Windows that an epoch of a corpus is taken by."""
+        return math.ceil(len(self.corpora[corpus_id].block_tokens) / _WINDOW_BLOCKS)
+
+    def plan(self, corpus_id: int, window: int) -> tuple[Plan, np.ndarray]:
+        """The rows of a window, and the order of its documents; from lengths alone."""
+        rng = np.random.default_rng([self.seed, corpus_id, window, 1])
+        lengths = self.corpora[corpus_id].block_lengths(self._blocks(corpus_id, window))
+        order = rng.permutation(len(lengths))
+        edges = np.concatenate([[0], np.cumsum(lengths[order])]).tolist()
+        if self.corpora[corpus_id].is_supervised:
+            return plan_pairs(list(pairwise(edges)), self.segmenters[0], self.config.seq_len), order
+        pieces = [(0, edges[-1])] if self.config.layout == "concatenated" else list(pairwise(edges))
+        weights = np.array([d.weight for d in self.mixture])
+        return plan_rows(pieces, self.segmenters, self.config.seq_len, weights, rng), order
+
+    def window(self, corpus_id: int, window: int) -> tuple[Tokens, Plan]:
+        """The documents of a window in their order, and its rows."""
+        key = corpus_id, window
+        if key not in self._windows:
+            plan, order = self.plan(corpus_id, window)
+            tokens = self.corpora[corpus_id].read(self._blocks(corpus_id, window)).reordered(order)
+            self._refuse_sentinels(tokens)
+            while len(self._windows) >= _WINDOWS_HELD * len(self.corpora):
+                self._windows.pop(next(iter(self._windows)), None)  # the oldest
+            self._windows[key] = tokens, plan
+        return self._windows[key]
+
+    def _refuse_sentinels(self, tokens: Tokens) -> None:
+        """Text that this project's tokenizer made has none; supervised targets may."""
+        if self._sentinels and not tokens.is_supervised:
+            found = np.flatnonzero((tokens.ids >= min(self._sentinels)) & (tokens.ids <= max(self._sentinels)))
+            if bad := sorted(set(tokens.ids[found].tolist()) & self._sentinels):
+                raise ValueError(
+                    f"the text holds sentinels ({bad[:3]}, {len(found)} tokens): they mark gaps and nothing else. "
+                    "Tokenise it with upalm.tokenizer.Tokenizer.encode, which spells them in bytes."
+                )
+
+    def _find(self, row: int) -> tuple[int, int, int]:
+        """Corpus, window, and place in it, of a row counted from the beginning of training."""
+        corpus_id, row = self._interleaved[row] if self._interleaved is not None else (0, row)
+        first_rows = self._first_rows[corpus_id]
+        while row >= first_rows[-1]:
+            plan, _ = self.plan(corpus_id, len(first_rows) - 1)
+            first_rows.append(first_rows[-1] + len(plan.rows))
+        window = bisect.bisect_right(first_rows, row) - 1
+        return corpus_id, window, row - first_rows[window]
+
+    def segments(self, row: int) -> Iterator[tuple[Segment, ul2r.Example]]:
+        """The denoised examples of a row, each with its plan."""
+        return self._segments(row, self._noise())
+
+    def _noise(self) -> list["_Noise"]:
+        """Of each corpus. A thread makes its own."""
+        return [_Noise(np.array([self.seed, corpus_id], np.uint64)) for corpus_id in range(len(self.corpora))]
+
+    def _segments(self, row: int, noise: list["_Noise"]) -> Iterator[tuple[Segment, ul2r.Example]]:
+        corpus_id, window, place = self._find(row)
+        tokens, plan = self.window(corpus_id, window)
+        rng = noise[corpus_id](row)
+        for segment in plan.segments[slice(*plan.rows[place])]:
+            chunk = tokens.ids[segment.start : segment.end]
+            segmenter = self.segmenters[segment.denoiser_id]
+            if tokens.n_inputs is None:
+                yield segment, segmenter(chunk, rng)
+            else:
+                n = int(tokens.n_inputs[np.searchsorted(tokens.offsets, segment.start, side="right") - 1])
+                yield segment, segmenter.framed(ul2r.Example(chunk[:n], chunk[n:]))
+
+    def batch(self, step: int) -> Batch:
+        """This process's rows of a step, [rows, T]."""
+        size, first = self.config.batch_size_at(step), self.first_row(step)
+        numbers = np.arange(size) if self.rows is None else self.rows[size]
+        batch, noise = Batch.empty(len(numbers), self.config.seq_len), self._noise()
+        for b, number in enumerate((first + numbers).tolist()):
+            row, at = Batch(*(x[b] for x in batch)), 0
+            for i, (segment, example) in enumerate(self._segments(number, noise)):
+                at = self.segmenters[segment.denoiser_id].write(row, at, example, i + 1, segment.denoiser_id)
+        return batch
+
+    def first_row(self, step: int) -> int:
+        """The first row of a step's batch, counted from the beginning of training."""
+        skipped = sum(n * self.config.batch_size_at(at) for at, n in self.skips if at <= step)
+        return self.config.rows_before(step) + skipped
+
+    def batches(self, first_step: int, n_steps: int) -> Iterator[Batch]:
+        """Batches of `first_step` to `n_steps`, made by Grain ahead of their use. Its state is the step."""
+        return iter(self.dataset(first_step, n_steps))
+
+    def dataset(self, first_step: int, n_steps: int) -> grain.IterDataset:
+        """The same as a Grain dataset, one element a batch."""
+        steps = grain.MapDataset.range(first_step, n_steps).map(self.batch)
+        if not self.config.n_workers:
+            return steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4))
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS([sys.argv[0]])  # Grain's workers read absl's flags, which only absl's own programs parse
+        options = grain.MultiprocessingOptions(num_workers=self.config.n_workers, per_worker_buffer_size=8)
+        unthreaded = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+        return steps.map(Batch.packed).to_iter_dataset(unthreaded).mp_prefetch(options).map(Batch.unpacked)
+
+
+class _Noise:
+    """Philox finds any of its streams at once: (seed, corpus) is the key, the row a place in the counter."""
+
+    def __init__(self, key: np.ndarray):
+        self._philox = np.random.Philox(key=key)
+        self._generator, self._state = np.random.Generator(self._philox), self._philox.state
+
+    def __call__(self, row: int) -> np.random.Generator:
+        """The generator of a row; valid until the next is asked for."""
+        self._state["state"]["counter"][2] = row
+        self._philox.state = self._state  # an eighth of the time that a new generator takes
+        return self._generator
+
+
+def _interleaved(weights: Sequence[float]) -> Any:
+    """Row -> (corpus, row of that corpus), by weight; Grain finds any in constant time. None for one corpus."""
+    if len(weights) == 1:
+        return None
+    endless = 1 << 40
+    rows = [grain.MapDataset.range(endless).map(lambda row, corpus_id=i: (corpus_id, row)) for i in range(len(weights))]
+    return grain.MapDataset.mix(rows, weights=weights)
+
+
+# --- Statistics -----------------------------------------------------------------------------------
+
+
+class DenoiserCounts(NamedTuple):
+    """What a denoiser made of some rows."""
+
+    name: str
+    examples: int
+    source_tokens: int
+    loss_tokens: int
+    spans: int
+
+
+class Statistics(NamedTuple):
+    """What is in some rows."""
+
+    rows: int
+    positions: int
+    padding: int
+    denoisers: list[DenoiserCounts]
+
+    @property
+    def fill(self) -> float:
+        """Share of positions that are not padding."""
+        return 1 - self.padding / self.positions
+
+
+def statistics(loader: Loader, n_rows: int) -> Statistics:
+    """Count the first `n_rows` rows."""
+    counts = {i: [0, 0, 0, 0] for i in range(len(loader.mixture))}
+    filled = 0
+    for row in range(n_rows):
+        for segment, example in loader.segments(row):
+            n_sentinels = loader.mixture[segment.denoiser_id].n_sentinels(segment.end - segment.start)
+            new = (1, segment.end - segment.start, len(example.targets), n_sentinels)
+            counts[segment.denoiser_id] = [a + b for a, b in zip(counts[segment.denoiser_id], new, strict=True)]
+            filled += len(example.inputs) + len(example.targets)
+    positions = n_rows * loader.config.seq_len
+    names = [d.name for d in loader.mixture]
+    return Statistics(n_rows, positions, positions - filled, [DenoiserCounts(names[i], *c) for i, c in counts.items()])

@@ -1,0 +1,88 @@
+"""Plan which tokens and which denoiser fill each row, from document lengths alone."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from upalm import ul2r
+
+_SHORTEST_CHUNK = 8
+
+
+# --- Planning -------------------------------------------------------------------------------------
+
+
+class Segment(NamedTuple):
+    """A planned segment: which denoiser takes which tokens of a window's stream."""
+
+    denoiser_id: int
+    start: int
+    end: int
+
+
+class Plan(NamedTuple):
+    """Rows of segments, in the order in which they are emitted."""
+
+    segments: list[Segment]
+    rows: list[tuple[int, int]]
+    """First and last + 1 segment of each row."""
+
+
+def plan_rows(
+    pieces: Sequence[tuple[int, int]],
+    segmenters: Sequence[ul2r.Segmenter],
+    seq_len: int,
+    weights: np.ndarray,
+    rng: np.random.Generator,
+) -> Plan:
+    """Cut pieces of a stream into chunks that fill rows.
+
+    How long a segment gets is known before its noise is drawn, so the last chunk of a row is cut to the room left,
+    and the next row goes on where it ended: rows are full, and no token is dropped. A chunk is shorter than 8
+    tokens only where its piece ends; a row ends rather than hold one.
+    """
+    longest, emitted = [s.longest_chunks for s in segmenters], [s.segment_lengths for s in segmenters]
+    draws = _denoiser_ids(weights, rng)
+    segments, rows, first, room, denoiser_id = [], [], 0, seq_len, next(draws)
+    for start, end in pieces:
+        while start < end:
+            n = min(longest[denoiser_id][room], end - start)
+            if n < _SHORTEST_CHUNK and n < end - start and room < seq_len:
+                rows.append((first, len(segments)))  # the denoiser that was drawn begins the next row
+                first, room = len(segments), seq_len
+                continue
+            segments.append(Segment(denoiser_id, start, start + n))
+            room -= emitted[denoiser_id][n]
+            start += n
+            denoiser_id = next(draws)
+    rows.append((first, len(segments)))
+    return Plan(segments, [rows[i] for i in rng.permutation(len(rows))])  # else a batch is all of one document
+
+
+def plan_pairs(pieces: Sequence[tuple[int, int]], segmenter: ul2r.Segmenter, seq_len: int) -> Plan:
+    """One segment for each supervised example; a row ends where the next does not fit.
+
+    Raises:
+        ValueError: an example longer than a row.
+    """
+    extra = segmenter.segment_length(0)
+    if too_long := [end - start + extra for start, end in pieces if end - start + extra > seq_len]:
+        raise ValueError(
+            f"{len(too_long)} of {len(pieces)} examples are longer than a row of {seq_len}, the longest has "
+            f"{max(too_long)} tokens: use a longer seq_len, or shorten them."
+        )
+    segments, rows, first, room = [], [], 0, seq_len
+    for start, end in pieces:
+        if end - start + extra > room:
+            rows.append((first, len(segments)))
+            first, room = len(segments), seq_len
+        segments.append(Segment(0, start, end))
+        room -= end - start + extra
+    return Plan(segments, [*rows, (first, len(segments))])
+
+
+def _denoiser_ids(weights: np.ndarray, rng: np.random.Generator) -> Iterator[int]:
+    cumulative = np.cumsum(weights) / np.sum(weights)
+    while True:
+        yield from np.searchsorted(cumulative, rng.random(1024), side="right").tolist()

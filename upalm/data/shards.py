@@ -1,0 +1,398 @@
+"""Tokenised text on disk: ArrayRecord shards beside a manifest, made by `upalm data build`.
+
+manifest.json               tokenizer hash, counts, sources, and each shard's blocks, size and checksum
+tokenizer.model             SentencePiece; or tokenizer.json and symbols.json
+train-00000.array_record    a record is a block: some whole documents, about 64 Ki tokens
+train-00000.lengths         lengths of the documents, so that rows can be planned without reading text
+validation-00000...         the tenth of the documents that is held out, by the hash of their names
+"""
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+from etils import epath
+
+from upalm.data import sources
+from upalm.data.tokenizer import Tokenizer
+from upalm.data.tokens import _APART, Tokens, encode
+
+_FORMAT = 1
+
+
+_BLOCK_TOKENS = 1 << 16
+
+
+_SHARD_TOKENS = 1 << 26
+
+
+_ENCODED_AT_ONCE = 256  # documents
+
+
+SPLITS = ("train", "validation")
+
+
+# --- Records --------------------------------------------------------------------------------------
+
+
+def _to_bytes(tokens: Tokens, dtype: str) -> bytes:
+    """Number of documents, lengths, numbers of inputs if supervised, ids; little-endian."""
+    head = [np.array([len(tokens.lengths)]), tokens.lengths]
+    head += [] if tokens.n_inputs is None else [tokens.n_inputs]
+    return np.concatenate(head).astype("<i4").tobytes() + tokens.ids.astype(dtype).tobytes()
+
+
+def _from_bytes(record: bytes, dtype: str, supervised: bool) -> Tokens:
+    n = int(np.frombuffer(record, "<i4", 1)[0])
+    head = np.frombuffer(record, "<i4", n * (1 + supervised), offset=4)
+    ids = np.frombuffer(record, dtype, offset=4 + head.nbytes)
+    offsets = np.concatenate([[0], np.cumsum(head[:n])])
+    if offsets[-1] != len(ids):
+        raise ValueError(f"a block of {n} documents has {len(ids)} tokens, expected {offsets[-1]}")
+    return Tokens(ids, offsets, head[n:] if supervised else None)
+
+
+# --- Reading --------------------------------------------------------------------------------------
+
+
+@dataclass
+class Shard:
+    """A file of blocks, as the manifest has it."""
+
+    name: str
+    split: str
+    documents: int
+    tokens: int
+    block_tokens: list[int]
+    block_documents: list[int]
+    bytes: int
+    sha256: str
+    lengths_sha256: str
+
+
+@dataclass
+class Manifest:
+    """What a folder of shards holds."""
+
+    format: int
+    tokenizer_hash: str
+    vocab_size: int
+    dtype: str
+    supervised: bool
+    source: str
+    documents: int = 0
+    """Read from the source so far; where an interrupted build goes on."""
+    complete: bool = False
+    skipped: list[str] = field(default_factory=list)
+    """Files and lines that were left out because they are not UTF-8."""
+    files: dict[str, int] = field(default_factory=dict)
+    """Source files and their bytes."""
+    shards: list[Shard] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, folder: epath.PathLike) -> "Manifest":
+        """Read `manifest.json`.
+
+        Raises:
+            ValueError: there is none, or it is damaged or of another format.
+        """
+        path = epath.Path(folder) / "manifest.json"
+        if not path.exists():
+            raise ValueError(f"no shards at {folder}: there is no manifest.json. Make them with `upalm data build`.")
+        try:
+            found = json.loads(path.read_text())
+            shards = [Shard(**shard) for shard in found.pop("shards")]
+            manifest = cls(**found, shards=shards)
+        except (ValueError, KeyError, TypeError) as e:
+            raise ValueError(f"{path} is no manifest of shards, or is damaged: {e}.") from e
+        if manifest.format != _FORMAT:
+            raise ValueError(f"{path} has format {manifest.format}, expected {_FORMAT}.")
+        return manifest
+
+    def write(self, folder: epath.Path) -> None:
+        """Write `manifest.json`, whole or not at all."""
+        path, content = folder / "manifest.json", json.dumps(asdict(self)) + "\n"
+        if _is_remote(folder):
+            path.write_text(content)  # an object appears whole
+        else:
+            new = folder / "manifest.json.new"
+            new.write_text(content)
+            new.replace(path)
+
+    def n_tokens(self, split: str) -> int:
+        """Tokens of a split."""
+        return sum(s.tokens for s in self.shards if s.split == split)
+
+
+def manifest_hash(folder: str) -> str:
+    """SHA-256 of a folder's manifest, which has the checksum of every shard."""
+    return _sha256(epath.Path(folder) / "manifest.json")
+
+
+def is_folder_of_shards(source: str) -> bool:
+    """Whether `source` was made by `build` (and is not a checkpoint)."""
+    path = epath.Path(source) / "manifest.json"
+    return path.exists() and '"shards"' in path.read_text()
+
+
+class Shards:
+    """The documents of a split, read block by block in any order."""
+
+    def __init__(self, folder: str, split: str, tokenizer_hash: str):
+        """Check sizes, record counts and document lengths of every shard; ArrayRecord checks each block it reads.
+
+        Raises:
+            ValueError: an unfinished build, another tokenizer, or a shard that is missing or damaged, by name.
+        """
+        self.folder, self.manifest = epath.Path(folder), Manifest.read(folder)
+        if not self.manifest.complete:
+            raise ValueError(f"{folder} is unfinished: run the same `upalm data build` again to go on.")
+        if self.manifest.tokenizer_hash != tokenizer_hash:
+            raise ValueError(
+                f"{folder} was tokenised with {self.manifest.tokenizer_hash}, the model has {tokenizer_hash}: "
+                f"build it again with the model's tokenizer (--tokenizer)."
+            )
+        self.shards = [s for s in self.manifest.shards if s.split == split]
+        if not self.shards:
+            raise ValueError(f"{folder} has no {split} documents.")
+        self.is_supervised = self.manifest.supervised
+        self.block_tokens = np.concatenate([np.array(s.block_tokens) for s in self.shards])
+        self.n_tokens = int(self.block_tokens.sum())
+        self._lengths = np.concatenate([self._checked(s) for s in self.shards])
+        n_documents = np.concatenate([np.array(s.block_documents) for s in self.shards])
+        self._first_documents = np.concatenate([[0], np.cumsum(n_documents)])
+        self._first_blocks = np.concatenate([[0], np.cumsum([len(s.block_tokens) for s in self.shards])])
+        self._readers: dict[int, Any] = {}
+
+    def _checked(self, shard: Shard) -> np.ndarray:
+        path, lengths = self.folder / shard.name, self.folder / _lengths_name(shard.name)
+        for p in (path, lengths):
+            if not p.exists():
+                raise ValueError(f"{p} is missing, though the manifest names it: restore it, or build again.")
+        if path.stat().length != shard.bytes:
+            raise ValueError(f"{path} has {path.stat().length} bytes, the manifest says {shard.bytes}: it is damaged.")
+        content = lengths.read_bytes()
+        if hashlib.sha256(content).hexdigest() != shard.lengths_sha256:
+            raise ValueError(f"{lengths} is damaged: its checksum is not the manifest's.")
+        return np.frombuffer(content, "<i4")
+
+    def check(self) -> None:
+        """Read every shard against its checksum.
+
+        Raises:
+            ValueError: with the name of a shard that differs.
+        """
+        for shard in self.shards:
+            if _sha256(self.folder / shard.name) != shard.sha256:
+                raise ValueError(f"{self.folder / shard.name} is damaged: its checksum is not the manifest's.")
+
+    def block_lengths(self, blocks: np.ndarray) -> np.ndarray:
+        """Lengths of the documents of some blocks, in order."""
+        first = self._first_documents
+        return np.concatenate([self._lengths[first[b] : first[b + 1]] for b in blocks])
+
+    def read(self, blocks: np.ndarray) -> Tokens:
+        """The documents of some blocks, in order.
+
+        Raises:
+            ValueError: a block cannot be read; its shard is named.
+        """
+        found = [self._read(int(b)) for b in blocks]
+        ids = np.concatenate([t.ids for t in found]).astype(np.int32)
+        offsets = np.concatenate([[0], np.cumsum(np.concatenate([t.lengths for t in found]))])
+        n_inputs = np.concatenate([t.n_inputs for t in found]) if self.is_supervised else None  # pyright: ignore
+        return Tokens(ids, offsets, n_inputs)
+
+    def _read(self, block: int) -> Tokens:
+        i = int(np.searchsorted(self._first_blocks, block, side="right")) - 1
+        path = self.folder / self.shards[i].name
+        try:
+            if i not in self._readers:
+                self._readers[i] = ArrayRecordReader(str(path), "readahead_buffer_size:0")
+            record = self._readers[i].read([block - int(self._first_blocks[i])])[0]
+            return _from_bytes(record, self.manifest.dtype, self.is_supervised)
+        except (RuntimeError, ValueError, IndexError) as e:
+            raise ValueError(f"{path} is damaged: block {block} cannot be read ({e}).") from e
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_readers": {}}  # open files do not travel to loader processes
+
+
+# --- Building -------------------------------------------------------------------------------------
+
+
+def build(
+    source: str,
+    folder: str,
+    tokenizer: Tokenizer,
+    *,
+    skip_undecodable: bool = False,
+    shard_tokens: int = _SHARD_TOKENS,
+    progress: Callable[[int, int], None] = lambda documents, tokens: None,
+) -> Manifest:
+    """Tokenise a source into shards. Called again after an interruption, it goes on after the last whole shard.
+
+    Args:
+        source: what `text.documents` reads.
+        folder: to write to.
+        tokenizer: stored beside the shards.
+        skip_undecodable: leave out what is not UTF-8, and list it in the manifest, instead of stopping.
+        shard_tokens: tokens after which a new shard is begun.
+        progress: called with the documents and tokens done so far.
+
+    Raises:
+        ValueError: bad source (see `text.documents`), or a folder that holds something else.
+    """
+    out, manifest = epath.Path(folder), _opened(source, folder, tokenizer)
+    if manifest.complete:
+        return manifest
+    skipped: list[str] = []
+    documents = sources.documents(source, skipped=skipped if skip_undecodable else None)
+    for _ in islice(documents, manifest.documents):  # tokenised before the interruption
+        pass
+    while True:
+        done = manifest.documents, sum(s.tokens for s in manifest.shards)
+        made, n_read, supervised = _shard(documents, tokenizer, shard_tokens, done, progress)
+        if n_read == 0:
+            break
+        if manifest.shards and supervised != manifest.supervised:
+            raise ValueError(f"{source!r} has both plain text and (inputs, targets) examples: {_APART}")
+        manifest.supervised = bool(supervised)
+        for split, blocks in made.items():
+            if blocks:
+                number = sum(s.split == split for s in manifest.shards)
+                manifest.shards.append(_write(out, f"{split}-{number:05d}.array_record", split, blocks, manifest.dtype))
+        manifest.documents += n_read
+        manifest.skipped = list(skipped)
+        manifest.write(out)
+    manifest.complete, manifest.skipped = True, list(skipped)
+    manifest.write(out)
+    return manifest
+
+
+def _opened(source: str, folder: str, tokenizer: Tokenizer) -> Manifest:
+    """The manifest to go on with: a new one, or that of an interrupted build of the same source."""
+    out = epath.Path(folder)
+    files = {str(path): path.stat().st_size for path, _ in sources.files(source)}
+    dtype = "<u2" if tokenizer.vocab_size <= 1 << 16 else "<i4"
+    new = Manifest(_FORMAT, tokenizer.hash, tokenizer.vocab_size, dtype, False, source, files=files)
+    if not out.exists() or not any(out.iterdir()):
+        out.mkdir(parents=True, exist_ok=True)
+        tokenizer.save(out)
+        new.write(out)
+        return new
+    there = Manifest.read(out)
+    same = ("tokenizer_hash", "source", "files")
+    if changed := [name for name in same if getattr(there, name) != getattr(new, name)]:
+        raise ValueError(f"{folder} holds shards with another {', '.join(changed)}: choose another --out.")
+    return there
+
+
+def _shard(
+    documents: Iterator[sources.Document],
+    tokenizer: Tokenizer,
+    shard_tokens: int,
+    done: tuple[int, int],
+    progress: Callable[[int, int], None],
+) -> tuple[dict[str, list[Tokens]], int, bool | None]:
+    """The blocks of the next shard of each split, the documents read, and whether they are supervised.
+
+    Raises:
+        ValueError: plain text among supervised examples.
+    """
+    blocks: dict[str, list[Tokens]] = {split: [] for split in SPLITS}
+    held: dict[str, list[Tokens]] = {split: [] for split in SPLITS}
+    n_tokens, n_read, supervised = 0, 0, None
+
+    def close(split: str) -> None:
+        if held[split]:
+            blocks[split].append(_merged(held[split]))
+            held[split] = []
+
+    while n_tokens < shard_tokens and (some := list(islice(documents, _ENCODED_AT_ONCE))):
+        n_read += len(some)
+        for split in SPLITS:
+            chosen = [d for d in some if sources.is_validation(d.name) == (split == "validation")]
+            if not chosen:
+                continue
+            tokens = encode(tokenizer, chosen)
+            if supervised not in (None, tokens.is_supervised):
+                raise ValueError(f"plain text among (inputs, targets) examples near {chosen[0].name}: {_APART}")
+            supervised = tokens.is_supervised
+            n_tokens += tokens.n_tokens
+            for one in _cut(tokens):
+                held[split].append(one)
+                if sum(t.n_tokens for t in held[split]) >= _BLOCK_TOKENS:
+                    close(split)
+        progress(done[0] + n_read, done[1] + n_tokens)
+    for split in SPLITS:
+        close(split)
+    return blocks, n_read, supervised
+
+
+def _cut(tokens: Tokens) -> Iterator[Tokens]:
+    """Runs of whole documents of about a block."""
+    first = 0
+    for last in range(1, len(tokens.offsets)):
+        start, end = tokens.offsets[first], tokens.offsets[last]
+        if end - start >= _BLOCK_TOKENS or last == len(tokens.offsets) - 1:
+            n_inputs = None if tokens.n_inputs is None else tokens.n_inputs[first:last]
+            yield Tokens(tokens.ids[start:end], tokens.offsets[first : last + 1] - start, n_inputs)
+            first = last
+
+
+def _merged(parts: list[Tokens]) -> Tokens:
+    lengths = np.concatenate([t.lengths for t in parts])
+    n_inputs = None if parts[0].n_inputs is None else np.concatenate([t.n_inputs for t in parts])  # pyright: ignore
+    return Tokens(np.concatenate([t.ids for t in parts]), np.concatenate([[0], np.cumsum(lengths)]), n_inputs)
+
+
+def _write(out: epath.Path, name: str, split: str, blocks: list[Tokens], dtype: str) -> Shard:
+    """Write a shard elsewhere and move it into place, so that what is there is whole."""
+    lengths = np.concatenate([b.lengths for b in blocks]).astype("<i4").tobytes()
+    (out / _lengths_name(name)).write_bytes(lengths)
+    with tempfile.TemporaryDirectory() if _is_remote(out) else nullcontext(out) as folder:
+        new = epath.Path(folder) / f"{name}.new"
+        writer = ArrayRecordWriter(str(new), "group_size:1")
+        for block in blocks:
+            writer.write(_to_bytes(block, dtype))
+        writer.close()
+        if _is_remote(out):
+            new.copy(out / name, overwrite=True)
+        else:
+            new.replace(out / name)
+    return Shard(
+        name=name,
+        split=split,
+        documents=sum(len(b.lengths) for b in blocks),
+        tokens=sum(b.n_tokens for b in blocks),
+        block_tokens=[b.n_tokens for b in blocks],
+        block_documents=[len(b.lengths) for b in blocks],
+        bytes=(out / name).stat().length,
+        sha256=_sha256(out / name),
+        lengths_sha256=hashlib.sha256(lengths).hexdigest(),
+    )
+
+
+def _is_remote(path: epath.Path) -> bool:
+    """ArrayRecord reads from an object store, but writes to a disk only."""
+    return "://" in str(path)
+
+
+def _lengths_name(shard_name: str) -> str:
+    return shard_name.removesuffix(".array_record") + ".lengths"
+
+
+def _sha256(path: epath.Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as f:
+        while chunk := f.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,7 @@
+"""Devices and processes."""
+
+from etils import epy as _epy
+
+with _epy.lazy_api_imports(globals()):
+    from upalm.distributed.processes import Hosts
+    from upalm.distributed.sharding import MeshConfig, make_mesh

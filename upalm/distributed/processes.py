@@ -1,0 +1,137 @@
+"""The processes of a run: how they find each other, what they must agree on, and what they ask of each other."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+STOP, SAVE = 1, 2
+"""What a process may ask of all: to save and end, to save."""
+
+
+@dataclass(frozen=True)
+class Hosts:
+    """How the processes of a run find each other. TPU pods, GKE, Slurm and Open MPI say so themselves."""
+
+    coordinator: str = ""
+    """HOST:PORT of process 0, where nothing says so itself."""
+    n_processes: int = 0
+    """Processes in all, with `coordinator`."""
+    process_id: int = -1
+    """Number of this one, with `coordinator`."""
+    heartbeat_seconds: int = 100
+    """After this long without a sign of one process, the others end."""
+
+    def __post_init__(self):
+        given = (bool(self.coordinator), self.n_processes > 0, self.process_id >= 0)
+        if any(given) and (not all(given) or self.process_id >= self.n_processes):
+            raise ValueError(
+                f"{self}: give coordinator HOST:PORT, n_processes, and process_id from 0 to n_processes - 1, or none."
+            )
+
+    def connect(self) -> None:
+        """Join the other processes, before anything else asks JAX for devices; alone, do nothing.
+
+        Raises:
+            ValueError: they cannot be joined.
+        """
+        if jax.distributed.is_initialized():
+            return
+        known: Any = (self.coordinator, self.n_processes, self.process_id) if self.coordinator else ()
+        try:
+            if known or _is_cluster():
+                jax.distributed.initialize(*known, heartbeat_timeout_seconds=self.heartbeat_seconds)
+        except RuntimeError as e:
+            raise ValueError(f"the processes of {self} cannot be joined: {e}") from e
+
+
+def _is_cluster() -> bool:
+    """Whether something here knows of several processes; JAX then finds out the rest."""
+    env = os.environ
+    started = max(int(env.get(name, "1")) for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"))
+    on_tpu = any(Path("/dev").glob("accel[0-9]*")) or "," in env.get("TPU_WORKER_HOSTNAMES", "")
+    return started > 1 or on_tpu or "MEGASCALE_COORDINATOR_ADDRESS" in env
+
+
+def agree(what: dict[str, Any]) -> None:
+    """Compare settings over all processes.
+
+    Raises:
+        ValueError: they differ; on every process, with all that differ and how.
+    """
+    if jax.process_count() == 1:
+        return
+    everyone = [json.loads(text) for text in _gathered(json.dumps(what, sort_keys=True))]
+    wrong = [
+        f"process {i} has {name} {other.get(name)!r}, process 0 {everyone[0].get(name)!r}"
+        for i, other in enumerate(everyone)
+        for name in sorted(everyone[0].keys() | other.keys())
+        if other.get(name) != everyone[0].get(name)
+    ]
+    if wrong:
+        raise ValueError(f"the processes disagree: {'; '.join(wrong)}. Start all with the same command and packages.")
+
+
+def _gathered(text: str) -> list[str]:
+    """Of every process."""
+    encoded = np.frombuffer(text.encode(), np.uint8)
+    lengths = np.asarray(multihost_utils.process_allgather(np.array([len(encoded)]))).reshape(-1)
+    padded = np.pad(encoded, (0, int(lengths.max()) - len(encoded)))
+    rows = np.asarray(multihost_utils.process_allgather(padded)).reshape(len(lengths), -1)
+    return [row[:n].tobytes().decode() for row, n in zip(rows, lengths, strict=True)]
+
+
+def of_first(text: str) -> str:
+    """What the first process says, on all."""
+    return text if jax.process_count() == 1 else _gathered(text)[0]
+
+
+def all_read(error: Exception | None) -> None:
+    """Pass on an error of any process to all, so that none goes on alone.
+
+    Raises:
+        ValueError: `error`, or that another process has one.
+    """
+    if jax.process_count() > 1:
+        failed = np.asarray(multihost_utils.process_allgather(np.array([error is not None]))).reshape(-1)
+        if failed.any() and error is None:
+            raise ValueError(f"process {int(failed.argmax())} could not read it; see what it says.")
+    if error is not None:
+        raise error
+
+
+def is_first() -> bool:
+    """Whether this process writes what only one may write."""
+    return jax.process_index() == 0
+
+
+def any_asked(requests: jax.Array) -> jax.Array:
+    """Inside a step: what any process asked. Bit by bit, since not every backend adds up with `or`."""
+    return jax.numpy.max(requests & STOP) | jax.numpy.max(requests & SAVE)
+
+
+class Requests:
+    """What this process asks, as an input of a step; the step's output has what any process asked.
+
+    So all processes learn of it at the same step, and nothing waits for it.
+    """
+
+    def __init__(self, mesh: Mesh | None):
+        self._mesh, self._made = mesh, {}
+
+    def __call__(self, bits: int) -> jax.Array:
+        """int32[devices]."""
+        if bits not in self._made:
+            if self._mesh is None:
+                self._made[bits] = jax.numpy.full(1, bits, jax.numpy.int32)
+            else:
+                shape, sharding = (self._mesh.size,), NamedSharding(self._mesh, PartitionSpec(self._mesh.axis_names))
+                mine = np.full(1, bits, np.int32)
+                self._made[bits] = jax.make_array_from_callback(shape, sharding, lambda index: mine)
+        return self._made[bits]

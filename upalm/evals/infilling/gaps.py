@@ -1,0 +1,130 @@
+"""Cut gaps into held-out text."""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+from upalm.data.sources import Document
+from upalm.evals import text_metrics
+
+
+class Row(NamedTuple):
+    """A text with k gaps: k + 1 kept parts around k spans."""
+
+    parts: tuple[str, ...]
+    spans: tuple[str, ...]
+
+    @property
+    def n_bytes(self) -> int:
+        """Length of the missing text."""
+        return sum(len(span.encode()) for span in self.spans)
+
+
+# --- Rows -----------------------------------------------------------------------------------------
+
+
+def line_rows(
+    documents: Sequence[Document], n: int, fits: Callable[[Row], bool], *, left: int = 400, right: int = 200
+) -> list[Row]:
+    """Single-line gaps: one whole line is missing, with up to `left` and `right` bytes of whole lines around.
+
+    Args:
+        documents: to draw from, each equally often.
+        n: rows wanted; fewer come back if the text is too short.
+        fits: refuses rows, such as those with more tokens than the model takes.
+        left: bytes of context before the gap.
+        right: bytes of context after it.
+
+    Raises:
+        ValueError: the documents are too short for a single row.
+    """
+    return _draw_rows(_cut_line, documents, n, fits, left, right)
+
+
+def word_rows(
+    documents: Sequence[Document], n: int, fits: Callable[[Row], bool], *, left: int = 400, right: int = 200
+) -> list[Row]:
+    """Multi-span gaps: three spans of 1 to 4 words, at least 3 words apart, in one window. See `line_rows`."""
+    return _draw_rows(_cut_words, documents, n, fits, left, right)
+
+
+def _draw_rows(cut, documents: Sequence[Document], n: int, fits, left: int, right: int) -> list[Row]:
+    """Row i draws from its own generator, so that a longer list begins with a shorter one."""
+    usable = [d for d in documents if len(d.text) > left + right and "<extra_id_" not in d.text]
+    if not usable:
+        raise ValueError(f"no held-out document is longer than {left + right} characters: give more text.")
+    rows: list[Row] = []
+    for i in range(50 * n):
+        if len(rows) == n:
+            return rows
+        rng = random.Random(f"{cut.__name__}:{i}")
+        row = cut(rng.choice(usable).text, rng, left, right)
+        if row is not None and fits(row):
+            rows.append(row)
+    if not rows:
+        raise ValueError("the held-out text has no line that could be left out.")
+    return rows
+
+
+def _window(lines: list[str], i: int, left: int, right: int) -> tuple[str, str]:
+    """Whole lines before and after line i."""
+    before, after = "", ""
+    for line in reversed(lines[:i]):
+        if len((line + before).encode()) > left:
+            break
+        before = line + before
+    for line in lines[i + 1 :]:
+        if len((after + line).encode()) > right:
+            break
+        after += line
+    return before, after
+
+
+def _cut_line(text: str, rng: random.Random, left: int, right: int) -> Row | None:
+    lines = text.split("\n")
+    lines = [line + "\n" for line in lines[:-1]] + lines[-1:]
+    i = rng.randrange(len(lines))
+    span = lines[i].rstrip("\n")
+    before, after = _window(lines, i, left, right)
+    if not 8 <= len(span.strip()) <= 60 or len(before) < left // 4 or len(after) < right // 4:
+        return None
+    return Row((before, "\n" + after), (span,))
+
+
+def _cut_words(text: str, rng: random.Random, left: int, right: int) -> Row | None:
+    lines = text.split("\n")
+    lines = [line + "\n" for line in lines[:-1]] + lines[-1:]
+    i = rng.randrange(len(lines))
+    before, after = _window(lines, i, (left + right) // 2, (left + right) // 2)
+    window = before + lines[i] + after
+    words = text_metrics.words(window)
+    if len(words) < 30:
+        return None
+    at, cuts = rng.randint(3, len(words) // 4), []
+    for _ in range(3):
+        n_words = rng.randint(1, 4)
+        if at + n_words >= len(words):
+            return None
+        cuts.append((words[at][0], words[at + n_words - 1][1]))
+        at += n_words + 3 + rng.randint(0, len(words) // 5)
+    edges = [0, *(x for cut in cuts for x in cut), len(window)]
+    pieces = [window[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    return Row(tuple(pieces[0::2]), tuple(pieces[1::2]))
+
+
+def shuffled_suffixes(rows: Sequence[Row]) -> list[Row]:
+    """The control: every row with the right context of another, far enough away to be of another place."""
+    shift = max(len(rows) // 2, 1)
+    return [Row((row.parts[0], rows[(i + shift) % len(rows)].parts[-1]), row.spans) for i, row in enumerate(rows)]
+
+
+def excerpts(documents: Sequence[Document], n: int, fits: Callable[[str], bool]) -> Iterator[str]:
+    """The first whole lines, as many as fit, of each of up to `n` documents."""
+    for document in documents[:n]:
+        text = ""
+        for line in document.text.split("\n"):
+            if not fits(text + line + "\n"):
+                break
+            text += line + "\n"
+        if text.strip():
+            yield text

@@ -1,0 +1,58 @@
+"""Tasks beside the paper's, in the shapes of llm-foundry's local data and of BIG-bench's JSON files."""
+
+from upalm.evals import text_metrics
+from upalm.evals.benchmark_files import Row
+from upalm.evals.task import Generated, Question, Ranked, Source, Task
+from upalm.evals.tasks.bigbench import ask, ask_foundry
+from upalm.evals.tasks.multilingual import mgsm
+from upalm.evals.text_metrics import canonical, last_number, same_number
+
+_RANKED = ("conceptual_combinations", "logical_deduction_300", "novel_concepts", "strange_stories")
+
+
+_GENERATED = (
+    *("conlang_translation", "cs_algorithms_300", "dyck_languages_300", "operators", "repeat_copy_logic"),
+    "simple_arithmetic",
+)
+
+
+_BIG_BENCH = ("date_understanding", "reasoning_about_colored_objects_400")
+
+
+def _continue(row: Row) -> Question:
+    answer = row.text("continuation").strip()
+    return Question(row.text("context").rstrip(), answers=(answer,), solution=" " + answer)
+
+
+def _problem(row: Row) -> Question:
+    answer = canonical(row.text("answer"))
+    return Question(f"Q: {row.text('context')}\nA:", answers=(answer,), solution=f" {answer}")
+
+
+def _aqua(row: Row) -> Question:
+    answer = row.text("answer")
+    return Question(f"Q: {row.text('context')}\nA:", answers=(answer,), solution=" " + answer)
+
+
+def _exact(prediction: str, answer: str) -> bool:
+    """Spaces aside; brackets count."""
+    return prediction.split() == answer.split()
+
+
+TASKS: tuple[Task, ...] = (
+    *(Ranked(name, (Source(f"bigbench/foundry/{name}.jsonl", ask_foundry),)) for name in _RANKED),
+    *(Ranked(name, (Source(f"bigbench/task_json/{name}.json", ask, "examples"),)) for name in _BIG_BENCH),
+    *(
+        Generated(
+            *(name, (Source(f"bigbench/foundry/{name}.jsonl", _continue, shots=1),)),
+            max_new_tokens=64,
+            metrics={"em": _exact, "f1": text_metrics.f1},
+        )
+        for name in _GENERATED
+    ),
+    Generated(
+        *("svamp", (Source("nlp/svamp.jsonl", _problem, shots=1),)), extract=last_number, metrics={"em": same_number}
+    ),
+    Generated("aqua", (Source("nlp/aqua.jsonl", _aqua, shots=1),), metrics={"em": _exact}),
+    mgsm("en"),
+)

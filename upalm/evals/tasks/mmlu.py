@@ -1,0 +1,44 @@
+"""MMLU (Hendrycks et al. 2021): 57 subjects, 5-shot, the letter alone (U-PaLM section 4.2). Files: `mmlu/`."""
+
+from functools import partial
+from pathlib import Path
+
+from upalm.evals.benchmark_files import Row, read
+from upalm.evals.task import Question, Ranked, Source, Task
+
+_LETTERS = "ABCD"
+
+
+SUBJECTS = """
+abstract_algebra anatomy astronomy business_ethics clinical_knowledge college_biology college_chemistry
+college_computer_science college_mathematics college_medicine college_physics computer_security conceptual_physics
+econometrics electrical_engineering elementary_mathematics formal_logic global_facts high_school_biology
+high_school_chemistry high_school_computer_science high_school_european_history high_school_geography
+high_school_government_and_politics high_school_macroeconomics high_school_mathematics high_school_microeconomics
+high_school_physics high_school_psychology high_school_statistics high_school_us_history high_school_world_history
+human_aging human_sexuality international_law jurisprudence logical_fallacies machine_learning management marketing
+medical_genetics miscellaneous moral_disputes moral_scenarios nutrition philosophy prehistory professional_accounting
+professional_law professional_medicine professional_psychology public_relations security_studies sociology
+us_foreign_policy virology world_religions
+""".split()
+
+
+def _ask(row: Row) -> Question:
+    choices = row.texts("choices")
+    listed = "".join(f"({letter}) {choice}\n" for letter, choice in zip(_LETTERS, choices, strict=True))
+    letters = tuple(f" ({letter})" for letter in _LETTERS)
+    return Question(f"{row.text('question').strip()}\n{listed}Answer:", letters, (row.choice("answer", len(choices)),))
+
+
+def _shots(subject: str, folder: Path) -> list[str]:
+    return [_ask(row).solved() for row in read(folder / f"mmlu/{subject}_dev.jsonl")]
+
+
+TASKS: tuple[Task, ...] = tuple(
+    Ranked(
+        f"mmlu_{subject}",
+        (Source(f"mmlu/{subject}_test.jsonl", _ask, shots=partial(_shots, subject)),),
+        preamble=f"The following are multiple choice questions (with answers) about {subject.replace('_', ' ')}.\n\n",
+    )
+    for subject in SUBJECTS
+)

@@ -1,0 +1,339 @@
+"""Decoding: a bidirectional prefill over the prompts, then cached causal steps, all under the grammar.
+
+Prompts of a batch end at the same position (padding is on the left), so that every step writes one slot of
+the cache and every query still sees one interval of keys. The cache holds 2 x K x H numbers a token and layer.
+
+Dims: B batch rows, P prompt positions, D d_model, V vocabulary, G gaps.
+"""
+
+import zlib
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Literal, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from upalm.distributed.sharding import split_rows
+from upalm.inference.grammar import FREE, Grammar, Progress
+from upalm.inference.sampling import Sampler
+from upalm.model.attention import KeyRange, KeyValue
+from upalm.model.config import ModelConfig
+from upalm.model.layers import OutputMajor, normalise, rotary
+from upalm.model.palm import Block, Decoder, head_logits
+from upalm.ul2r.symbols import Symbols
+
+Attention = Literal["prefix", "causal"]
+
+
+Ids = Sequence[int] | np.ndarray
+
+
+BUCKET = 32
+"""Lengths are rounded up to this, so that few shapes are compiled."""
+
+
+def round_up(n: int) -> int:
+    """To a multiple of BUCKET."""
+    return -(-n // BUCKET) * BUCKET
+
+
+def bucket(n: int) -> int:
+    """The next of BUCKET times 1, 1.5, 2, 3, 4, 6, ...: few shapes, however long the prompts.
+
+    >>> [bucket(n) for n in (1, 33, 48, 50, 100)]
+    [32, 48, 48, 64, 128]
+    """
+    size = BUCKET
+    while size < n:
+        size = size * 3 // 2 if size & (size - 1) == 0 else 1 << size.bit_length()
+    return size
+
+
+def check_length(config: ModelConfig, n: int, what: str) -> None:
+    """Refuse rows that are longer than the model's.
+
+    Raises:
+        ValueError: with both lengths.
+    """
+    if n > config.seq_len:
+        raise ValueError(
+            f"{what} takes {n} tokens, the model's rows have {config.seq_len}: "
+            f"shorten it by {n - config.seq_len}, or ask for fewer new tokens."
+        )
+
+
+class Unstacked(eqx.Module):
+    """A `Decoder` for many calls: its layers one by one, in compute precision and laid out as steps read them fastest.
+
+    Every function that decodes takes either; given a `Decoder` it makes this copy anew.
+    """
+
+    embed: Float[Array, "V D"]
+    blocks: tuple[Block, ...]
+    norm: Float[Array, " D"] | None
+    head: Float[Array, "V D"] | None
+    config: ModelConfig = eqx.field(static=True)
+
+    @classmethod
+    def of(cls, model: "Decoder | Unstacked") -> "Unstacked":
+        """The model, copied if need be."""
+        if isinstance(model, Unstacked):
+            return model
+        return cls(model.embed, _unstack(model), model.norm, model.head, model.config)
+
+    def logits(self, x_BD: Float[Array, "B D"]) -> Float[Array, "B V"]:
+        """Logits of the last block's output."""
+        table = self.embed if self.head is None else self.head
+        x_BD = normalise(x_BD, self.norm, self.config)
+        return head_logits(OutputMajor(table, table.shape[:1]), x_BD, self.config.head_scale)
+
+    def embed_tokens(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        """Input embeddings in compute precision."""
+        return self.embed[tokens].astype(self.config.compute_dtype)
+
+
+@jax.jit
+def _unstack(model: Decoder) -> tuple[Block, ...]:
+    return tuple(block.output_major(model.config.compute_dtype) for block in model.unstacked())
+
+
+class Completion(NamedTuple):
+    """Tokens that were generated, and the log-probability of each under the unconstrained model."""
+
+    tokens: np.ndarray
+    log_probs: np.ndarray
+    finished: bool
+
+
+class Task(NamedTuple):
+    """What is asked of one prompt."""
+
+    prompt: Ids
+    """Without BOS."""
+    max_tokens: int
+    """Most tokens to add."""
+    n_gaps: int = FREE
+    """Gaps that the sentinel grammar must fill, or FREE, or ANYTHING."""
+    limits: tuple[int, ...] = ()
+    """Most tokens of each gap."""
+
+
+def check_tasks(config: ModelConfig, tasks: Sequence[Task], what: str) -> None:
+    """Refuse tasks that are longer than the model's rows, by number.
+
+    Raises:
+        ValueError: with all lengths.
+    """
+    for i, task in enumerate(tasks):
+        named = f"{what}{f' {i}' if len(tasks) > 1 else ''} of {len(task.prompt)} tokens"
+        check_length(config, 1 + len(task.prompt) + task.max_tokens, f"{named} with up to {task.max_tokens} new ones")
+
+
+class State(NamedTuple):
+    """Of decoding, between steps."""
+
+    step: Array
+    token: Array  # [B], the one to feed next
+    tokens: Array  # [B, max_new]
+    log_probs: Array  # [B, max_new]
+    progress: Progress
+    caches: list[KeyValue]
+
+
+def decode(model: Decoder | Unstacked, tasks: Sequence[Task], **options) -> list[list[Completion]]:
+    """Every sample of every task, to the end. The options are those of `decode_stream`."""
+    *_, last = decode_stream(model, tasks, every=None, **options)
+    return last
+
+
+def decode_stream(
+    model: Decoder | Unstacked,
+    tasks: Sequence[Task],
+    *,
+    symbols: Symbols = Symbols((), {}),
+    stop: Int[np.ndarray, "Q V"] | None = None,
+    sampler: Sampler = Sampler(),
+    num_samples: int = 1,
+    seed: int = 0,
+    attention: Attention = "prefix",
+    n_rows: int = 0,
+    n_positions: int = 0,
+    every: int | None = 8,
+) -> Iterator[list[list[Completion]]]:
+    """What there is so far, every few tokens, and at the end once more: [task][sample].
+
+    A sample's draws depend on the seed, its prompt and its number, and on nothing else of the batch. (Equal prompts
+    are told apart by their order.) A prompt is prefilled once for all its samples.
+
+    Args:
+        model: to decode with.
+        tasks: one a prompt.
+        symbols: of the tokenizer: sentinels, BOS, EOS, and what is never written.
+        stop: automaton of the stop strings, see `sampling.stop_table`; embeddings beyond its width are never chosen.
+        sampler: how tokens are drawn.
+        num_samples: completions of each prompt.
+        seed: of the draws.
+        attention: what the prompt sees: all of itself, or what came before.
+        n_rows: prompts to pad the batch to, so that a last smaller batch compiles nothing new.
+        n_positions: likewise, the length to pad the prompts to.
+        every: tokens between two yields; None for the end only.
+
+    Raises:
+        ValueError: no prompt, or a prompt with its new tokens longer than the model's rows.
+    """
+    if not tasks:
+        raise ValueError("no prompts.")
+    if num_samples < 1:
+        raise ValueError(f"num_samples is {num_samples}, expected at least 1.")
+    model = Unstacked.of(model)
+    check_tasks(model.config, tasks, "prompt")
+    keys = _sample_keys(tasks, num_samples, seed)
+    if stop is None:
+        stop = np.repeat([[0], [1]], model.config.vocab_size, 1)  # no stop string
+
+    padded = [*tasks, *[Task((), 0)] * (n_rows - len(tasks))]
+    longest = max(1, *(task.max_tokens for task in tasks))
+    prompts = [task.prompt for task in padded]
+    n_positions = max(n_positions, round_up(max(map(len, prompts))))
+    tokens, starts = split_rows(left_padded(prompts, n_positions, symbols.bos_id), len(padded))
+    x_BD, caches = prefill(model, tokens, starts, max_new=round_up(longest), attention=attention)
+    rows = (x_BD, caches, starts, split_rows(_asked(padded), len(padded)))
+    x_BD, caches, starts, asked = _repeated(rows, n=num_samples) if num_samples > 1 else rows
+    del rows
+    keys = jnp.concatenate([keys, jnp.repeat(keys[:1], len(starts) - len(keys), 0)])  # of the padding, any will do
+    grammar = Grammar.of(*asked, symbols=symbols, stop=stop, n_embeddings=model.config.vocab_size)
+    state = _first(model, x_BD, caches, grammar, keys, sampler=sampler, max_new=round_up(longest))
+    while True:
+        ended = bool(jnp.all(state.progress.done))
+        if ended or every is not None:
+            yield _completions(state, len(tasks), num_samples)
+        if ended:
+            return
+        until = jnp.int32(longest if every is None else int(state.step) + every)
+        state = advance(model, state, starts, grammar, keys, until, sampler=sampler)
+
+
+def _sample_keys(tasks: Sequence[Task], num_samples: int, seed: int) -> Array:
+    """One a task and sample, tasks outermost."""
+    seen: dict[int, int] = {}
+    numbers = []
+    for task in tasks:
+        prompt = zlib.crc32(np.asarray(task.prompt, np.int32).tobytes())
+        before = seen[prompt] = seen.get(prompt, -1) + 1
+        numbers += [(prompt, before * num_samples + i) for i in range(num_samples)]
+    prompts, samples = (jnp.asarray(np.array(x, np.uint32)) for x in zip(*numbers, strict=True))
+    fold = jax.vmap(jax.random.fold_in)
+    return fold(jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(prompts), samples)
+
+
+def left_padded(
+    prompts: Sequence[Ids], n_positions: int, bos_id: int
+) -> tuple[Int[np.ndarray, "B P"], Int[np.ndarray, " B"]]:
+    """BOS and the prompt at the end of each row of 1 + `n_positions`, and where they start."""
+    n = 1 + n_positions  # BOS comes on top
+    tokens, starts = np.zeros((len(prompts), n), np.int32), np.zeros(len(prompts), np.int32)
+    for i, prompt in enumerate(prompts):
+        starts[i] = n - 1 - len(prompt)
+        tokens[i, starts[i]] = bos_id
+        tokens[i, starts[i] + 1 :] = prompt
+    return tokens, starts
+
+
+def _asked(tasks: Sequence[Task]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The rows of the grammar: `n_gaps`, `limits` and `max_tokens`."""
+    limits = np.zeros((len(tasks), max(1, *(len(task.limits) for task in tasks))), np.int32)
+    for row, task in zip(limits, tasks, strict=True):
+        row[: len(task.limits)] = task.limits
+    n_gaps, max_tokens = ([getattr(task, name) for task in tasks] for name in ("n_gaps", "max_tokens"))
+    return np.array(n_gaps, np.int32), limits, np.array(max_tokens, np.int32)
+
+
+@partial(jax.jit, static_argnames="n")
+def _repeated(rows, n: int):
+    """Each row n times; a cache has several entries a row."""
+    n_rows = len(rows[0])
+
+    def repeated(x: Array) -> Array:
+        by_row = x.reshape(n_rows, -1, *x.shape[1:])
+        return jnp.repeat(by_row, n, 0).reshape(-1, *x.shape[1:])
+
+    return jax.tree.map(repeated, rows)
+
+
+@partial(jax.jit, static_argnames=("max_new", "attention"))
+def prefill(
+    model: Unstacked, tokens_BP: Int[Array, "B P"], starts_B: Int[Array, " B"], *, max_new: int, attention: Attention
+) -> tuple[Float[Array, "B D"], list[KeyValue]]:
+    """The whole prompt at once, each query seeing [start, end); caches with room for `max_new` more."""
+    n_prompt = tokens_BP.shape[1]
+    index_BP = jnp.broadcast_to(jnp.arange(n_prompt), tokens_BP.shape)
+    is_prompt = index_BP >= starts_B[:, None]
+    ends = jnp.where(is_prompt, n_prompt, index_BP + 1) if attention == "prefix" else index_BP + 1
+    visible = KeyRange(jnp.where(is_prompt, starts_B[:, None], 0), ends)
+    tables = rotary(jnp.maximum(index_BP - starts_B[:, None], 0), model.config)
+    x_BPD, caches = model.embed_tokens(tokens_BP), []
+    for block in model.blocks[:-1]:
+        x_BPD, kv = block(x_BPD, tables, visible)
+        caches.append(kv.grown(max_new))
+    # of the last block, only the last position's output is of use
+    kv = model.blocks[-1].keys_values(x_BPD, tables)
+    x_B1D, tables, visible = jax.tree.map(lambda x: x[:, -1:], (x_BPD, tables, visible))
+    x_B1D, kv = model.blocks[-1](x_B1D, tables, visible, kv, n_prompt - 1)
+    return x_B1D[:, 0], [*caches, kv.grown(max_new)]
+
+
+@partial(jax.jit, static_argnames=("sampler", "max_new"))
+def _first(model: Unstacked, x_BD, caches, grammar: Grammar, keys: Array, *, sampler: Sampler, max_new: int) -> State:
+    """The state with the first token chosen."""
+    shape = (len(x_BD), max_new)
+    tokens, log_probs = jnp.full(shape, grammar.eos_id, jnp.int32), jnp.zeros(shape)
+    progress = Progress.start(grammar.max_tokens)
+    state = State(jnp.int32(0), jnp.zeros(len(x_BD), jnp.int32), tokens, log_probs, progress, caches)
+    return _choose(state, model.logits(x_BD), grammar, keys, sampler)
+
+
+def _choose(state: State, logits_BV, grammar: Grammar, keys: Array, sampler: Sampler) -> State:
+    done = state.progress.done
+    step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, state.step)
+    allowed_BV = grammar.allowed(state.progress)
+    token = jnp.where(done, grammar.eos_id, sampler(jnp.where(allowed_BV, logits_BV, -jnp.inf), step_keys))
+    log_prob = jnp.take_along_axis(jax.nn.log_softmax(logits_BV), token[:, None], -1)[:, 0]
+    return state._replace(
+        step=state.step + 1,
+        token=token,
+        tokens=state.tokens.at[:, state.step].set(token),
+        log_probs=state.log_probs.at[:, state.step].set(jnp.where(done, 0.0, log_prob)),
+        progress=grammar.after(state.progress, token),
+    )
+
+
+@partial(jax.jit, static_argnames="sampler", donate_argnames="state")
+def advance(
+    model: Unstacked, state: State, starts_B, grammar: Grammar, keys: Array, until: Array, *, sampler: Sampler
+) -> State:
+    """Steps until all rows are done, or `until`."""
+    n_rows, n_new = state.tokens.shape
+    n_slots = state.caches[0].k.shape[1]
+
+    def step(state: State) -> State:
+        slot = n_slots - n_new + state.step - 1
+        tables = rotary((slot - starts_B)[:, None], model.config)
+        visible = KeyRange(starts_B[:, None], jnp.broadcast_to(slot + 1, (n_rows, 1)))
+        x_B1D, caches = model.embed_tokens(state.token[:, None]), []
+        for block, cache in zip(model.blocks, state.caches, strict=True):
+            x_B1D, kv = block(x_B1D, tables, visible, cache, slot)
+            caches.append(kv)
+        return _choose(state._replace(caches=caches), model.logits(x_B1D[:, 0]), grammar, keys, sampler)
+
+    return jax.lax.while_loop(lambda s: (s.step < until) & ~jnp.all(s.progress.done), step, state)
+
+
+def _completions(state: State, n_tasks: int, num_samples: int) -> list[list[Completion]]:
+    progress = state.progress
+    columns = map(np.asarray, (state.tokens, state.log_probs, progress.n_tokens, progress.done))
+    rows = [Completion(t[:n], p[:n], bool(done)) for t, p, n, done in zip(*columns, strict=True)]
+    return [rows[i * num_samples : (i + 1) * num_samples] for i in range(n_tasks)]

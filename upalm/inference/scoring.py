@@ -1,0 +1,203 @@
+"""Log-probabilities of targets, and of candidate continuations."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from upalm import ul2r
+from upalm.distributed.sharding import split_rows
+from upalm.inference.decoding import Attention, Ids, Unstacked, bucket, check_length, left_padded, prefill, round_up
+from upalm.model.attention import KeyRange, KeyValue
+from upalm.model.layers import rotary
+from upalm.model.palm import Decoder
+from upalm.ul2r.rows import Batch
+from upalm.ul2r.symbols import BOS_ID
+
+# --- Scoring --------------------------------------------------------------------------------------
+
+
+class Scored(NamedTuple):
+    """Of every target token of an example."""
+
+    log_probs: np.ndarray
+    """In nats."""
+    is_best: np.ndarray
+    """No other token was likelier."""
+
+
+def score(
+    model: Decoder,
+    examples: Sequence[tuple[Ids, Ids]],
+    *,
+    attention: Attention = "prefix",
+    bos_id: int = BOS_ID,
+    batch_size: int = 16,
+) -> list[Scored]:
+    """Score (prompt ids, target ids) pairs, teacher-forced.
+
+    Raises:
+        ValueError: an empty target, or a pair longer than the model's rows.
+    """
+    for i, (prompt, target) in enumerate(examples):
+        if len(target) == 0:
+            raise ValueError(f"example {i} has an empty target: there is nothing to score.")
+        check_length(model.config, len(prompt) + len(target), f"example {i}")
+    order = sorted(range(len(examples)), key=lambda i: len(examples[i][0]) + len(examples[i][1]))
+    found: list[Scored] = [Scored(np.empty(0), np.empty(0))] * len(examples)
+    for at in range(0, len(order), batch_size):
+        chosen = order[at : at + batch_size]
+        longest = max(len(examples[i][0]) + len(examples[i][1]) for i in chosen)
+        batch = Batch.empty(batch_size, round_up(longest))
+        for b, i in enumerate(chosen):
+            prompt, target = (np.asarray(x, np.int32) for x in examples[i])
+            row = Batch(*(x[b] for x in batch))
+            ul2r.write_segment(row, 0, ul2r.Example(prompt, target), 1, 0, bos_id)
+        scores = map(np.asarray, _score(model, batch if attention == "prefix" else batch.causal()))
+        for b, (i, *row) in enumerate(zip(chosen, *scores, strict=False)):
+            found[i] = Scored(*(x[batch.loss_weights[b] > 0] for x in row))
+    return found
+
+
+@jax.jit
+def _score(model: Decoder, batch: Batch) -> tuple[Float[Array, "B T"], Bool[Array, "B T"]]:
+    logits = model(batch)
+    target_logits = jnp.take_along_axis(logits, jnp.asarray(batch.target_tokens)[..., None], -1)[..., 0]
+    return target_logits - jax.nn.logsumexp(logits, -1), target_logits >= jnp.max(logits, -1)
+
+
+_MOST_PROMPTS, _MOST_CONTINUATIONS = 64, 32
+
+
+_MOST_LOGITS = 1 << 27
+
+
+class Likelihood(NamedTuple):
+    """Of a continuation."""
+
+    log_prob: float
+    """In nats, summed over the tokens that count."""
+    n_tokens: int
+    is_greedy: bool
+    """No other token was likelier, at any place."""
+
+
+def rank(
+    model: Decoder | Unstacked,
+    prompts: Sequence[Ids],
+    continuations: Sequence[Sequence[Ids]],
+    *,
+    attention: Attention = "prefix",
+    bos_id: int = BOS_ID,
+    n_given: int = 0,
+    tokens_a_batch: int = 4096,
+) -> Iterator[tuple[int, list[Likelihood]]]:
+    """The continuations of every prompt, batch by batch as they are done: (number of the prompt, their likelihoods).
+
+    Args:
+        model: to ask.
+        prompts: without BOS.
+        continuations: of each prompt, any number.
+        attention: what a prompt sees: all of itself, or what came before.
+        bos_id: of the tokenizer.
+        n_given: tokens at the beginning of every continuation that are fed and not counted, such as a sentinel.
+        tokens_a_batch: prompt positions of a batch, more or less.
+
+    Raises:
+        ValueError: a continuation without a token that counts, or one that with its prompt is longer than the
+            model's rows.
+    """
+    model = Unstacked.of(model)
+    for i, (prompt, some) in enumerate(zip(prompts, continuations, strict=True)):
+        for j, ids in enumerate(some):
+            if len(ids) <= n_given:
+                raise ValueError(f"continuation {j} of prompt {i} is empty: there is nothing to score.")
+            check_length(model.config, len(prompt) + len(ids), f"prompt {i} with continuation {j}")
+
+    def shape(i: int) -> tuple[int, int]:
+        return bucket(len(prompts[i])), 1 << (max(map(len, continuations[i])) - 1).bit_length()
+
+    by_shape: dict[tuple[int, int], list[int]] = {}
+    for i in range(len(prompts)):
+        if continuations[i]:
+            by_shape.setdefault(shape(i), []).append(i)
+        else:
+            yield i, []
+    for (n_positions, n_tokens), numbers in sorted(by_shape.items()):
+        n_prompts = max(1, min(_MOST_PROMPTS, tokens_a_batch // n_positions))
+        n_rows = max(1, min(_MOST_CONTINUATIONS, _MOST_LOGITS // (n_tokens * model.config.vocab_size)))
+        for at in range(0, len(numbers), n_prompts):
+            chosen = numbers[at : at + n_prompts]
+            padded = [prompts[i] for i in chosen] + [()] * (n_prompts - len(chosen))
+            tokens, starts = split_rows(left_padded(padded, n_positions, bos_id), n_prompts)
+            x_QD, caches = prefill(model, tokens, starts, max_new=0, attention=attention)
+            rows = [(q, ids) for q, i in enumerate(chosen) for ids in continuations[i]]
+            found: list[list[Likelihood]] = [[] for _ in chosen]
+            for first in range(0, len(rows), n_rows):
+                some = rows[first : first + n_rows]
+                batch = _padded(some, n_rows, n_tokens, n_given)
+                scored = map(np.asarray, _likelihoods(model, x_QD, caches, starts, *batch))
+                for (q, ids), total, greedy in zip(some, *scored, strict=False):
+                    found[q].append(Likelihood(float(total), len(ids) - n_given, bool(greedy)))
+            yield from zip(chosen, found, strict=True)
+
+
+def _padded(
+    rows: Sequence[tuple[int, Ids]], n_rows: int, n_tokens: int, n_given: int
+) -> tuple[Int[np.ndarray, " R"], Int[np.ndarray, "R T"], Bool[np.ndarray, "R T"]]:
+    """The prompt of each row, its tokens, and which of them count."""
+    prompts, tokens = np.zeros(n_rows, np.int32), np.zeros((n_rows, n_tokens), np.int32)
+    counts = np.zeros((n_rows, n_tokens), bool)
+    for r, (q, ids) in enumerate(rows):
+        prompts[r], tokens[r, : len(ids)] = q, ids
+        counts[r, n_given : len(ids)] = True
+    return prompts, tokens, counts
+
+
+@jax.jit
+def _likelihoods(
+    model: Unstacked,
+    x_QD: Float[Array, "Q D"],
+    caches: list[KeyValue],
+    starts_Q: Int[Array, " Q"],
+    prompts_R: Int[Array, " R"],
+    tokens_RT: Int[Array, "R T"],
+    counts_RT: Bool[Array, "R T"],
+) -> tuple[Float[Array, " R"], Bool[Array, " R"]]:
+    """Log-probability and greediness of each row's counted tokens."""
+    n_rows, n_tokens = tokens_RT.shape
+    logits_RTV = model.logits(x_QD)[prompts_R][:, None]
+    if n_tokens > 1:
+        x_RTD = _after(model, caches, starts_Q, prompts_R, tokens_RT[:, :-1])
+        rest = model.logits(x_RTD.reshape(n_rows * (n_tokens - 1), -1))
+        logits_RTV = jnp.concatenate([logits_RTV, rest.reshape(n_rows, n_tokens - 1, -1)], 1)
+    chosen_RT = jnp.take_along_axis(logits_RTV, tokens_RT[..., None], -1)[..., 0]
+    log_probs_RT = chosen_RT - jax.nn.logsumexp(logits_RTV, -1)
+    is_best_RT = chosen_RT >= jnp.max(logits_RTV, -1)
+    return jnp.sum(jnp.where(counts_RT, log_probs_RT, 0.0), -1), jnp.all(is_best_RT | ~counts_RT, -1)
+
+
+def _after(
+    model: Unstacked, caches: list[KeyValue], starts_Q: Array, prompts_R: Array, tokens_RT: Int[Array, "R T"]
+) -> Float[Array, "R T D"]:
+    """Outputs of the last block for tokens after prompts, each seeing its prompt and what is before it."""
+    n_prompts, (n_rows, n_tokens) = len(starts_Q), tokens_RT.shape
+    n_positions = caches[0].k.shape[1]
+
+    def of_rows(x: Array) -> Array:
+        """A cache has several entries a prompt."""
+        by_prompt = x.reshape(n_prompts, -1, *x.shape[1:])
+        return by_prompt[prompts_R].reshape(-1, *x.shape[1:])
+
+    starts_R1, index_1T = starts_Q[prompts_R][:, None], n_positions + jnp.arange(n_tokens)[None]
+    tables = rotary(index_1T - starts_R1, model.config)
+    shape = (n_rows, n_tokens)
+    visible = KeyRange(jnp.broadcast_to(starts_R1, shape), jnp.broadcast_to(index_1T + 1, shape))
+    x_RTD = model.embed_tokens(tokens_RT)
+    for block, cache in zip(model.blocks, caches, strict=True):
+        grown = KeyValue(*map(of_rows, cache)).grown(n_tokens)
+        x_RTD, _ = block(x_RTD, tables, visible, grown, n_positions)
+    return x_RTD

@@ -1,0 +1,106 @@
+"""Read and write safetensors files one tensor at a time."""
+
+import json
+import math
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import safetensors
+
+DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
+
+
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+_TORCH_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+_PIECE_BYTES = 64 << 20
+
+
+# --- Files ----------------------------------------------------------------------------------------
+
+
+class ArrayWriter:
+    """A safetensors file that is written piece by piece, so that no array need be in memory whole."""
+
+    def __init__(self, path: Path, arrays: dict[str, tuple[np.dtype, tuple[int, ...]]]):
+        header: dict[str, Any] = {"__metadata__": {"format": "upalm"}}
+        at = 0
+        for name, (dtype, shape) in arrays.items():
+            n_bytes = dtype.itemsize * math.prod(shape)
+            header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [at, at + n_bytes]}
+            at += n_bytes
+        encoded = json.dumps(header).encode()
+        encoded += b" " * (-len(encoded) % 8)
+        self._file = path.open("wb")
+        self._file.write(len(encoded).to_bytes(8, "little") + encoded)
+        self._file.truncate(8 + len(encoded) + at)
+        self._arrays, self._starts = arrays, {n: 8 + len(encoded) + header[n]["data_offsets"][0] for n in arrays}
+
+    def write(self, name: str, first: int, array: np.ndarray) -> None:
+        """Elements `first` and after of an array, in C order."""
+        dtype, _ = self._arrays[name]
+        self._file.seek(self._starts[name] + first * dtype.itemsize)
+        self._file.write(np.ascontiguousarray(array, dtype).view(np.uint8).data)
+
+    def close(self) -> None:
+        """Finish the file."""
+        self._file.close()
+
+
+@contextmanager
+def new_folder(dest: Path) -> Iterator[Path]:
+    """A folder beside `dest` that becomes it at the end; if anything fails, nothing stays behind.
+
+    Raises:
+        ValueError: `dest` exists.
+    """
+    if dest.exists():
+        raise ValueError(f"{dest} exists: choose another place.")
+    dest.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{dest.name}.", dir=dest.parent))
+    try:
+        yield folder
+        folder.chmod(0o755)
+        folder.rename(dest)
+    except BaseException:
+        shutil.rmtree(folder)
+        raise
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ValueError(f"no {path}.")
+    try:
+        found = json.loads(path.read_bytes())
+    except ValueError as e:
+        raise ValueError(f"{path} is damaged: {e}.") from e
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is damaged: expected an object.")
+    return found
+
+
+def _pieces(tensor: Any) -> Iterator[tuple[int, np.ndarray]]:
+    """A tensor by runs of rows, each with the number of elements before it."""
+    n_rows, *row = tensor.get_shape()
+    step = max(1, _PIECE_BYTES // (4 * math.prod(row)))
+    for at in range(0, n_rows, step):
+        yield at * math.prod(row), tensor[at : min(at + step, n_rows)]
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        file = safetensors.safe_open(path, framework="numpy")
+    except (safetensors.SafetensorError, OSError) as e:
+        raise ValueError(f"{path} is damaged or truncated: {e}.") from e
+    with file as entered:
+        yield entered

@@ -1,0 +1,219 @@
+"""Attention over key ranges as Pallas kernels for TPUs: no score leaves the chip's memory, and blocks of keys that no
+query of a block sees are never visited.
+
+The queries of all heads that share a key head are rows of one matrix, so that the keys are read once for all of them;
+scores are held with keys along rows, so that what belongs to a query (its range, its sum) lies along lanes.
+
+Dims: G batch rows x key heads, R query rows (positions x query heads a key head), S key positions, H d_head.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float, Int
+
+_LOWEST = -1e30
+
+
+_VMEM = 8 * 2**20
+"""Bytes that the keys and values of a row may take; longer rows take the plain path."""
+
+
+class Rows(NamedTuple):
+    """What every query row sees: keys `start <= s < end`."""
+
+    start: Int[Array, "G R"]
+    end: Int[Array, "G R"]
+
+
+def fits(n_rows: int, n_keys: int, d_head: int, itemsize: int) -> bool:
+    """Whether the kernels take these shapes: whole blocks, and the keys and values of a row in the chip's memory."""
+    return bool(_block(n_rows) and _block(n_keys)) and d_head % 128 == 0 and 2 * n_keys * d_head * itemsize <= _VMEM
+
+
+def forward(
+    q_GRH: Float[Array, "G R H"],
+    k_GSH: Float[Array, "G S H"],
+    v_GSH: Float[Array, "G S H"],
+    rows: Rows,
+    *,
+    interpret: bool = False,
+) -> tuple[Float[Array, "G R H"], Float[Array, "G R"]]:
+    """Attention of scaled queries, and the log-sum-exp of each row's scores."""
+    (g, r, h), s = q_GRH.shape, k_GSH.shape[1]
+    call = _Call(g, r, s, h)
+    out, log_total = pl.pallas_call(
+        partial(_forward_kernel, block=call.keys),
+        grid_spec=call.grid(
+            inputs=[call.by_row, call.whole, call.whole, call.along, call.along],
+            outputs=[call.by_row, call.along],
+            scratch=[(1, call.rows), (1, call.rows), (call.rows, h)],
+        ),
+        out_shape=[
+            jax.ShapeDtypeStruct(q_GRH.shape, q_GRH.dtype),
+            jax.ShapeDtypeStruct((g, 1, r), jnp.float32),
+        ],
+        **call.cost(q_GRH.dtype.itemsize, n_products=2),
+        compiler_params=_parameters(),
+        interpret=interpret,
+        name="flash_forward",
+    )(*call.blocks_seen(rows), q_GRH, k_GSH, v_GSH, rows.start[:, None], rows.end[:, None])
+    return out, log_total[:, 0]
+
+
+def backward(
+    q_GRH: Float[Array, "G R H"],
+    k_GSH: Float[Array, "G S H"],
+    v_GSH: Float[Array, "G S H"],
+    rows: Rows,
+    out_GRH: Float[Array, "G R H"],
+    log_total_GR: Float[Array, "G R"],
+    d_out_GRH: Float[Array, "G R H"],
+    *,
+    interpret: bool = False,
+) -> tuple[Float[Array, "G R H"], Float[Array, "G S H"], Float[Array, "G S H"]]:
+    """Gradients of scaled queries, keys and values. Those of keys and values are added up in fp32 over all rows."""
+    (g, r, h), s = q_GRH.shape, k_GSH.shape[1]
+    call = _Call(g, r, s, h, most_rows=256)
+    mean_GR = jnp.sum((d_out_GRH * out_GRH).astype(jnp.float32), -1)
+    along = [x[:, None] for x in (rows.start, rows.end, log_total_GR, mean_GR)]
+    return pl.pallas_call(
+        partial(_backward_kernel, block=call.keys),
+        grid_spec=call.grid(
+            inputs=[call.by_row, call.whole, call.whole, *[call.along] * 4, call.by_row],
+            outputs=[call.by_row, call.whole, call.whole],
+            scratch=[(call.rows, h), (s, h), (s, h)],
+        ),
+        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q_GRH, k_GSH, v_GSH)],
+        **call.cost(q_GRH.dtype.itemsize, n_products=5),
+        compiler_params=_parameters(),
+        interpret=interpret,
+        name="flash_backward",
+    )(*call.blocks_seen(rows), q_GRH, k_GSH, v_GSH, *along, d_out_GRH)
+
+
+# --- Kernels --------------------------------------------------------------------------------------
+
+
+def _forward_kernel(  # of one block of rows; the first two are scalars
+    first, last, q, k, v, start, end, out, log_total, highest, total, sums, *, block
+):
+    highest[...] = jnp.full_like(highest, _LOWEST)
+    total[...] = jnp.zeros_like(total)
+    sums[...] = jnp.zeros_like(sums)
+
+    def of_keys(i, _):
+        k_SH, v_SH = (x[0, pl.ds(pl.multiple_of(i * block, block), block)] for x in (k, v))
+        scores_SR = _scores(i * block, q[0], k_SH, start[0], end[0])
+        before = highest[...]
+        now = jnp.maximum(before, jnp.max(scores_SR, 0, keepdims=True))
+        weights_SR = jnp.exp(scores_SR - now)
+        shrunk = jnp.exp(before - now)
+        highest[...] = now
+        total[...] = total[...] * shrunk + jnp.sum(weights_SR, 0, keepdims=True)
+        sums[...] = sums[...] * shrunk.T + _product(weights_SR.astype(v_SH.dtype), v_SH, (0, 0))
+
+    _over_blocks(first, last, of_keys)
+    seen = jnp.maximum(total[...], 1e-30)
+    out[0] = (sums[...] / seen.T).astype(out.dtype)
+    log_total[0] = highest[...] + jnp.log(seen)
+
+
+def _backward_kernel(
+    first, last, q, k, v, start, end, log_total, mean, d_out, d_q, d_k, d_v, d_q_sums, d_k_sums, d_v_sums, *, block
+):
+    @pl.when(pl.program_id(1) == 0)
+    def _():
+        d_k_sums[...] = jnp.zeros_like(d_k_sums)
+        d_v_sums[...] = jnp.zeros_like(d_v_sums)
+
+    d_q_sums[...] = jnp.zeros_like(d_q_sums)
+
+    def of_keys(i, _):
+        here = pl.ds(pl.multiple_of(i * block, block), block)
+        k_SH, v_SH, q_RH, d_out_RH = k[0, here], v[0, here], q[0], d_out[0]
+        scores_SR = _scores(i * block, q_RH, k_SH, start[0], end[0])
+        weights_SR = jnp.exp(scores_SR - log_total[0])
+        d_v_sums[here] += _product(weights_SR.astype(v_SH.dtype), d_out_RH, (1, 0))
+        d_scores_SR = (weights_SR * (_product(v_SH, d_out_RH, (1, 1)) - mean[0])).astype(k_SH.dtype)
+        d_k_sums[here] += _product(d_scores_SR, q_RH, (1, 0))
+        d_q_sums[...] += _product(d_scores_SR, k_SH, (0, 0))
+
+    _over_blocks(first, last, of_keys)
+    d_q[0] = d_q_sums[...].astype(d_q.dtype)
+
+    @pl.when(pl.program_id(1) == pl.num_programs(1) - 1)
+    def _():
+        d_k[0] = d_k_sums[...].astype(d_k.dtype)
+        d_v[0] = d_v_sums[...].astype(d_v.dtype)
+
+
+def _over_blocks(first, last, body):
+    g, r = pl.program_id(0), pl.program_id(1)
+    lax.fori_loop(first[g, r], last[g, r], body, None)
+
+
+def _scores(at, q_RH, k_SH, start_1R, end_1R):
+    scores_SR = _product(k_SH, q_RH, (1, 1))
+    key = at + lax.broadcasted_iota(jnp.int32, scores_SR.shape, 0)
+    return jnp.where((start_1R <= key) & (key < end_1R), scores_SR, _LOWEST)
+
+
+def _product(a, b, axes):
+    return lax.dot_general(a, b, (((axes[0],), (axes[1],)), ((), ())), preferred_element_type=jnp.float32)
+
+
+# --- Grid -----------------------------------------------------------------------------------------
+
+
+class _Call:
+    """Blocks of a call: one step for each batch row (and key head) and block of query rows."""
+
+    def __init__(self, g: int, r: int, s: int, h: int, most_rows: int = 512):
+        if not fits(r, s, h, 1):
+            raise ValueError(f"{r} query rows, {s} keys and heads of {h}: expected multiples of 128.")
+        self.shape = (g, r, s, h)
+        self.rows, self.keys = _block(r, most_rows), _block(s)
+        self.by_row = pl.BlockSpec((1, self.rows, h), lambda g, r, *_: (g, r, 0))
+        self.whole = pl.BlockSpec((1, s, h), lambda g, r, *_: (g, 0, 0))
+        self.along = pl.BlockSpec((1, 1, self.rows), lambda g, r, *_: (g, 0, r))
+
+    def grid(self, *, inputs, outputs, scratch):
+        g, r, _, _ = self.shape
+        return pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=2,
+            grid=(g, r // self.rows),
+            in_specs=inputs,
+            out_specs=outputs,
+            scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch],
+        )
+
+    def blocks_seen(self, rows: Rows) -> tuple[Array, Array]:
+        """First block of keys that each block of rows sees, and the one after the last."""
+        start, end = (x.reshape(x.shape[0], -1, self.rows) for x in rows)
+        return jnp.min(start, -1) // self.keys, -(-jnp.max(end, -1) // self.keys)
+
+    def cost(self, itemsize: int, *, n_products: int) -> dict[str, Any]:
+        """As if every query saw every key: what the papers' formulas count. For the compiler, and for `hlo`."""
+        g, r, s, h = self.shape
+        n_passes = 2 if n_products == 2 else 4
+        estimate = pl.CostEstimate(
+            flops=2 * n_products * g * r * s * h,
+            transcendentals=g * r * s,
+            bytes_accessed=itemsize * n_passes * g * h * (r + s),
+        )
+        return {"cost_estimate": estimate, "metadata": {"flops": str(estimate.flops)}}
+
+
+def _block(n: int, most: int = 512) -> int:
+    """Largest block that divides n."""
+    return next((block for block in (512, 256, 128) if n % block == 0 and block <= most), 0)
+
+
+def _parameters() -> pltpu.CompilerParams:
+    return pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary"), fuse_transposed_lhs_in_matmul=True)

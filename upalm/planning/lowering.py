@@ -1,0 +1,130 @@
+"""`Step`: programs that can be planned, a training step and one of decoding, given shapes in place of arrays."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from upalm import ul2r
+from upalm.distributed.sharding import row_sharding, shardings, spec
+from upalm.inference.decoding import State, Unstacked, advance
+from upalm.inference.grammar import Grammar, Progress
+from upalm.inference.sampling import Sampler
+from upalm.model.attention import KeyValue
+from upalm.model.config import ModelConfig, decode_flops_per_token, train_flops_per_token
+from upalm.model.palm import LOGICAL_AXES, Block, Decoder, empty_model
+from upalm.training.config import TrainConfig
+from upalm.training.launch import check_mesh
+from upalm.training.step import TrainState, train_step
+from upalm.ul2r.rows import Batch
+from upalm.ul2r.symbols import Symbols
+
+
+class Step(NamedTuple):
+    """A program to plan."""
+
+    lower: Callable[[], Any]
+    held: dict[str, Any]
+    """Arrays that stay between steps, by kind."""
+    flops_per_token: float
+    tokens: int
+    run_tokens: int
+
+
+def training(config: TrainConfig, model: ModelConfig, mesh: Mesh | None) -> Step:
+    """The step of a run, at its largest batch.
+
+    Raises:
+        ValueError: the mesh divides neither model nor batch.
+    """
+    check_mesh(config, model, mesh)
+    n_rows, seq_len = max(config.data.batch_sizes()), config.data.seq_len
+    state, batches = train_arguments(config, model, mesh, n_rows)
+    optimizer, n_denoisers = config.optimizer.build(config.n_steps), len(ul2r.mixture(config.data.mixture))
+    return Step(
+        lambda: train_step.lower(state, batches, optimizer=optimizer, n_denoisers=n_denoisers),
+        {"parameters": state.model, "optimizer": state.opt_state},
+        train_flops_per_token(model.n_params, model.n_layers, model.n_heads, model.d_head, seq_len),
+        n_rows * seq_len,
+        config.data.rows_before(config.n_steps) * seq_len,
+    )
+
+
+def decoding(config: TrainConfig, model: ModelConfig, mesh: Mesh | None, n_rows: int) -> Step:
+    """One token for each row, with caches as long as the model's rows.
+
+    Raises:
+        ValueError: the mesh divides neither model nor rows.
+    """
+    data = replace(config.data, batch_size=n_rows, batch_ramp=())
+    check_mesh(replace(config, data=data, accumulation=1), model, mesh)
+    weights, state, rest = decode_arguments(model, mesh, n_rows)
+    return Step(
+        lambda: advance.lower(weights, state, *rest, sampler=Sampler()),
+        {"parameters": weights, "cache": state.caches},
+        decode_flops_per_token(model.n_params, model.n_layers, model.n_heads, model.d_head, model.seq_len),
+        *(n_rows, n_rows),
+    )
+
+
+def train_arguments(
+    config: TrainConfig, model: ModelConfig, mesh: Mesh | None, n_rows: int
+) -> tuple[TrainState, Batch]:
+    """Shapes of what a step gets, laid out as the trainer lays it out."""
+    empty, optimizer = empty_model(model), config.optimizer.build(config.n_steps)
+    state = TrainState(empty, jax.eval_shape(optimizer.init, empty))
+    shape = (config.accumulation, n_rows // config.accumulation, config.data.seq_len)
+    dtypes = [x.dtype for x in Batch.empty(1, 1)]
+    if mesh is None:
+        return state, Batch(*(jax.ShapeDtypeStruct(shape, dtype) for dtype in dtypes))
+    batches = Batch(*(jax.ShapeDtypeStruct(shape, dtype, sharding=row_sharding(mesh)) for dtype in dtypes))
+    state = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings(state, LOGICAL_AXES, mesh)
+    )
+    return state, batches
+
+
+def decode_arguments(model: ModelConfig, mesh: Mesh | None, n_rows: int) -> tuple[Unstacked, State, tuple[Any, ...]]:
+    """Shapes of what a step of decoding gets, laid out as `decode` lays it out."""
+    by_row: Any = jax.ShapeDtypeStruct((n_rows,), np.int32)
+    cache: Any = jax.ShapeDtypeStruct((n_rows * model.n_kv_heads, model.seq_len, model.d_head), model.compute_dtype)
+
+    def started(row: jax.Array) -> tuple[State, Grammar, jax.Array]:
+        stop, tokens = np.zeros((2, model.vocab_size), np.int32), row[:, None]
+        symbols, n = Symbols((), {}), model.vocab_size
+        grammar = Grammar.of(row, tokens, row, symbols=symbols, stop=stop, n_embeddings=n)
+        state = State(row[0], row, tokens, tokens.astype(np.float32), Progress.start(row), [])
+        return state, grammar, jax.random.split(jax.random.key(0), n_rows)
+
+    state, grammar, keys = jax.eval_shape(started, by_row)
+    rows = (state._replace(caches=[KeyValue(cache, cache)] * model.n_layers), by_row, grammar, keys)
+    weights = jax.eval_shape(Unstacked.of, empty_model(model))
+    if mesh is not None:
+        weights = _laid(weights, partial(unstacked_spec, mesh), mesh)
+        lengths = (n_rows, cache.shape[0])
+        rows = _laid(rows, lambda _, x: PartitionSpec("data" if x.shape[0] in lengths else None), mesh)
+    state, *rest = rows
+    return weights, state, (*rest, jax.ShapeDtypeStruct((), np.int32))
+
+
+def _laid(tree: Any, spec: Callable[[Any, Any], PartitionSpec], mesh: Mesh) -> Any:
+    def laid(path: Any, x: Any) -> Any:
+        found = spec(path, x) if x.ndim else PartitionSpec()
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, found))
+
+    return jax.tree_util.tree_map_with_path(laid, tree)
+
+
+def unstacked_spec(mesh: Mesh, path: Any, x: Any) -> PartitionSpec:
+    """Of a weight with its outputs along the rows: split as in training."""
+    names = [getattr(entry, "name", "") for entry in path]
+    if names[-1] != "kernel_OI":
+        return spec(Decoder.AXES.get(names[-1], Block.AXES.get(names[-1], ())), x.shape, mesh)
+    axes = Block.AXES[names[-2]]
+    n_in = 2 if names[-2] == "wo" else 1
+    rows, columns = ([axis for axis in part if axis] or [None] for part in (axes[n_in:], axes[:n_in]))
+    return spec((rows[0], columns[0]), x.shape, mesh)

@@ -1,0 +1,158 @@
+"""TrainConfig, the settings of a run, and its JSON."""
+
+import dataclasses
+import types
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from upalm import ul2r
+from upalm.data.config import DataConfig
+from upalm.distributed.processes import Hosts
+from upalm.distributed.sharding import MeshConfig
+from upalm.model.config import ModelConfig
+from upalm.training.optim import Adafactor, Optimizer
+from upalm.training.spikes import Spikes
+
+
+def to_json(settings: Any) -> Any:
+    """Plain JSON values; a dataclass also says its class."""
+    if dataclasses.is_dataclass(settings):
+        fields = {f.name: to_json(getattr(settings, f.name)) for f in dataclasses.fields(settings)}
+        return {"class": type(settings).__name__} | fields
+    if isinstance(settings, tuple | list):
+        return [to_json(x) for x in settings]
+    return str(settings) if isinstance(settings, Path) else settings
+
+
+def from_json(kind: Any, found: Any) -> Any:
+    """The inverse of `to_json`, given the annotated type.
+
+    Raises:
+        ValueError: a kind or a setting that this version does not know.
+    """
+    if dataclasses.is_dataclass(kind) or get_origin(kind) in (Union, types.UnionType):
+        options: list[Any] = [k for k in get_args(kind) or (kind,) if dataclasses.is_dataclass(k)]
+        if isinstance(found, dict) and options:
+            chosen = next((k for k in options if k.__name__ == found.get("class")), None)
+            if chosen is None:
+                names = [k.__name__ for k in options]
+                raise ValueError(f"the settings have {found.get('class')!r} where one of {names} is expected.")
+            hints = get_type_hints(chosen)
+            if unknown := sorted(found.keys() - hints.keys() - {"class"}):
+                raise ValueError(f"{chosen.__name__} has no {unknown}: the settings are of another version.")
+            return chosen(**{k: from_json(hints[k], v) for k, v in found.items() if k != "class"})
+        return found
+    if get_origin(kind) is tuple:
+        inner = get_args(kind)
+        each = inner[:1] * len(found) if inner[-1] is Ellipsis else inner
+        return tuple(from_json(k, x) for k, x in zip(each, found, strict=True))
+    return Path(found) if kind is Path else found
+
+
+def differences(there: dict[str, Any], here: dict[str, Any], within: str = "") -> list[str]:
+    """What differs, each by its dotted name and both values."""
+    found = []
+    for name in sorted(there.keys() | here.keys()):
+        a, b = there.get(name), here.get(name)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += differences(a, b, f"{within}{name}.")
+        elif a != b:
+            found.append(f"{within}{name}: {a} there, {b} here")
+    return found
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """Start from random weights and a tokenizer trained on the data (pretraining)."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+
+
+@dataclass(frozen=True)
+class Continue:
+    """Start from the weights and tokenizer of a checkpoint, with fresh optimizer state (UL2R)."""
+
+    checkpoint: Path
+    remat: Literal["kept", "none", "matmuls", "full"] = "kept"
+    """What the backward pass computes again (`ModelConfig.remat`), if not what the checkpoint says."""
+
+    def reshaped(self, model: ModelConfig) -> ModelConfig:
+        """The checkpoint's shape, with what is set here."""
+        return model if self.remat == "kept" else replace(model, remat=self.remat)
+
+
+@dataclass(frozen=True)
+class Keep:
+    """When checkpoints are written, and which stay."""
+
+    minutes: float = 0.0
+    """Also after this many minutes without one; 0 goes by `save_every` alone."""
+    last: int = 2
+    """Newest ones to keep."""
+    every: int = 0
+    """Keep those whose step is a multiple of this, too; 0 keeps none of them."""
+    folder: str = ""
+    """Where they lie, on a disk that all hosts see or in a bucket (gs://...); empty is `out`."""
+
+    def __post_init__(self):
+        if self.minutes < 0 or self.last < 1 or self.every < 0:
+            raise ValueError(f"{self}: expected minutes at least 0, last at least 1, every at least 0.")
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What of a run goes where, beside the progress line and metrics.jsonl."""
+
+    writers: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Other places for the metrics."""
+    profile: tuple[int, int] = (0, 0)
+    """First and last step of a profile, written to `out`/profile; (0, 0) makes none."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training run. Everything that decides its numbers is here."""
+
+    out: Path
+    """Folder of the run: checkpoints, tokenizer, metrics. Run again with the same settings to resume."""
+    start: Scratch | Continue = field(default_factory=Scratch)
+    """Where the weights come from."""
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: Optimizer = field(default_factory=Adafactor)
+    n_steps: int = 1000
+    """Optimizer steps."""
+    accumulation: int = 1
+    """Microbatches that a batch is split into, to save memory; the update is the same."""
+    seed: int = 0
+    """Decides weights, data order and noise."""
+    log_every: int = 10
+    """Steps between lines of metrics.jsonl."""
+    save_every: int = 500
+    """Steps between checkpoints; one is also written at the end, and on Ctrl-C or SIGTERM."""
+    eval_every: int = 500
+    """Steps between evaluations of the validation loss."""
+    eval_batches: int = 8
+    """Validation batches."""
+    keep: Keep = field(default_factory=Keep)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    hosts: Hosts = field(default_factory=Hosts)
+    spikes: Spikes = field(default_factory=Spikes)
+    watched: Watched = field(default_factory=Watched)
+    changed: bool = False
+    """Go on with a run although its settings differ from those it was begun with."""
+
+    def __post_init__(self):
+        for name in ("n_steps", "accumulation", "log_every", "save_every", "eval_every", "eval_batches"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1.")
+        for n in self.data.batch_sizes():
+            if n % self.accumulation:
+                raise ValueError(f"batch_size {n} is no multiple of accumulation {self.accumulation}.")
+
+    def identity(self) -> dict[str, Any]:
+        """As JSON, without what does not change the numbers but by rounding."""
+        free = {"out", "log_every", "save_every", "keep", "mesh", "hosts", "watched", "changed"}
+        fields = {k: v for k, v in to_json(self).items() if k not in {*free, "class"}}
+        fields["data"] = {k: v for k, v in fields["data"].items() if k != "n_workers"}
+        return fields | {"denoisers": [repr(d) for d in ul2r.mixture(self.data.mixture)]}

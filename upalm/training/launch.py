@@ -1,0 +1,139 @@
+"""`run`: a training run from its settings, alone or as one of several processes."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AbstractMesh, Mesh
+
+from upalm.checkpoints.folder import description, load_model, open_checkpoint
+from upalm.data import sources
+from upalm.data.config import built_folders, open_source
+from upalm.data.hf_tokenizer import has_tokenizer, load_tokenizer
+from upalm.data.tokenizer import SentencePiece, Tokenizer
+from upalm.distributed import processes, runtime
+from upalm.distributed.runtime import keep_programs
+from upalm.distributed.sharding import check_rows
+from upalm.model.config import ModelConfig
+from upalm.model.palm import Decoder, empty_model, param_shardings
+from upalm.training.config import Continue, TrainConfig, from_json, to_json
+from upalm.training.loop import check_folder, fit
+
+
+def run(config: TrainConfig) -> Path:
+    """Prepare text, tokenizer and weights, and train. Returns the run folder."""
+    config.hosts.connect()
+    keep_programs()
+    with survives_its_peers():
+        mesh = config.mesh.build()
+        with jax.set_mesh(mesh) if mesh is not None else ExitStack():
+            check_folder(config)
+            processes.agree(config.identity() | {"versions": runtime.versions()})
+            model, tokenizer = prepare(config, mesh)
+            processes.agree({"tokenizer": tokenizer.hash})
+            if processes.is_first():
+                n = jax.process_count()
+                laid = f", {mesh.size} devices {dict(mesh.shape)} of {n} processes" if mesh is not None else ""
+                print(
+                    f"{model.config.n_params / 1e6:.2f}M parameters, vocabulary {tokenizer.vocab_size}{laid}",
+                    flush=True,
+                )
+            train, validation = open_source(config.data, tokenizer)
+            n_train, n_validation = (sum(corpus.n_tokens for corpus, _ in some) for some in (train, validation))
+            if processes.is_first():
+                print(f"{n_train:,} training and {n_validation:,} validation tokens", flush=True)
+            fit(config, model, tokenizer, train, validation)
+    return config.out
+
+
+def again(folder: Path, changes: dict[str, Any]) -> Path:
+    """Run what a run folder says, to its end, or with `changes` such as another `out`.
+
+    Raises:
+        ValueError: no run there, or one of another version.
+    """
+    found = description(folder).get("settings")
+    if found is None:
+        raise ValueError(f"{folder} says no settings of a run: it is an import, or of an older version.")
+    return run(from_json(TrainConfig, found | {k: to_json(v) for k, v in changes.items()}))
+
+
+@contextmanager
+def survives_its_peers() -> Iterator[None]:
+    """When another process is gone, end at once with an error that says so: waiting for it would never end."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as e:
+        if jax.process_count() == 1:
+            raise
+        reason = str(e).strip().split("\n")[0][:300]
+        print(
+            f"error: process {jax.process_index()} lost another process of the run ({reason}). "
+            "Start the same command again on all hosts: it goes on from the newest checkpoint.",
+            *(),
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(1)
+
+
+def prepare(config: TrainConfig, mesh: Mesh | None = None) -> tuple[Decoder, Tokenizer]:
+    """Weights, straight in their shards, and tokenizer to start from.
+
+    Raises:
+        ValueError: from the checkpoint or the tokenizer's training; or rows longer than the model's.
+    """
+    if isinstance(config.start, Continue):
+        found, tokenizer = open_checkpoint(config.start.checkpoint)
+        shape = config.start.reshaped(found)
+    else:
+        shape, tokenizer = config.start.model, _tokenizer(config, config.start.model.vocab_size)
+    check_mesh(config, shape, mesh)
+    if tokenizer.vocab_size > shape.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {tokenizer.vocab_size} subwords, the model {shape.vocab_size} embeddings: "
+            f"set --start.model.vocab-size {tokenizer.vocab_size}, or build the shards with a smaller --vocab-size."
+        )
+    if config.data.seq_len > shape.seq_len:
+        raise ValueError(f"rows of {config.data.seq_len} are longer than the model's {shape.seq_len}.")
+    if isinstance(config.start, Continue):
+        return load_model(config.start.checkpoint, mesh, remat=shape.remat)
+    init = partial(Decoder, shape, key=jax.random.key(config.seed))
+    if mesh is None:
+        return init(), tokenizer
+    return jax.jit(init, out_shardings=param_shardings(empty_model(shape), mesh))(), tokenizer
+
+
+def check_mesh(config: TrainConfig, model: ModelConfig, mesh: Mesh | AbstractMesh | None) -> None:
+    """Refuse a mesh that does not divide the model or the batch.
+
+    Raises:
+        ValueError: with both numbers.
+    """
+    if mesh is None:
+        return
+    n_model, n_data = mesh.shape["model"], mesh.shape["data"]
+    for name, n, over in (("n_heads", model.n_heads, n_model), ("d_ff", model.d_ff, n_model)):
+        if n % over:
+            raise ValueError(f"{name} {n} is no multiple of the {over} devices of the mesh's model axis.")
+    if model.d_model % n_data:
+        raise ValueError(f"d_model {model.d_model} is no multiple of the {n_data} devices of the mesh's data axis.")
+    for n in config.data.batch_sizes():
+        check_rows(mesh, n, config.accumulation)
+
+
+def _tokenizer(config: TrainConfig, vocab_size: int) -> Tokenizer:
+    """The run's, if it is being resumed; that of built shards; or one trained on the text."""
+    if has_tokenizer(config.out):
+        return load_tokenizer(config.out)
+    if folders := built_folders(config.data.source):
+        return load_tokenizer(next(iter(folders)))
+    corpus = sources.load(config.data.source, skip_undecodable=config.data.skip_undecodable)
+    order = np.random.default_rng(config.seed).permutation(len(corpus.train))
+    return SentencePiece.train((corpus.train[i].text for i in order), vocab_size)

@@ -1,0 +1,121 @@
+"""What a run shows and keeps: a progress line with the time left, and JSON lines."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from upalm.distributed.processes import is_first
+
+
+class Writer(Protocol):
+    """Takes the numbers of a step elsewhere."""
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Numbers by name."""
+        ...
+
+    def close(self) -> None:
+        """No more come."""
+        ...
+
+
+class TensorBoard:
+    """Event files in `folder`/tensorboard."""
+
+    def __init__(self, folder: Path):
+        try:
+            from tensorboardX import SummaryWriter
+        except ImportError as e:
+            raise ValueError("writing for TensorBoard needs: pip install 'upalm[loggers]'.") from e
+        self._writer = SummaryWriter(str(folder / "tensorboard"))
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """See `Writer`."""
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """See `Writer`."""
+        self._writer.close()
+
+
+class Wandb:
+    """A run of Weights & Biases, set up by its own environment variables (WANDB_PROJECT, WANDB_MODE, ...)."""
+
+    def __init__(self, folder: Path):
+        try:
+            import wandb
+        except ImportError as e:
+            raise ValueError("writing for Weights & Biases needs: pip install 'upalm[loggers]'.") from e
+        number = hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:12]  # a resumed run is the same run
+        self._run = wandb.init(dir=str(folder), name=folder.name, id=number, resume="allow")
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """See `Writer`."""
+        self._run.log(values, step=step)
+
+    def close(self) -> None:
+        """See `Writer`."""
+        self._run.finish()
+
+
+OF_THE_MACHINE = {"tokens_per_second", "mfu", "data_wait", "checkpoint_seconds", "memory_gb"}
+"""Metrics that differ between equal runs."""
+
+
+WRITERS = {"tensorboard": TensorBoard, "wandb": Wandb}
+
+
+class Metrics:
+    """Writes `metrics.jsonl`, and to other writers; on the first process only.
+
+    Lines after `first_step` are from an interrupted run, or from before a rewind, and are dropped; events stay.
+    """
+
+    def __init__(self, path: Path, first_step: int, writers: Sequence[str] = ()):
+        self._file, self._writers = None, []
+        if not is_first():
+            return
+        self._path, self._writers = path, [WRITERS[name](path.parent) for name in writers]
+        self.rewind(first_step)
+
+    def rewind(self, step: int) -> None:
+        """Drop the lines after `step`."""
+        if not is_first():
+            return
+        self._close_file()
+        kept = []
+        if self._path.is_file():
+            lines = [line for line in self._path.read_text().split("\n") if line.endswith("}")]
+            kept = [line for line in lines if (found := json.loads(line))["step"] <= step or "event" in found]
+        self._path.write_text("".join(line + "\n" for line in kept))
+        self._file = self._path.open("a")
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        """One line; numbers are kept to six digits."""
+        if self._file is None:
+            return
+        rounded = {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in values.items()}
+        self._file.write(json.dumps({"step": step, **rounded}) + "\n")
+        self._file.flush()
+        numbers = {k: float(v) for k, v in rounded.items() if isinstance(v, int | float)}
+        for writer in self._writers:
+            writer.write(step, numbers)
+
+    def close(self) -> None:
+        """Close the file, and the others."""
+        self._close_file()
+        for writer in self._writers:
+            writer.close()
+
+    def _close_file(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The lines of a `metrics.jsonl`."""
+    return [json.loads(line) for line in path.read_text().split("\n") if line]

@@ -1,0 +1,126 @@
+"""The R, X and S denoisers, and the base class for your own (U-PaLM section 2.3)."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from .spans import Example, corrupt, span_counts, span_noise_mask
+from .symbols import MODES, N_SENTINELS, Symbols
+
+# --- Denoisers ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Denoiser:
+    """What a mixture is made of. A new denoiser defines `lengths` and `__call__`."""
+
+    name: str
+    """Shown in metrics and errors."""
+    mode: str = "none"
+    """Mode token before the inputs: s2s, nlu, nlg or none."""
+    weight: float = 1.0
+    """Relative share of examples."""
+    inputs_eos: bool = False
+    """End the inputs with EOS, as T5's features do; the paper does not say. It shows where the inputs end."""
+
+    ends_with_eos: ClassVar[bool] = True
+
+    def __post_init__(self):
+        if self.mode not in (*MODES, "none"):
+            raise ValueError(f"{self.name}: mode is {self.mode!r}, expected one of {[*MODES, 'none']}.")
+        if not self.weight > 0:
+            raise ValueError(f"{self.name}: weight is {self.weight}, expected above 0.")
+
+    def lengths(self, length: int) -> tuple[int, int]:
+        """The most tokens that inputs and targets of a chunk of `length` can have, sentinels included."""
+        raise TypeError(f"{type(self).__name__} must define lengths().")
+
+    def n_sentinels(self, length: int) -> int:
+        """Sentinels that a chunk of `length` needs; each stands once in inputs and once in targets."""
+        return 0
+
+    def __call__(self, tokens: np.ndarray, rng: np.random.Generator, symbols: Symbols) -> Example:
+        """Denoise a chunk into `length + 2 * n_sentinels(length)` tokens, whatever `rng` gives."""
+        raise TypeError(f"{type(self).__name__} must define __call__().")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpanCorruption(Denoiser):
+    """R and X denoisers: mask random spans."""
+
+    mean_span: float
+    """Mean length of a noise span in tokens (mu)."""
+    corruption_rate: float
+    """Share of tokens that are noise (r), in (0, 1)."""
+    max_spans: int | None = None
+    """Cap on the spans of a chunk (longer spans instead); without one, a mixture that needs more than 100
+    sentinels is refused."""
+    roll: bool = False
+    """Rotate the noise mask, so that a single span is not always the tail."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.mean_span >= 1:
+            raise ValueError(f"{self.name}: mean_span is {self.mean_span}, expected at least 1 token.")
+        if not 0 < self.corruption_rate < 1:
+            raise ValueError(f"{self.name}: corruption_rate is {self.corruption_rate}, expected in (0, 1).")
+        if self.max_spans is not None and not 1 <= self.max_spans <= N_SENTINELS:
+            raise ValueError(f"{self.name}: max_spans is {self.max_spans}, expected 1 to {N_SENTINELS}.")
+
+    def lengths(self, length: int) -> tuple[int, int]:
+        n_noise, _ = span_counts(length, self.mean_span, self.corruption_rate)
+        n_spans = self.n_sentinels(length)
+        return length - n_noise + n_spans, n_noise + n_spans
+
+    def n_sentinels(self, length: int) -> int:
+        _, n_spans = span_counts(length, self.mean_span, self.corruption_rate)
+        return n_spans if self.max_spans is None else min(n_spans, self.max_spans)
+
+    def __call__(self, tokens: np.ndarray, rng: np.random.Generator, symbols: Symbols) -> Example:
+        mask = span_noise_mask(
+            len(tokens), self.mean_span, self.corruption_rate, rng, roll=self.roll, max_spans=self.max_spans
+        )
+        return corrupt(tokens, mask, symbols.sentinels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrefixLM(Denoiser):
+    """S denoiser: split a chunk at a random point, predict the rest from a bidirectional prefix.
+
+    The split is uniform in [1, length - 1] (section 2.3). With `corruption_rate` r below 0.5 at least a
+    share 1 - 2r is prefix, so that the mean target share is r (UL2's Table 1: 0.25). No sentinel stands
+    between the halves. A chunk of one token is all target.
+    """
+
+    corruption_rate: float = 0.5
+    """Mean share of targets, in (0, 0.5]."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 < self.corruption_rate <= 0.5:
+            raise ValueError(f"{self.name}: corruption_rate is {self.corruption_rate}, expected in (0, 0.5].")
+
+    def _first_split(self, length: int) -> int:
+        return max(1, round((1 - 2 * self.corruption_rate) * (length - 1))) if length > 1 else 0
+
+    def lengths(self, length: int) -> tuple[int, int]:
+        return max(length - 1, 0), length - self._first_split(length)
+
+    def __call__(self, tokens: np.ndarray, rng: np.random.Generator, symbols: Symbols) -> Example:
+        n = len(tokens)
+        split = int(rng.integers(self._first_split(n), n)) if n > 1 else 0
+        return Example(tokens[:split], tokens[split:])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Causal(Denoiser):
+    """Plain language modelling: no inputs, no mode token, no EOS but those of the text."""
+
+    ends_with_eos: ClassVar[bool] = False
+
+    def lengths(self, length: int) -> tuple[int, int]:
+        return 0, length
+
+    def __call__(self, tokens: np.ndarray, rng: np.random.Generator, symbols: Symbols) -> Example:
+        return Example(tokens[:0], tokens)
