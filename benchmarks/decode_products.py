@@ -18,7 +18,7 @@ import numpy as np
 import tyro
 from jax import lax
 
-from upalm.model.layers import OutputMajor
+from upalm.model.layers import TransposedWeight
 
 D, F, V, L, HEADS, H = 512, 2048, 8192, 8, 512, 64
 SEPARATE = ((HEADS, D), (H, D), (H, D), (F, D), (F, D), (D, HEADS), (D, F))  # outputs, inputs
@@ -29,13 +29,13 @@ STEPS = 20
 def of_xla(layer: tuple[tuple[int, int], ...], n_rows: int) -> Callable[[], None]:
     keys = iter(jax.random.split(jax.random.key(0), len(layer) * L + 1))
 
-    def weight(shape: tuple[int, int]) -> OutputMajor:
-        return OutputMajor(jax.random.normal(next(keys), shape) * shape[1] ** -0.5, shape[:1])
+    def weight(shape: tuple[int, int]) -> TransposedWeight:
+        return TransposedWeight(jax.random.normal(next(keys), shape) * shape[1] ** -0.5, shape[:1])
 
     layers, head = [[weight(shape) for shape in layer] for _ in range(L)], weight((V, D))
 
     @jax.jit
-    def run(layers: list[list[OutputMajor]], head: OutputMajor, x_RD: jax.Array) -> jax.Array:
+    def run(layers: list[list[TransposedWeight]], head: TransposedWeight, x_RD: jax.Array) -> jax.Array:
         def step(_, x_RD: jax.Array) -> jax.Array:
             for ws in layers:
                 x_RD = _block(ws, x_RD)
@@ -48,7 +48,7 @@ def of_xla(layer: tuple[tuple[int, int], ...], n_rows: int) -> Callable[[], None
     return lambda: run(layers, head, jnp.ones((n_rows, D))).block_until_ready()
 
 
-def _block(ws: list[OutputMajor], x_RD: jax.Array) -> jax.Array:
+def _block(ws: list[TransposedWeight], x_RD: jax.Array) -> jax.Array:
     """With as little between the products as makes each of them count."""
     if len(ws) == 2:
         ends = [HEADS, HEADS + H, HEADS + 2 * H, HEADS + 2 * H + F]

@@ -16,10 +16,10 @@ from train_speed import config, prepare_worker
 def upalm(dims, prompt, new):
     import jax
 
-    from upalm.inference.decoding import Task, Unstacked, decode
+    from upalm.inference.decoding import DecodingModel, Task, decode
     from upalm.model.palm import Decoder
 
-    model = Unstacked.of(Decoder(config(dims), key=jax.random.key(0)))
+    model = DecodingModel.of(Decoder(config(dims), key=jax.random.key(0)))
     tasks = [Task(row, new) for row in prompt]
 
     def generate():

@@ -52,7 +52,7 @@ def steps(case: Case) -> None:
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
 
 
-def planned(case: Case) -> float:
+def build_plan(case: Case) -> float:
     from upalm.model.config import PALM
     from upalm.planning.lowering import training
     from upalm.planning.planner import plan
@@ -73,7 +73,7 @@ def main() -> None:
         return steps(case)
     words = [sys.executable, __file__, "--size", case.size, "--batch", str(case.batch), "--worker"]
     actual = float(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
-    expected = planned(case)
+    expected = build_plan(case)
     print(json.dumps({"planned_mb": expected / 1e6, "actual_mb": actual / 1e6, "ratio": expected / actual}))
 
 

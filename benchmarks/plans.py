@@ -66,7 +66,7 @@ def main(words: list[str]) -> None:
         if words and not all(word in name for word in words):
             continue
         try:
-            kept[name] = search.planned_alone(request, console)
+            kept[name] = search.plan_in_subprocess(request, console)
         except ValueError as e:
             console.print(f"{name}: {e}")
             continue

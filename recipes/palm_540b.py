@@ -19,10 +19,10 @@ import tyro
 from upalm.data.config import DataConfig
 from upalm.distributed.sharding import MeshConfig
 from upalm.model.config import PALM
-from upalm.training.config import Keep, Scratch, TrainConfig
+from upalm.training.config import CheckpointConfig, Scratch, TrainConfig
 from upalm.training.launch import run
 from upalm.training.optim import Adafactor, Schedule
-from upalm.training.spikes import Spikes
+from upalm.training.spikes import SpikeConfig
 
 PALM_540B = TrainConfig(
     out=Path("runs/palm_540b"),
@@ -32,9 +32,9 @@ PALM_540B = TrainConfig(
     n_steps=255_000,
     save_every=500,
     eval_every=5000,
-    keep=Keep(minutes=30.0, last=3, every=10_000),
+    keep=CheckpointConfig(minutes=30.0, last=3, every=10_000),
     mesh=MeshConfig(replicas=2, model=12),
-    spikes=Spikes(threshold=1.0, remedy="rewind", rewind_steps=100, skip_batches=300),
+    spikes=SpikeConfig(threshold=1.0, remedy="rewind", rewind_steps=100, skip_batches=300),
 )
 
 CONFIGS = {"540b": ("540.35B parameters, 780B tokens; rewinds and skips batches at a loss spike.", PALM_540B)}

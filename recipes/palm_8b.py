@@ -16,10 +16,10 @@ import tyro
 from upalm.data.config import DataConfig
 from upalm.distributed.sharding import MeshConfig
 from upalm.model.config import PALM
-from upalm.training.config import Keep, Scratch, TrainConfig
+from upalm.training.config import CheckpointConfig, Scratch, TrainConfig
 from upalm.training.launch import run
 from upalm.training.optim import Adafactor, Schedule
-from upalm.training.spikes import Spikes
+from upalm.training.spikes import SpikeConfig
 
 PALM_8B = TrainConfig(
     out=Path("runs/palm_8b"),
@@ -29,9 +29,9 @@ PALM_8B = TrainConfig(
     n_steps=793_705,
     save_every=500,
     eval_every=5000,
-    keep=Keep(minutes=30.0, last=3, every=10_000),
+    keep=CheckpointConfig(minutes=30.0, last=3, every=10_000),
     mesh=MeshConfig(model=1),
-    spikes=Spikes(threshold=1.0),
+    spikes=SpikeConfig(threshold=1.0),
 )
 
 CONFIGS = {"8b": ("8.63B parameters, 780B tokens.", PALM_8B)}

@@ -16,7 +16,7 @@ import tyro
 
 from upalm.data.config import DataConfig
 from upalm.model.config import PALM
-from upalm.training.config import Keep, Scratch, TrainConfig
+from upalm.training.config import CheckpointConfig, Scratch, TrainConfig
 from upalm.training.launch import run
 from upalm.training.optim import Adafactor, Schedule
 
@@ -28,7 +28,7 @@ SMALL = TrainConfig(
     n_steps=50_000,
     save_every=1000,
     eval_every=1000,
-    keep=Keep(minutes=30.0, last=2, every=10_000),
+    keep=CheckpointConfig(minutes=30.0, last=2, every=10_000),
 )
 ONE_B = replace(
     SMALL,

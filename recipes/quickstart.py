@@ -23,11 +23,11 @@ from upalm.data import sources
 from upalm.data.config import DataConfig
 from upalm.data.loader import Loader
 from upalm.data.tokens import encode
-from upalm.distributed.runtime import keep_programs
+from upalm.distributed.runtime import enable_compilation_cache
 from upalm.evals import report
 from upalm.evals.bootstrap import Estimate, ratio
 from upalm.evals.infilling import gaps
-from upalm.evals.infilling.held_out import Rows, measure, rows_of
+from upalm.evals.infilling.held_out import Measurement, cut_gaps, measure
 from upalm.model.attention import key_range
 from upalm.training import config as train
 from upalm.training import metrics, progress, recipes
@@ -114,7 +114,7 @@ class Quickstart:
 
 def main(args: Quickstart) -> None:
     started = time.monotonic()
-    keep_programs()
+    enable_compilation_cache()
     base_folder = pretrain(args) if args.from_scratch else args.base
     base, tokenizer = load_model(base_folder)
     # rows must fit the longest form of a prompt, whichever model is asked
@@ -123,7 +123,7 @@ def main(args: Quickstart) -> None:
     for config in forks.values():  # before anything is trained
         check_folder(config)
     corpus = sources.load(args.data, skip_undecodable=args.skip_undecodable)
-    lines, words = rows_of(corpus.validation, longest, base.config.seq_len, args.n_rows)
+    lines, words = cut_gaps(corpus.validation, longest, base.config.seq_len, args.n_rows)
     if corpus.skipped:
         print(f"skipped {len(corpus.skipped)} files that are not UTF-8: {', '.join(corpus.skipped)}")
     tokens, held_out = (encode(tokenizer, documents) for documents in (corpus.train, corpus.validation))
@@ -132,7 +132,7 @@ def main(args: Quickstart) -> None:
         print(f"\n{name}: {args.n_steps} steps of {args.batch_size} x {config.data.seq_len} tokens", flush=True)
         models[name] = fit(config, base, tokenizer, tokens, held_out, title=name)
 
-    rows: dict[str, Rows] = {}
+    rows: dict[str, Measurement] = {}
     with progress.Bar("evaluate", len(models)) as bar:
         for i, (name, model) in enumerate(models.items()):
             trained_on = ul2r.mixture(forks[name].data.mixture) if name in forks else ()
@@ -162,7 +162,7 @@ def pretrain(args: Quickstart) -> Path:
 # --- Measurements ---------------------------------------------------------------------------------
 
 
-def differences(rows: dict[str, Rows]) -> dict[str, Estimate]:
+def differences(rows: dict[str, Measurement]) -> dict[str, Estimate]:
     """Paired: the same gaps, UL2R minus the equal-compute control. Below 0, UL2R is better (bits)."""
     ours, control = rows["ul2r"], rows["causal"]
     return {
@@ -183,7 +183,7 @@ def extra_compute(base_folder: Path, fork: train.TrainConfig) -> float | None:
 # --- What the user sees ---------------------------------------------------------------------------
 
 
-def print_summary(results: dict, rows: dict[str, Rows], lines: list[gaps.Row]) -> None:
+def print_summary(results: dict, rows: dict[str, Measurement], lines: list[gaps.Gap]) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -230,7 +230,7 @@ def verdict(results: dict) -> str:
     return said + f"Its gain over its own best continuation from the left alone is not significant: {gain}."
 
 
-def examples(rows: dict[str, Rows], lines: list[gaps.Row], n: int = 4) -> list[int]:
+def examples(rows: dict[str, Measurement], lines: list[gaps.Gap], n: int = 4) -> list[int]:
     """The first gaps, good or bad: not chosen by what the models wrote."""
     return list(range(min(n, len(rows["ul2r"].filled.spans), len(lines))))
 

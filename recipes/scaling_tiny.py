@@ -26,15 +26,15 @@ from upalm.evals import suites
 from upalm.evals.bootstrap import Estimate, ratio
 from upalm.evals.infilling import gaps as gaps_module
 from upalm.evals.infilling import scores
-from upalm.evals.infilling.held_out import rows_of
+from upalm.evals.infilling.held_out import cut_gaps
 from upalm.evals.savings import about
-from upalm.evals.scorer import Answerer, Form
+from upalm.evals.scorer import PromptFormat, Scorer
 from upalm.evals.suites import run_suite, save
 from upalm.evals.tasks import synthetic
 from upalm.inference.decoding import Attention
 from upalm.model.config import PALM
 from upalm.model.palm import Decoder
-from upalm.training.config import Continue, Keep, Scratch, TrainConfig
+from upalm.training.config import CheckpointConfig, Continue, Scratch, TrainConfig
 from upalm.training.launch import run
 from upalm.training.optim import Adafactor, Schedule
 from upalm.training.progress import Bar
@@ -78,7 +78,7 @@ class ScalingTiny:
             n_steps=max(self.starts),
             save_every=every,
             eval_every=every,
-            keep=Keep(every=every),
+            keep=CheckpointConfig(every=every),
         )
 
     def fork(self, size: str, start: int, kind: str, seed: int) -> TrainConfig:
@@ -93,7 +93,7 @@ class ScalingTiny:
             n_steps=self.n_steps,
             save_every=self.n_steps,
             eval_every=self.n_steps,
-            keep=Keep(last=1),
+            keep=CheckpointConfig(last=1),
             seed=seed + 1,  # other data order and noise than the base's
         )
 
@@ -135,7 +135,7 @@ def evaluate(args: ScalingTiny, checkpoint: Path, files: Path, documents: list, 
     """The synthetic suite, asked in the form that suits the model; gaps; and text left to right under both masks."""
     model, tokenizer = load_model(checkpoint)
     learnt = "prefix" if tokenizer.gaps_trained else "causal"  # the mask that the model was trained with
-    answerer = Answerer(model, tokenizer, Form(attention=learnt))
+    answerer = Scorer(model, tokenizer, PromptFormat(attention=learnt))
     suite = run_suite(answerer, suites.find("synthetic"), files, place)
     measures = {name: e._asdict() | {"lower_is_better": True} for name, e in bits(args, model, tokenizer, documents)}
     save(
@@ -146,10 +146,10 @@ def evaluate(args: ScalingTiny, checkpoint: Path, files: Path, documents: list, 
 def bits(args: ScalingTiny, model: Decoder, tokenizer: Tokenizer, documents: list) -> list[tuple[str, Estimate]]:
     """Bits a byte of gaps, and of the second halves of excerpts under either mask."""
     longest = tokenizer.trained(inputs_eos=True)
-    lines, _ = rows_of(documents, longest, model.config.seq_len, args.n_rows)
+    lines, _ = cut_gaps(documents, longest, model.config.seq_len, args.n_rows)
     asked = longest if tokenizer.inputs_eos else tokenizer
     gaps = min(
-        (scores.forced(model, asked, lines, mode).bits for mode in ("none", "nlu", "nlg")),
+        (scores.score_spans(model, asked, lines, mode).bits for mode in ("none", "nlu", "nlg")),
         key=lambda b: b.bits.sum(),
     )
 
@@ -157,7 +157,7 @@ def bits(args: ScalingTiny, model: Decoder, tokenizer: Tokenizer, documents: lis
         return sum(len(tokenizer.encode(half)) for half in in_halves(x)) <= model.config.seq_len
 
     excerpts = gaps_module.excerpts(documents, args.n_rows, fits)
-    halves = [gaps_module.Row((before, ""), (after,)) for before, after in map(in_halves, excerpts)]
+    halves = [gaps_module.Gap((before, ""), (after,)) for before, after in map(in_halves, excerpts)]
     masks: tuple[Attention, ...] = ("causal", "prefix")
     return [
         ("infill_bits_per_byte", ratio(*gaps)),

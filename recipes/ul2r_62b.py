@@ -16,7 +16,7 @@ import tyro
 from upalm.data.config import DataConfig
 from upalm.distributed.sharding import MeshConfig
 from upalm.model.config import PALM
-from upalm.training.config import Continue, Keep, TrainConfig
+from upalm.training.config import CheckpointConfig, Continue, TrainConfig
 from upalm.training.launch import run
 from upalm.training.optim import Adafactor, Schedule
 
@@ -29,7 +29,7 @@ UL2R_62B = TrainConfig(
     n_steps=20_000,
     save_every=500,
     eval_every=1000,
-    keep=Keep(minutes=30.0, last=3, every=5000),
+    keep=CheckpointConfig(minutes=30.0, last=3, every=5000),
     mesh=MeshConfig(model=4),
 )
 CAUSAL = replace(UL2R_62B, out=Path("runs/causal_62b"), data=replace(UL2R_62B.data, mixture="causal"))

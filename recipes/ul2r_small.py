@@ -13,7 +13,7 @@ from pathlib import Path
 import tyro
 
 from upalm.data.config import DataConfig
-from upalm.training.config import Continue, Keep, TrainConfig
+from upalm.training.config import CheckpointConfig, Continue, TrainConfig
 from upalm.training.launch import run
 from upalm.training.optim import Adafactor, Schedule
 
@@ -25,7 +25,7 @@ SMALL = TrainConfig(
     n_steps=2000,
     save_every=500,
     eval_every=500,
-    keep=Keep(minutes=30.0),
+    keep=CheckpointConfig(minutes=30.0),
 )
 ONE_B = replace(
     SMALL,

@@ -10,7 +10,7 @@ from upalm.checkpoints.folder import export, load_model, split_step
 from upalm.checkpoints.lineage import Stage, stages
 from upalm.data.config import DataConfig
 from upalm.model.config import ModelConfig
-from upalm.training.config import Continue, Keep, Scratch, TrainConfig
+from upalm.training.config import CheckpointConfig, Continue, Scratch, TrainConfig
 from upalm.training.launch import run
 
 
@@ -27,7 +27,7 @@ def runs(tmp_path_factory, source_text):
         n_steps=6,
         save_every=3,
         eval_every=6,
-        keep=Keep(every=3),
+        keep=CheckpointConfig(every=3),
     )
     run(base)
     data = replace(base.data, mixture="ul2r", batch_size=2, batch_ramp=(), joint_budget=True)

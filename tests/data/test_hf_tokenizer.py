@@ -64,7 +64,7 @@ def test_special_tokens_in_text_are_characters(theirs):
     ids = theirs.encode("a <BOS> b <EOS>")
     assert not {1, 2} & set(ids) and theirs.decode(ids) == "a <BOS> b <EOS>"
     assert theirs.decode([1, *ids, 2]) == "a <BOS> b <EOS>"
-    assert set(theirs.symbols.unwritten) >= {0, 1} and 2 not in theirs.symbols.unwritten
+    assert set(theirs.symbols.never_generated) >= {0, 1} and 2 not in theirs.symbols.never_generated
 
 
 def test_reserved_tokens_are_taken_before_subwords(source_text):

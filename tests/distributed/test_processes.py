@@ -13,7 +13,7 @@ from support.pod import Pod, same, wait_for
 
 from upalm.data import shards
 from upalm.distributed import processes
-from upalm.distributed.processes import Hosts
+from upalm.distributed.processes import ProcessConfig
 from upalm.distributed.sharding import MeshConfig
 
 MESHES = {  # processes, replicas, data, model
@@ -76,13 +76,13 @@ import sys
 import jax, numpy as np
 from jax.experimental import multihost_utils
 from upalm.data import DataConfig, Loader
-from upalm.hosts import Hosts
+from upalm.hosts import ProcessConfig
 from upalm.shards import Shards
 from upalm.sharding import MeshConfig, rows_here, to_devices
 from upalm.tokenizer_json import load_tokenizer
 
 data, port, n, i = sys.argv[1:]
-Hosts(f"127.0.0.1:{port}", int(n), int(i)).connect()
+ProcessConfig(f"127.0.0.1:{port}", int(n), int(i)).connect()
 tokenizer = load_tokenizer(data)
 shards = Shards(data, "train", tokenizer.hash)
 config = DataConfig(seq_len=64, batch_size=16, batch_ramp=((2, 32),))
@@ -166,8 +166,8 @@ def test_flags_that_do_not_make_a_pod():
         {"coordinator": "a:1", "n_processes": 2, "process_id": 2},
     ):
         with pytest.raises(ValueError, match="give coordinator HOST:PORT"):
-            Hosts(**wrong)
-    Hosts().connect()  # nothing to join
+            ProcessConfig(**wrong)
+    ProcessConfig().connect()  # nothing to join
     assert not jax.distributed.is_initialized()
 
 

@@ -15,7 +15,7 @@ from upalm.model.palm import empty_model, param_shardings
 _EIGHT = """
 import jax, jax.numpy as jnp, numpy as np, sys
 from upalm.checkpoint import Checkpoints, describe, export, load_model
-from upalm.decode import Task, Unstacked, prefill, decode
+from upalm.decode import Task, DecodingModel, prefill, decode
 from upalm.model import Decoder, ModelConfig, shard
 from upalm.sampling import Sampler
 from upalm.sharding import make_mesh
@@ -31,7 +31,7 @@ tasks = [Task(rng.integers(3, 400, n).tolist(), 3 * 4 + 1, 3, (3, 3, 3)) for n i
 
 def run(model, sampler, **options):
     options = dict(symbols=Symbols(tuple(range(511, 411, -1)), {}), sampler=sampler, num_samples=2, **options)
-    found = decode(Unstacked.of(model), tasks, **options)
+    found = decode(DecodingModel.of(model), tasks, **options)
     return [[c.tokens.tolist() for c in samples] for samples in found], np.concatenate(
         [c.log_probs for samples in found for c in samples]
     )
@@ -50,7 +50,7 @@ for sampler in (Sampler(), Sampler(1.0)):
             np.testing.assert_allclose(log_probs, expected_log_probs, atol=1e-4)
             rows = jax.device_put(jnp.zeros((8, 33), int), jax.NamedSharding(mesh, jax.P("data")))
             starts = jax.device_put(jnp.zeros(8, int), jax.NamedSharding(mesh, jax.P("data")))
-            _, caches = prefill(Unstacked.of(sharded), rows, starts, max_new=32, attention="prefix")
+            _, caches = prefill(DecodingModel.of(sharded), rows, starts, max_new=32, attention="prefix")
             for cache in jax.tree.leaves(caches):  # one head, so split by rows alone
                 assert cache.sharding.shard_shape(cache.shape) == (8 // sizes[0], 65, 8), (sizes, cache.sharding)
 """

@@ -17,7 +17,7 @@ from lm_eval.tasks import TaskManager
 from upalm.checkpoints.folder import export
 from upalm.evals.harness import UpalmLM
 from upalm.evals.runner import evaluate
-from upalm.evals.scorer import Form
+from upalm.evals.scorer import PromptFormat
 from upalm.evals.task import Generated, Ranked, Source
 from upalm.evals.tasks.english import _foundry, _open_question
 from upalm.inference.prompts import prompt_ids
@@ -76,7 +76,7 @@ def harness_tasks(data):
     return [ranked, generated]
 
 
-FORMS = [Form(), Form("causal"), Form("prefix", "nlg", infill=True)]
+FORMS = [PromptFormat(), PromptFormat("causal"), PromptFormat("prefix", "nlg", infill=True)]
 
 
 @pytest.mark.parametrize("form", FORMS, ids=["default", "causal", "nlg in a gap"])

@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 from upalm.data.sources import Document
 from upalm.evals import bootstrap, text_metrics
 from upalm.evals.infilling import gaps, humaneval, prose, scores
-from upalm.evals.infilling.gaps import Row
+from upalm.evals.infilling.gaps import Gap
 from upalm.model.config import ModelConfig
 from upalm.model.palm import Decoder
 
 CONFIG = ModelConfig(vocab_size=512, d_model=32, n_layers=1, n_heads=2, d_head=16, d_ff=64, seq_len=512)
 DATA = Path(os.environ.get("UPALM_DATA", Path(__file__).parents[3] / "shared" / "data")) / "humaneval_infilling"
 ROWS = [
-    Row(("a quick ", " fox ", " the lazy dog"), ("brown", "jumps over")),
-    Row(("it was ", " of ", "."), ("the best", "all times")),
+    Gap(("a quick ", " fox ", " the lazy dog"), ("brown", "jumps over")),
+    Gap(("it was ", " of ", "."), ("the best", "all times")),
 ]
 
 
@@ -86,7 +86,7 @@ def test_likeness(alike, prediction, gold, expected):
 
 def test_an_oracle_is_perfect_silence_is_nothing_and_order_matters():
     def scores(predictions):
-        return {name: estimate.mean for name, estimate in prose.matched(ROWS, predictions).items()}
+        return {name: estimate.mean for name, estimate in prose.match_estimates(ROWS, predictions).items()}
 
     oracle = scores([row.spans for row in ROWS])
     assert set(oracle.values()) == {1.0} and {"em_all", "em_1", "em_2_5", "rougeL"} <= oracle.keys()
@@ -99,21 +99,21 @@ def test_an_oracle_is_perfect_silence_is_nothing_and_order_matters():
 
 
 def test_humaneval_scores_and_sets_plain_continuation_apart():
-    rows = [Row(("def f():\n", "\n# end"), ("    return 1\n",)), Row(("def g():\n", ""), ("    return 2\n",))]
-    benchmark = humaneval.Rows("single-line", rows, 0)
-    found = humaneval.matched(benchmark, ["    return 1\n    junk", "return 2"])
+    rows = [Gap(("def f():\n", "\n# end"), ("    return 1\n",)), Gap(("def g():\n", ""), ("    return 2\n",))]
+    benchmark = humaneval.Measurement("single-line", rows, 0)
+    found = humaneval.match_estimates(benchmark, ["    return 1\n    junk", "return 2"])
     assert (found["em_line"].mean, found["em_strip"].mean) == (0.5, 1)
     assert (found["em_line_with_suffix"].mean, found["em_line_without_suffix"].mean) == (1, 0)
 
 
-# --- Teacher-forced ---
+# --- Teacher-score_spans ---
 
 
 def test_bits_are_those_of_the_spans_alone(tokenizer, source_text, uniform):
     """A model that gives every token the same probability costs log2(V) bits a span token, whatever the format."""
     rows = gaps.line_rows(documents(source_text), 5, lambda row: True)
     n_tokens = sum(len(tokenizer.encode(row.spans[0])) for row in rows)
-    found = scores.forced(uniform, tokenizer, rows, "nlu")
+    found = scores.score_spans(uniform, tokenizer, rows, "nlu")
     assert found.n_tokens.sum() == n_tokens
     estimates = found.estimates()
     assert estimates["span_nll_per_token"].mean == pytest.approx(np.log(512), rel=1e-5)
@@ -126,18 +126,18 @@ def test_bits_are_those_of_the_spans_alone(tokenizer, source_text, uniform):
 
 
 def test_token_accuracy_counts_what_the_model_would_choose(tokenizer, model):
-    rows = [Row(("the ", " one"), ("best",)), Row(("x", "y"), ("z",))]
-    found = scores.forced(model, tokenizer, rows, "none")
+    rows = [Gap(("the ", " one"), ("best",)), Gap(("x", "y"), ("z",))]
+    found = scores.score_spans(model, tokenizer, rows, "none")
     assert (found.n_best <= found.n_tokens).all()
     everything = jax.tree.map(lambda x: x * 0, model)  # all are best where all are equal
-    found = scores.forced(everything, tokenizer, rows, "none")
+    found = scores.score_spans(everything, tokenizer, rows, "none")
     assert (found.n_best == found.n_tokens).all()
 
 
 def test_every_closing_counts_once_for_its_row(tokenizer, model):
     """Two gaps close with a sentinel and with EOS, both scored apart from the spans."""
     [row] = ROWS[:1]
-    found = scores.forced(model, tokenizer, [row], "none")
+    found = scores.score_spans(model, tokenizer, [row], "none")
     assert found.n_tokens[0] == sum(len(tokenizer.encode(span)) for span in row.spans)
     assert found.closing_nll[0] > 0
 
@@ -200,7 +200,7 @@ def test_lines_that_are_no_rows_are_named(tmp_path):
 
 
 def test_rows_that_do_not_fit_are_counted(tokenizer, model):
-    rows = [*ROWS, Row(("word " * 2000, "end"), ("x",))]
+    rows = [*ROWS, Gap(("word " * 2000, "end"), ("x",))]
     estimates, n_too_long = prose.evaluate(model, tokenizer, rows)
     assert n_too_long == 1 and estimates["em_all"].n == 2
     with pytest.raises(ValueError, match="none of 1 rows fits the model's 512 tokens"):
@@ -233,18 +233,18 @@ def test_humaneval_rows_are_the_published_ones_and_an_oracle_solves_them(
     assert (len(benchmark.rows), benchmark.n_blank) == (n_rows, n_blank)
     rows = benchmark.rows[:800]
     gold = [row.spans[0] for row in rows]
-    found = humaneval.matched(benchmark._replace(rows=rows), gold)
+    found = humaneval.match_estimates(benchmark._replace(rows=rows), gold)
     assert all(estimate.mean == 1 for estimate in found.values()), found
     if n_without_suffix:
         assert found[f"{exact}_without_suffix"].n == n_without_suffix
-    silent = humaneval.matched(benchmark._replace(rows=rows), [""] * len(rows))
+    silent = humaneval.match_estimates(benchmark._replace(rows=rows), [""] * len(rows))
     assert silent[exact].mean == 0
 
 
 @needs_data
 def test_always_returning_false_has_the_known_score():
     benchmark = humaneval.load(DATA, "single-line")
-    found = humaneval.matched(benchmark, ["    return False"] * len(benchmark.rows))
+    found = humaneval.match_estimates(benchmark, ["    return False"] * len(benchmark.rows))
     assert found["em_strip"].mean == pytest.approx(0.048, abs=0.002)
 
 

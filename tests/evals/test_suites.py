@@ -11,7 +11,7 @@ import pytest
 from upalm.evals import paper_numbers, runner
 from upalm.evals.benchmark_files import read
 from upalm.evals.runner import evaluate
-from upalm.evals.scorer import Answerer, Form, Prompt
+from upalm.evals.scorer import Prompt, PromptFormat, Scorer
 from upalm.evals.suites import SUITES, Suite, SuiteResult, find, run_suite
 from upalm.evals.task import Generated, Loaded, Question, Ranked, Source, TooShort
 from upalm.evals.tasks import english, multilingual, synthetic
@@ -220,7 +220,7 @@ def test_the_final_answer_is_whole(text, answer):
 
 
 def test_exemplars_go_whole_before_context_is_cut_and_the_mode_stays(model, tokenizer):
-    answerer = Answerer(model, tokenizer, Form(mode="nlg", infill=True))
+    answerer = Scorer(model, tokenizer, PromptFormat(mode="nlg", infill=True))
     symbols = tokenizer.symbols
     shots = [f"{letter} " * 60 for letter in "abc"]
     front, end = symbols.modes["nlg"], symbols.sentinels[:1]
@@ -244,7 +244,7 @@ def test_no_exemplar_that_fits_is_no_few_shot_score(model, tokenizer, tmp_path):
     question = Question("q", (" a", " b"), (0,), where="here")
     loaded = Loaded([question], ("word " * 300,))
     with pytest.raises(TooShort, match="none of its 1 exemplars fits"):
-        evaluate(Answerer(model, tokenizer), Ranked("t", ()), loaded, tmp_path / "r.jsonl")
+        evaluate(Scorer(model, tokenizer), Ranked("t", ()), loaded, tmp_path / "r.jsonl")
 
 
 # --- Scores ---
@@ -326,10 +326,10 @@ def rows(tmp_path, n=12):
 def test_an_interrupted_evaluation_goes_on_to_the_same_records(model, tokenizer, tmp_path, monkeypatch):
     task = rows(tmp_path)
     loaded, path = task.load(tmp_path), tmp_path / "records.jsonl"
-    answerer = Answerer(model, tokenizer, tokens_a_batch=64)
+    answerer = Scorer(model, tokenizer, tokens_a_batch=64)
     whole = evaluate(answerer, task, loaded, tmp_path / "whole.jsonl")
 
-    class Stops(Answerer):
+    class Stops(Scorer):
         def rank(self, prompts, choices):
             for n, found in enumerate(super().rank(prompts, choices)):
                 if n == 9:
@@ -342,8 +342,8 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_records(model, tokenizer,
     assert 0 < n_before < 12
     path.write_bytes(path.read_bytes() + b'{"i": 3, "log_pr')  # the machine died while it wrote
     asked = []
-    real = Answerer.rank
-    monkeypatch.setattr(Answerer, "rank", lambda self, p, c: asked.append(len(p)) or real(self, p, c))
+    real = Scorer.rank
+    monkeypatch.setattr(Scorer, "rank", lambda self, p, c: asked.append(len(p)) or real(self, p, c))
     assert evaluate(answerer, task, loaded, path) == whole
     assert asked == [2 * (12 - n_before)]
     assert evaluate(answerer, task, loaded, path) == whole and asked[-1] == 0
@@ -355,12 +355,12 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_records(model, tokenizer,
 def test_records_of_another_evaluation_are_refused(change, model, tokenizer, tmp_path):
     task = rows(tmp_path)
     loaded, path = task.load(tmp_path), tmp_path / "records.jsonl"
-    evaluate(Answerer(model, tokenizer), task, loaded, path)
-    other = Answerer(model, tokenizer)
+    evaluate(Scorer(model, tokenizer), task, loaded, path)
+    other = Scorer(model, tokenizer)
     if change == "weights":
-        other = Answerer(jax.tree.map(lambda x: x * 1.0001, model), tokenizer)
+        other = Scorer(jax.tree.map(lambda x: x * 1.0001, model), tokenizer)
     elif change == "form":
-        other = Answerer(model, tokenizer, Form(attention="causal"))
+        other = Scorer(model, tokenizer, PromptFormat(attention="causal"))
     else:
         loaded.questions[3] = loaded.questions[3]._replace(prompt="another")
     with pytest.raises(ValueError, match=r"another evaluation \(.*(weights|attention|asked)"):
@@ -376,16 +376,16 @@ def test_scores_do_not_depend_on_batches_or_order_and_are_the_brute_forces(model
         found = [json.loads(line) for line in (tmp_path / name).read_text().split("\n")[1:] if line]
         return {questions[r["i"]]: r["log_probs"] + r["unconditional"] for r in found}
 
-    big = log_probs(Answerer(model, tokenizer), loaded.questions, "a")
-    small = log_probs(Answerer(model, tokenizer, tokens_a_batch=32), loaded.questions[::-1], "b")
-    alone = Answerer(model, tokenizer)
+    big = log_probs(Scorer(model, tokenizer), loaded.questions, "a")
+    small = log_probs(Scorer(model, tokenizer, tokens_a_batch=32), loaded.questions[::-1], "b")
+    alone = Scorer(model, tokenizer)
     for question in loaded.questions:
         assert big[question] == pytest.approx(small[question], abs=1e-4)
         choices = [tokenizer.encode(c) for c in question.choices]
         both = (question.prompt, "Answer:")
         reference = [x.log_prob for p in both for _, y in rank(model, [tokenizer.encode(p)], [choices]) for x in y]
         assert big[question] == pytest.approx(reference, abs=1e-4)
-    assert alone.fingerprint["weights"] == Answerer(model, tokenizer).fingerprint["weights"]
+    assert alone.fingerprint["weights"] == Scorer(model, tokenizer).fingerprint["weights"]
 
 
 def test_generated_answers_are_those_of_one_at_a_time_and_compile_nothing_new(model, tokenizer, tmp_path):
@@ -395,16 +395,16 @@ def test_generated_answers_are_those_of_one_at_a_time_and_compile_nothing_new(mo
     task = Generated("g", (Source("g.jsonl", english._open_question("answer"), shots=1),), max_new_tokens=6)
     loaded = task.load(tmp_path)
     programs = (decoding.prefill, decoding._first, decoding.advance)
-    for form in (Form(), Form("causal", "s2s", infill=True)):
+    for form in (PromptFormat(), PromptFormat("causal", "s2s", infill=True)):
         texts = []
         for tokens in (4096, 32):
             path = tmp_path / f"{form.attention}{form.mode}{tokens}"
-            evaluate(Answerer(model, tokenizer, form, tokens_a_batch=tokens), task, loaded, path)
+            evaluate(Scorer(model, tokenizer, form, tokens_a_batch=tokens), task, loaded, path)
             found = [json.loads(line) for line in path.read_text().split("\n")[1:] if line]
             texts.append({r["i"]: r["text"] for r in found})
         assert texts[0] == texts[1]
         n_compiled = [f._cache_size() for f in programs]
-        evaluate(Answerer(model, tokenizer, form, tokens_a_batch=32), task, loaded, tmp_path / f"{form.mode}again")
+        evaluate(Scorer(model, tokenizer, form, tokens_a_batch=32), task, loaded, tmp_path / f"{form.mode}again")
         assert [f._cache_size() for f in programs] == n_compiled
         assert not any("<extra_id" in text or "\n" in text for text in texts[0].values())
 
@@ -438,9 +438,9 @@ def test_rows_end_at_line_feeds_alone(tmp_path):
 
 def test_a_choice_without_tokens_is_named(model, tokenizer, tmp_path):
     question = Question("q", ("", " b"), (0,), where="t.jsonl, line 1")
-    for form in (Form(), Form(infill=True)):
+    for form in (PromptFormat(), PromptFormat(infill=True)):
         with pytest.raises(ValueError, match="t.jsonl, line 1: the choice '' has no tokens"):
-            answerer, path = Answerer(model, tokenizer, form), tmp_path / f"{form.infill}.jsonl"
+            answerer, path = Scorer(model, tokenizer, form), tmp_path / f"{form.infill}.jsonl"
             evaluate(answerer, Ranked("t", ()), Loaded([question], ()), path)
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from upalm import ul2r
 from upalm.inference import decoding, scoring
-from upalm.inference.decoding import Task, Unstacked, decode, decode_stream
+from upalm.inference.decoding import DecodingModel, Task, decode, decode_stream
 from upalm.inference.grammar import ANYTHING
 from upalm.inference.sampling import Sampler
 from upalm.model.config import ModelConfig
@@ -28,7 +28,7 @@ N_ROWS = 6  # every batch is padded to this, so that little is compiled
 
 @pytest.fixture(scope="module")
 def model():
-    return Unstacked.of(Decoder(CONFIG, key=jax.random.key(0)))
+    return DecodingModel.of(Decoder(CONFIG, key=jax.random.key(0)))
 
 
 def full_forward(model, prompt, new, attention):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from upalm import ul2r
 from upalm.inference import decoding, generation, prompts, scoring
-from upalm.inference.decoding import Completion, Task, Unstacked
+from upalm.inference.decoding import Completion, DecodingModel, Task
 from upalm.inference.grammar import ANYTHING, FREE
 from upalm.inference.sampling import Sampler
 from upalm.model.config import ModelConfig
@@ -24,7 +24,7 @@ GAPS_3 = "def f(a):\n    <extra_id_0>\n    <extra_id_1>\n    <extra_id_2>\n"
 
 @pytest.fixture(scope="module")
 def model():
-    return Unstacked.of(Decoder(CONFIG, key=jax.random.key(0)))
+    return DecodingModel.of(Decoder(CONFIG, key=jax.random.key(0)))
 
 
 def text_of(n_gaps):
@@ -100,7 +100,7 @@ def test_log_probabilities_are_those_of_score(model, tokenizer):
     options = {"max_new_tokens": 5, "sampler": Sampler(1.0), "num_samples": 3, "mode": "nlg"}
     samples = generation.infill(model, tokenizer, GAPS_3, **options)
     assert [s.logprob for s in samples] == sorted((s.logprob for s in samples), reverse=True)
-    asked = generation._asked(tokenizer, GAPS_3, "nlg", 5, True, "")
+    asked = generation._build_request(tokenizer, GAPS_3, "nlg", 5, True, "")
     grammar = generation._grammar(model, tokenizer, ())
     [completions] = decoding.decode(model, [asked.task], **grammar, sampler=Sampler(1.0), num_samples=3)
     for completion in completions:
@@ -126,7 +126,7 @@ def test_without_the_grammar_a_model_that_knows_no_format_does_not_keep_it(model
 def parse(tokenizer, text, pieces, n_gaps=ANYTHING):
     ids = np.array([i for x in pieces for i in ([x] if isinstance(x, int) else tokenizer.encode(x))], int)
     parts = prompts.split_gaps(text)
-    asked = generation._Asked(parts, Task([], 99, n_gaps, (9,) * max(1, len(parts) - 1)))
+    asked = generation._Request(parts, Task([], 99, n_gaps, (9,) * max(1, len(parts) - 1)))
     return generation._parsed(tokenizer, asked, Completion(ids, np.zeros(len(ids)), True), ())
 
 
@@ -225,7 +225,7 @@ def test_pieces_of_a_stream_make_the_spans(model, tokenizer, text, seed, stop, t
     ],
 )
 def test_a_stream_holds_back_what_may_become_a_stop_string_or_another_character(text, stop, shown):
-    assert generation._certain(text, stop) == shown
+    assert generation._stable_prefix(text, stop) == shown
 
 
 # --- Bad input ---
@@ -266,7 +266,7 @@ def test_other_bad_input(model, tokenizer):
         generation.generate(model, tokenizer, "a <extra_id_0> b")
     with pytest.raises(ValueError, match="stop string is empty"):
         generation.generate(model, tokenizer, "a", stop=[""])
-    small = Unstacked.of(Decoder(dataclasses.replace(CONFIG, vocab_size=400), key=jax.random.key(0)))
+    small = DecodingModel.of(Decoder(dataclasses.replace(CONFIG, vocab_size=400), key=jax.random.key(0)))
     with pytest.raises(ValueError, match="512 subwords, the model 400 embeddings"):
         generation.infill(small, tokenizer, "<extra_id_0>")
 

@@ -108,7 +108,7 @@ def test_loss_and_the_gradient_of_every_parameter(pair, packed):
         array = np.asarray(arrays[name]) if layer < 0 else np.asarray(arrays[name][layer])
         wanted = parameters[there].grad.numpy()
         scale = np.abs(wanted).max()
-        np.testing.assert_allclose(cohere._there(name, array, ours.config) / scale, wanted / scale, atol=2e-5)
+        np.testing.assert_allclose(cohere.to_hf_layout(name, array, ours.config) / scale, wanted / scale, atol=2e-5)
 
 
 def test_greedy_generation_token_for_token(pair):
@@ -118,7 +118,7 @@ def test_greedy_generation_token_for_token(pair):
     prompt = np.random.default_rng(2).integers(3, VOCAB, 21)
     ids = torch.tensor([[1, *prompt]])
     expected = theirs.generate(ids, max_new_tokens=24, do_sample=False, eos_token_id=None, pad_token_id=0)
-    symbols = ul2r.Symbols((), {}, eos_id=ROWS + 1, bos_id=1, unwritten=())  # of an EOS that never comes
+    symbols = ul2r.Symbols((), {}, eos_id=ROWS + 1, bos_id=1, never_generated=())  # of an EOS that never comes
     [[found]] = decode(ours, [Task(prompt, 24)], symbols=symbols, attention="causal")
     assert found.tokens.tolist() == expected[0, 22:].tolist()
 

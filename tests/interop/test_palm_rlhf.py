@@ -83,7 +83,7 @@ def test_logits_gradients_and_generation_are_the_classes(saved, tmp_path, kind):
     greedy = torch.tensor([prompt])
     for _ in range(20):
         greedy = torch.cat([greedy, theirs(greedy)[:, -1:].argmax(-1)], 1)
-    symbols = Symbols((), {}, eos_id=10_000, bos_id=prompt[0], unwritten=())
+    symbols = Symbols((), {}, eos_id=10_000, bos_id=prompt[0], never_generated=())
     [[completion]] = decode(ours, [Task(prompt[1:], 20)], symbols=symbols, attention="causal")
     assert completion.tokens.tolist() == greedy[0, 20:].tolist()
 

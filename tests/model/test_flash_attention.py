@@ -7,7 +7,7 @@ import pytest
 
 from upalm.model import flash_attention
 from upalm.model.attention import KeyRange, attend, key_range
-from upalm.model.flash_attention import Rows
+from upalm.model.flash_attention import RowRanges
 
 T, H = 256, 128
 
@@ -30,9 +30,9 @@ def packing(kind: str, rng) -> KeyRange:
     return key_range(jnp.asarray(segment_ids), jnp.asarray(prefix))
 
 
-def rows_of(visible: KeyRange, n_heads: int) -> Rows:
+def ranges_of(visible: KeyRange, n_heads: int) -> RowRanges:
     start, end = (jnp.repeat(x, n_heads, 1) for x in visible)
-    return Rows(start, end)
+    return RowRanges(start, end)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -44,7 +44,7 @@ def test_values_and_gradients_are_the_plain_ones(kind, dtype):
     k, v = (jnp.asarray(rng.normal(size=(2, T, H)), dtype) for _ in range(2))
     expected, gradient = jax.vjp(lambda *qkv: attend(*qkv, visible), q, k, v)
 
-    rows, scaled, d_rows = rows_of(visible, n_heads), (q * H**-0.5).reshape(2, -1, H), d_out.reshape(2, -1, H)
+    rows, scaled, d_rows = ranges_of(visible, n_heads), (q * H**-0.5).reshape(2, -1, H), d_out.reshape(2, -1, H)
     out, log_total = flash_attention.forward(scaled, k, v, rows, interpret=True)
     d_q, d_k, d_v = flash_attention.backward(scaled, k, v, rows, out, log_total, d_rows, interpret=True)
 
@@ -61,7 +61,7 @@ def test_blocks_outside_every_range_are_never_visited():
     q, k, v = (jnp.asarray(rng.normal(size=(1, 4 * 512, H)), jnp.float32) for _ in range(3))
     start = jnp.repeat(jnp.asarray([[0, 512, 512, 1536]]), 512, 1)
     end = jnp.repeat(jnp.asarray([[512, 700, 1024, 2048]]), 512, 1)
-    visible = Rows(start, end)
+    visible = RowRanges(start, end)
     clean = flash_attention.forward(q, k, v, visible, interpret=True)
     k, v = (x.at[:, 1024:1536].set(jnp.nan) for x in (k, v))
     out, log_total = flash_attention.forward(q, k, v, visible, interpret=True)
@@ -74,7 +74,7 @@ def test_blocks_outside_every_range_are_never_visited():
 def test_shapes_that_are_no_blocks_are_refused():
     q, ranges = jnp.zeros((1, 100, H)), jnp.zeros((1, 100), jnp.int32)
     with pytest.raises(ValueError, match="100 query rows"):
-        flash_attention.forward(q, q, q, Rows(ranges, ranges), interpret=True)
+        flash_attention.forward(q, q, q, RowRanges(ranges, ranges), interpret=True)
 
 
 @pytest.mark.parametrize(

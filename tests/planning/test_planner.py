@@ -111,7 +111,7 @@ def test_a_step_of_decoding(tmp_path):
 _LAID = """
 import jax
 from jax.sharding import NamedSharding
-from upalm.decode import Unstacked
+from upalm.decode import DecodingModel
 from upalm.model import Decoder, ModelConfig, shard
 from upalm.sharding import make_mesh
 from upalm.steps import unstacked_spec
@@ -119,10 +119,10 @@ from upalm.steps import unstacked_spec
 mesh = make_mesh(2, 4)
 model = Decoder(ModelConfig(512, 32, 2, 8, 8, 64, 128), key=jax.random.key(0))
 with jax.set_mesh(mesh):
-    made = Unstacked.of(shard(model, mesh))
+    made = DecodingModel.of(shard(model, mesh))
 for path, x in jax.tree_util.tree_leaves_with_path(made):
-    planned = NamedSharding(mesh, unstacked_spec(mesh, path, x))
-    assert planned.is_equivalent_to(x.sharding, x.ndim), (jax.tree_util.keystr(path), planned.spec, x.sharding)
+    build_plan = NamedSharding(mesh, unstacked_spec(mesh, path, x))
+    assert build_plan.is_equivalent_to(x.sharding, x.ndim), (jax.tree_util.keystr(path), build_plan.spec, x.sharding)
 """
 
 
@@ -208,9 +208,9 @@ def _killed(_: Request) -> None:
 
 
 def test_a_compiler_that_dies_is_no_traceback(monkeypatch):
-    monkeypatch.setattr(plan, "planned", _killed)
+    monkeypatch.setattr(plan, "build_plan", _killed)
     with pytest.raises(ValueError, match="memory ran out"):
-        search.planned_alone(Request("palm_tiny", "tiny", (), "here", 1), plan.Console())
+        search.plan_in_subprocess(Request("palm_tiny", "tiny", (), "here", 1), plan.Console())
 
 
 def test_a_program_that_is_too_large_does_not_fit():
@@ -223,8 +223,8 @@ def test_a_program_that_is_too_large_does_not_fit():
 
 
 def test_plan_and_trainer_lay_out_the_same_arguments(tmp_path):
-    """What is planned is what `run` passes to the step."""
-    config, model = search.configured(Request("palm_tiny", "tiny", (), "here", 1))
+    """What is build_plan is what `run` passes to the step."""
+    config, model = search.resolve_config(Request("palm_tiny", "tiny", (), "here", 1))
     assert isinstance(model, ModelConfig)
     state, batches = lowering.train_arguments(config, model, None, config.data.batch_size)
     assert sum(x.size for x in jax.tree.leaves(state.model)) >= model.n_params

@@ -31,11 +31,11 @@ from upalm.model.palm import Decoder
 from upalm.training import loop
 from upalm.training import step as step_module
 from upalm.training import step as train
-from upalm.training.config import Keep, Scratch, TrainConfig, Watched
+from upalm.training.config import CheckpointConfig, LoggingConfig, Scratch, TrainConfig
 from upalm.training.launch import again, run
 from upalm.training.metrics import OF_THE_MACHINE, read
 from upalm.training.optim import Adafactor, Schedule
-from upalm.training.spikes import Spike, Spikes, Watch
+from upalm.training.spikes import LossSpike, SpikeConfig, SpikeDetector
 
 MODEL = ModelConfig(vocab_size=512, d_model=32, n_layers=2, n_heads=2, d_head=16, d_ff=64, seq_len=64)
 
@@ -220,7 +220,9 @@ def test_a_full_disk_ends_with_an_error_and_the_last_checkpoint_whole(config, tm
         pytest.skip("a small file system cannot be mounted here: that needs root on Linux")
     try:
         model = dataclasses.replace(MODEL, d_model=64, d_ff=256)
-        config = dataclasses.replace(config, out=disk / "run", start=Scratch(model), keep=Keep(last=10), n_steps=30)
+        config = dataclasses.replace(
+            config, out=disk / "run", start=Scratch(model), keep=CheckpointConfig(last=10), n_steps=30
+        )
         with pytest.raises(OSError, match=r"could not be written \(.*\); the last good one is .*/steps/\d+\.") as said:
             run(config)
         kept = Checkpoints(config.out)
@@ -230,27 +232,27 @@ def test_a_full_disk_ends_with_an_error_and_the_last_checkpoint_whole(config, tm
         load_model(config.out)
         subprocess.run(["mount", "-o", "remount,size=60m", str(disk)], check=True)
         run(config)
-        plain = dataclasses.replace(config, out=tmp_path / "plain", keep=Keep())
+        plain = dataclasses.replace(config, out=tmp_path / "plain", keep=CheckpointConfig())
         run(plain)
         assert same(params(config.out), params(plain.out))
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 
 
-# --- Spikes ---
+# --- SpikeConfig ---
 
 
 def test_what_counts_as_a_spike():
-    watch = Watch(Spikes(threshold=1.0, window=8))
+    watch = SpikeDetector(SpikeConfig(threshold=1.0, window=8))
     for step in range(8):
         watch(step, 3.0 + 0.1 * step, 1.0)
     watch(8, 4.2, 1.0)
-    with pytest.raises(Spike, match="loss 4.6.*usual loss 3.45.* at step 9"):
+    with pytest.raises(LossSpike, match="loss 4.6.*usual loss 3.45.* at step 9"):
         watch(9, 4.6, 1.0)
     for loss, norm in ((float("nan"), 1.0), (3.0, float("inf"))):
-        with pytest.raises(Spike):
-            Watch(Spikes())(1, loss, norm)
-    Watch(Spikes())(1, 1e9, 1.0)  # without a threshold, nothing but what is not finite
+        with pytest.raises(LossSpike):
+            SpikeDetector(SpikeConfig())(1, loss, norm)
+    SpikeDetector(SpikeConfig())(1, 1e9, 1.0)  # without a threshold, nothing but what is not finite
 
 
 @pytest.fixture
@@ -274,9 +276,9 @@ def test_a_spike_stops_the_run_and_says_where(config, spoiled):
 
 
 def test_palms_remedy_goes_back_and_skips(config, spoiled, tmp_path):
-    """Spike at step 8: back to step 3, 3 batches left out there, so that step 4 takes batch 6, and batch 7 is next."""
-    remedy = Spikes(remedy="rewind", rewind_steps=4, skip_batches=6)
-    config = dataclasses.replace(config, spikes=remedy, keep=Keep(last=10))
+    """A spike at step 8: back to step 3, leaving out 3 batches, so that step 4 takes batch 6, and batch 7 is next."""
+    remedy = SpikeConfig(remedy="rewind", rewind_steps=4, skip_batches=6)
+    config = dataclasses.replace(config, spikes=remedy, keep=CheckpointConfig(last=10))
     run(config)
     rows = lines(config.out)
     [event] = [row for row in rows if "event" in row]
@@ -296,31 +298,31 @@ def test_palms_remedy_goes_back_and_skips(config, spoiled, tmp_path):
 
 
 def test_the_remedy_needs_an_earlier_checkpoint_and_has_an_end(config, spoiled, tmp_path):
-    far = dataclasses.replace(config, spikes=Spikes(remedy="rewind", rewind_steps=8), out=tmp_path / "far")
+    far = dataclasses.replace(config, spikes=SpikeConfig(remedy="rewind", rewind_steps=8), out=tmp_path / "far")
     with pytest.raises(FloatingPointError, match="None is 8 steps before: save more often and keep more"):
         run(far)
-    short = Spikes(remedy="rewind", rewind_steps=4, skip_batches=1, most=1)
+    short = SpikeConfig(remedy="rewind", rewind_steps=4, skip_batches=1, most=1)
     with pytest.raises(FloatingPointError, match="at step 7 .*Batches were skipped 1 times already"):
-        run(dataclasses.replace(config, spikes=short, keep=Keep(last=10)))
+        run(dataclasses.replace(config, spikes=short, keep=CheckpointConfig(last=10)))
 
 
 # --- What is kept, and what the engineer sees ---
 
 
 def test_newest_and_every_nth_checkpoint_are_kept(config):
-    run(dataclasses.replace(config, save_every=1, keep=Keep(last=2, every=5)))
+    run(dataclasses.replace(config, save_every=1, keep=CheckpointConfig(last=2, every=5)))
     assert sorted(int(p.name) for p in (config.out / "steps").iterdir()) == [5, 10, 11, 12]
 
 
 def test_checkpoints_by_the_clock(config, monkeypatch):
     now = iter(range(0, 10**6, 40))  # every look at the clock is 40 seconds later
     monkeypatch.setattr(loop.time, "monotonic", lambda: next(now))
-    run(dataclasses.replace(config, save_every=1000, eval_every=1000, keep=Keep(last=100, minutes=10.0)))
+    run(dataclasses.replace(config, save_every=1000, eval_every=1000, keep=CheckpointConfig(last=100, minutes=10.0)))
     assert len(list((config.out / "steps").iterdir())) > 1
 
 
 def test_a_folder_of_checkpoints_of_its_own(config, tmp_path):
-    run(dataclasses.replace(config, keep=Keep(folder=str(tmp_path / "elsewhere"))))
+    run(dataclasses.replace(config, keep=CheckpointConfig(folder=str(tmp_path / "elsewhere"))))
     assert (tmp_path / "elsewhere" / "steps" / "12").is_dir()
     assert not (config.out / "steps").exists()
 
@@ -331,9 +333,9 @@ def test_a_folder_of_checkpoints_of_its_own(config, tmp_path):
 def test_checkpoints_in_a_bucket(config, tmp_path):
     """Written to and read from an object store; the folder of the run may be lost."""
     folder = f"{os.environ['UPALM_TEST_BUCKET']}/{tmp_path.name}-{os.getpid()}"
-    config = dataclasses.replace(config, n_steps=6, keep=Keep(folder=folder))
+    config = dataclasses.replace(config, n_steps=6, keep=CheckpointConfig(folder=folder))
     run(config)
-    plain = dataclasses.replace(config, out=tmp_path / "plain", keep=Keep())
+    plain = dataclasses.replace(config, out=tmp_path / "plain", keep=CheckpointConfig())
     run(plain)
     shutil.rmtree(config.out)
     with pytest.raises(ValueError, match="n_steps: 6 there, 7 here"):
@@ -356,7 +358,7 @@ def test_changed_settings_are_shown_and_refused_unless_told(config, capsys):
 
 def test_checkpoints_know_the_settings_without_the_folder(config, tmp_path):
     """On a new machine, whose disk has no config.json."""
-    elsewhere = Keep(folder=str(tmp_path / "bucket"))
+    elsewhere = CheckpointConfig(folder=str(tmp_path / "bucket"))
     run(dataclasses.replace(config, keep=elsewhere, n_steps=6))
     shutil.rmtree(config.out)
     with pytest.raises(ValueError, match="n_steps: 6 there, 12 here"):
@@ -410,7 +412,7 @@ def test_tensorboard_has_the_same_numbers(config):
     from tensorboardX.event_file_writer import EventsWriter  # noqa: F401
     from tensorboardX.proto.event_pb2 import Event
 
-    run(dataclasses.replace(config, n_steps=3, watched=Watched(writers=("tensorboard",))))
+    run(dataclasses.replace(config, n_steps=3, watched=LoggingConfig(writers=("tensorboard",))))
     [path] = (config.out / "tensorboard").iterdir()
     content, found = path.read_bytes(), {}
     while content:  # records: length, its checksum, the event, its checksum
@@ -427,12 +429,12 @@ def test_tensorboard_has_the_same_numbers(config):
 def test_weights_and_biases_offline(config, monkeypatch):
     pytest.importorskip("wandb", reason="wandb is absent: pip install '.[loggers]'")
     monkeypatch.setenv("WANDB_MODE", "offline")
-    run(dataclasses.replace(config, n_steps=3, watched=Watched(writers=("wandb",))))
+    run(dataclasses.replace(config, n_steps=3, watched=LoggingConfig(writers=("wandb",))))
     assert list((config.out / "wandb").glob("offline-run-*/*.wandb"))
 
 
 def test_a_profile_of_some_steps(config):
-    run(dataclasses.replace(config, n_steps=4, watched=Watched(profile=(2, 3))))
+    run(dataclasses.replace(config, n_steps=4, watched=LoggingConfig(profile=(2, 3))))
     assert list((config.out / "profile").rglob("*.xplane.pb"))
 
 

@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import SingleDeviceSharding
 
 from upalm.checkpoints.arrays import checksums, from_arrays, to_arrays
-from upalm.distributed.processes import all_read, is_first
+from upalm.distributed.processes import is_first, raise_everywhere
 from upalm.model.palm import Decoder
 
 T = TypeVar("T")
@@ -111,7 +111,7 @@ class Checkpoints:
         except _READ_ERRORS as e:
             reason = str(e).strip().split("\n")[0][:300]
             error = ValueError(f"cannot read {item} of {where} (damaged, or of another model): {reason}")
-        all_read(error)
+        raise_everywhere(error)
         if expected is not None:
             found = {k: int(v) for k, v in jax.device_get(checksums(arrays)).items()}
             if wrong := sorted(k for k in expected.keys() | found.keys() if expected.get(k) != found.get(k)):

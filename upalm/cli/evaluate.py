@@ -10,13 +10,13 @@ from rich.table import Table
 
 from upalm.checkpoints.folder import load_model
 from upalm.data import sources
-from upalm.distributed.runtime import keep_programs
+from upalm.distributed.runtime import enable_compilation_cache
 from upalm.evals import paper_numbers, suites
 from upalm.evals.bootstrap import Estimate
 from upalm.evals.infilling import suite as infilling_suite
-from upalm.evals.infilling.held_out import measure, rows_of
+from upalm.evals.infilling.held_out import cut_gaps, measure
 from upalm.evals.savings import about
-from upalm.evals.scorer import Answerer, Form
+from upalm.evals.scorer import PromptFormat, Scorer
 from upalm.evals.suites import SuiteResult, run_suite, save
 from upalm.inference.decoding import Attention
 from upalm.training import progress
@@ -61,7 +61,7 @@ class Eval:
 
     def __call__(self) -> None:
         self._refuse_what_would_be_ignored()
-        keep_programs()
+        enable_compilation_cache()
         if self.suite == _HELD_OUT:
             self._held_out()
         else:
@@ -79,7 +79,7 @@ class Eval:
     def _held_out(self) -> None:
         model, tokenizer = load_model(self.checkpoint)
         documents = sources.load(self.data).validation
-        lines, words = rows_of(documents, tokenizer, model.config.seq_len, self.n_rows)
+        lines, words = cut_gaps(documents, tokenizer, model.config.seq_len, self.n_rows)
         found = measure(model, tokenizer, documents, lines, words, n_decoded=self.n_decoded)
         console = progress.console()
         console.print(_metrics_table(f"{self.checkpoint} on {len(documents)} held-out documents", found.estimates()))
@@ -94,12 +94,12 @@ class Eval:
         if not Path(self.data).is_dir():
             raise ValueError(f"--data {self.data} is no folder: a suite wants the folder of the benchmarks' files.")
         model, tokenizer = load_model(self.checkpoint)
-        form = Form(self.attention, self.mode or ("nlg" if infills else "none"), self.infill)
-        answerer, folder, console = Answerer(model, tokenizer, form), self.out / self.suite, progress.console()
+        form = PromptFormat(self.attention, self.mode or ("nlg" if infills else "none"), self.infill)
+        answerer, folder, console = Scorer(model, tokenizer, form), self.out / self.suite, progress.console()
         with progress.Bar(self.suite, 1) as bar:
 
             def say(name: str, n: int, total: int) -> None:
-                bar.of(n, total, name)
+                bar.set_total(n, total, name)
 
             made = about(self.checkpoint, model, tokenizer, answerer)
             if suite is None:

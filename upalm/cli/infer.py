@@ -17,10 +17,10 @@ from rich.text import Text
 
 from upalm.checkpoints.folder import load_model
 from upalm.data.tokenizer import Tokenizer
-from upalm.distributed.runtime import keep_programs
+from upalm.distributed.runtime import enable_compilation_cache
 from upalm.distributed.sharding import make_mesh
 from upalm.inference import generation, prompts
-from upalm.inference.decoding import Unstacked
+from upalm.inference.decoding import DecodingModel
 from upalm.inference.sampling import Sampler
 
 _FILL = "bold green"
@@ -81,12 +81,12 @@ class _Command:
                 "--stream prints one sample of one text, under the grammar: leave out --json, --file, --num-samples "
                 "and --unconstrained."
             )
-        keep_programs()
+        enable_compilation_cache()
         mesh = make_mesh(*self.mesh) if self.mesh != (1, 1) else None
         with jax.set_mesh(mesh) if mesh is not None else nullcontext():
             model, tokenizer = load_model(self.checkpoint, mesh)
             self._warn(tokenizer)
-            unstacked = Unstacked.of(model)
+            unstacked = DecodingModel.of(model)
             del model
             if not self.interactive:
                 for chunk in _chunks(inputs):
@@ -99,7 +99,7 @@ class _Command:
                     print(f"error: {e}", file=sys.stderr)
 
     @abstractmethod
-    def _find(self, model: Unstacked, tokenizer: Tokenizer, texts: Sequence[_Text]) -> Sequence[Sequence[Any]]:
+    def _find(self, model: DecodingModel, tokenizer: Tokenizer, texts: Sequence[_Text]) -> Sequence[Sequence[Any]]:
         """The samples of each text."""
 
     @abstractmethod
@@ -131,7 +131,7 @@ class _Command:
             return _json_lines(self.file.open(encoding="utf-8", newline="\n"), str(self.file))
         return iter([_Input(self.file.read_text(encoding="utf-8"), str(self.file))])
 
-    def _answer(self, model: Unstacked, tokenizer: Tokenizer, given: Sequence[_Input]) -> None:
+    def _answer(self, model: DecodingModel, tokenizer: Tokenizer, given: Sequence[_Input]) -> None:
         """In one batch; if it is refused then one by one, so that what comes before the culprit is done."""
         try:
             if self.stream:
@@ -158,7 +158,7 @@ class _Command:
                 console.print(f"── sample {i + 1}, log-probability {sample.logprob:.2f}", style="dim")
             console.print(self._shown(text, sample))
 
-    def _stream(self, model: Unstacked, tokenizer: Tokenizer, text: _Text) -> None:
+    def _stream(self, model: DecodingModel, tokenizer: Tokenizer, text: _Text) -> None:
         """Part, span, part, ... each as soon as it is known."""
         console = Console(soft_wrap=True, highlight=False)
         parts, gap = prompts.split_gaps(text), -1

@@ -24,7 +24,7 @@ class ImportHf:
 
     def __call__(self) -> None:
         with Bar("import", 1) as bar:
-            found = hf_import.import_hf(self.source, self.dest, norm=self.norm, progress=bar.of)
+            found = hf_import.import_hf(self.source, self.dest, norm=self.norm, progress=bar.set_total)
         _report(found)
 
 
@@ -63,7 +63,7 @@ class ExportHf:
 
     def __call__(self) -> None:
         with Bar("export", 1) as bar:
-            found = hf_export.export_hf(self.checkpoint, self.dest, dtype=self.dtype, progress=bar.of)
+            found = hf_export.export_hf(self.checkpoint, self.dest, dtype=self.dtype, progress=bar.set_total)
         print(f"{found.folder}: {found.n_bytes / 1e6:,.1f} MB of {found.dtype}, as {cohere.ARCHITECTURE}")
 
 

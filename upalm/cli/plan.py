@@ -9,12 +9,12 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from upalm.planning.search import Request, _tried, planned_alone
+from upalm.planning.search import Request, _tried, plan_in_subprocess
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a recipe's step takes on chips that one may not have: memory, FLOPs, exchanges, and how fast it can go.
+    """What a recipe's step takes on chips that one may not have: memory, FLOPs, collectives, and how fast it can go.
 
     `upalm plan ul2r_540b 540b --topology v4:8x8x8`. What is not listed here changes the recipe, as for `upalm run`:
     `--mesh.model 8 --data.batch-size 64`.
@@ -54,7 +54,7 @@ def main(words: list[str]) -> None:
     request = Request(*options.words, tuple(overrides), options.topology, options.slices, options.decode)
     console = Console(highlight=False)
     if not options.find_mesh:
-        found = planned_alone(request, console)
+        found = plan_in_subprocess(request, console)
         _show(found, console)
     else:
         found = _tried(request, console)

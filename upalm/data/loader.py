@@ -16,7 +16,7 @@ from absl import flags
 
 from upalm import ul2r
 from upalm.data.config import Corpus, DataConfig, Weighted
-from upalm.data.packing import Plan, Segment, plan_pairs, plan_rows
+from upalm.data.packing import RowPlan, Segment, plan_pairs, plan_rows
 from upalm.data.shards import Shards
 from upalm.data.tokens import Tokens
 from upalm.ul2r.rows import Batch
@@ -76,7 +76,7 @@ class Loader:
         self._sentinels = set(symbols.sentinels)
         self._interleaved = _interleaved([w for _, w in weighted])
         self._first_rows = [[0] for _ in weighted]  # of each window planned so far, by corpus
-        self._windows: dict[tuple[int, int], tuple[Tokens, Plan]] = {}
+        self._windows: dict[tuple[int, int], tuple[Tokens, RowPlan]] = {}
 
     def _blocks(self, corpus_id: int, window: int) -> np.ndarray:
         """Blocks of a window; windows are counted on through the epochs."""
@@ -89,7 +89,7 @@ class Loader:
         """Windows that an epoch of a corpus is taken by."""
         return math.ceil(len(self.corpora[corpus_id].block_tokens) / _WINDOW_BLOCKS)
 
-    def plan(self, corpus_id: int, window: int) -> tuple[Plan, np.ndarray]:
+    def plan(self, corpus_id: int, window: int) -> tuple[RowPlan, np.ndarray]:
         """The rows of a window, and the order of its documents; from lengths alone."""
         rng = np.random.default_rng([self.seed, corpus_id, window, 1])
         lengths = self.corpora[corpus_id].block_lengths(self._blocks(corpus_id, window))
@@ -101,7 +101,7 @@ class Loader:
         weights = np.array([d.weight for d in self.mixture])
         return plan_rows(pieces, self.segmenters, self.config.seq_len, weights, rng), order
 
-    def window(self, corpus_id: int, window: int) -> tuple[Tokens, Plan]:
+    def window(self, corpus_id: int, window: int) -> tuple[Tokens, RowPlan]:
         """The documents of a window in their order, and its rows."""
         key = corpus_id, window
         if key not in self._windows:

@@ -1,4 +1,4 @@
-"""Plan which tokens and which denoiser fill each row, from document lengths alone."""
+"""RowPlan which tokens and which denoiser fill each row, from document lengths alone."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -21,7 +21,7 @@ class Segment(NamedTuple):
     end: int
 
 
-class Plan(NamedTuple):
+class RowPlan(NamedTuple):
     """Rows of segments, in the order in which they are emitted."""
 
     segments: list[Segment]
@@ -35,7 +35,7 @@ def plan_rows(
     seq_len: int,
     weights: np.ndarray,
     rng: np.random.Generator,
-) -> Plan:
+) -> RowPlan:
     """Cut pieces of a stream into chunks that fill rows.
 
     How long a segment gets is known before its noise is drawn, so the last chunk of a row is cut to the room left,
@@ -57,10 +57,10 @@ def plan_rows(
             start += n
             denoiser_id = next(draws)
     rows.append((first, len(segments)))
-    return Plan(segments, [rows[i] for i in rng.permutation(len(rows))])  # else a batch is all of one document
+    return RowPlan(segments, [rows[i] for i in rng.permutation(len(rows))])  # else a batch is all of one document
 
 
-def plan_pairs(pieces: Sequence[tuple[int, int]], segmenter: ul2r.Segmenter, seq_len: int) -> Plan:
+def plan_pairs(pieces: Sequence[tuple[int, int]], segmenter: ul2r.Segmenter, seq_len: int) -> RowPlan:
     """One segment for each supervised example; a row ends where the next does not fit.
 
     Raises:
@@ -79,7 +79,7 @@ def plan_pairs(pieces: Sequence[tuple[int, int]], segmenter: ul2r.Segmenter, seq
             first, room = len(segments), seq_len
         segments.append(Segment(0, start, end))
         room -= end - start + extra
-    return Plan(segments, [*rows, (first, len(segments))])
+    return RowPlan(segments, [*rows, (first, len(segments))])
 
 
 def _denoiser_ids(weights: np.ndarray, rng: np.random.Generator) -> Iterator[int]:

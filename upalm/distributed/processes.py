@@ -16,7 +16,7 @@ STOP, SAVE = 1, 2
 
 
 @dataclass(frozen=True)
-class Hosts:
+class ProcessConfig:
     """How the processes of a run find each other. TPU pods, GKE, Slurm and Open MPI say so themselves."""
 
     coordinator: str = ""
@@ -87,12 +87,12 @@ def _gathered(text: str) -> list[str]:
     return [row[:n].tobytes().decode() for row, n in zip(rows, lengths, strict=True)]
 
 
-def of_first(text: str) -> str:
+def broadcast_from_first(text: str) -> str:
     """What the first process says, on all."""
     return text if jax.process_count() == 1 else _gathered(text)[0]
 
 
-def all_read(error: Exception | None) -> None:
+def raise_everywhere(error: Exception | None) -> None:
     """Pass on an error of any process to all, so that none goes on alone.
 
     Raises:
@@ -111,7 +111,7 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def any_asked(requests: jax.Array) -> jax.Array:
+def any_request(requests: jax.Array) -> jax.Array:
     """Inside a step: what any process asked. Bit by bit, since not every backend adds up with `or`."""
     return jax.numpy.max(requests & STOP) | jax.numpy.max(requests & SAVE)
 

@@ -15,7 +15,7 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {p: version(p) for p in PACKAGES}
 
 
-def keep_programs() -> None:
+def enable_compilation_cache() -> None:
     """Keep compiled programs for the next start, in the user's cache, or as JAX_COMPILATION_CACHE_DIR says.
 
     It is JAX's cache: a program is found by itself, the flags, the versions and the machine's instructions. What takes

@@ -206,7 +206,7 @@ def _gather_backward(whole, kept, _, gradient):
 _gather.defvjp(_gather_forward, _gather_backward)
 
 
-def keep(tree: Any, axes: Mapping[str, LogicalAxes]) -> Any:
+def constrain_params(tree: Any, axes: Mapping[str, LogicalAxes]) -> Any:
     """Parameters, or what has their names, laid out by PARAM_RULES, if a mesh is set."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 
-class Row(NamedTuple):
+class BenchmarkRow(NamedTuple):
     """Of a benchmark file, with fields that are checked when they are read."""
 
     fields: Any
@@ -52,9 +52,9 @@ class Row(NamedTuple):
         """True or false."""
         return self.get(name, bool, "true or false")
 
-    def rows(self, name: str) -> "list[Row]":
+    def rows(self, name: str) -> "list[BenchmarkRow]":
         """A list of objects."""
-        return [Row(x, f"{self.where}, {name} {i}") for i, x in enumerate(self.get(name, list, "a list"))]
+        return [BenchmarkRow(x, f"{self.where}, {name} {i}") for i, x in enumerate(self.get(name, list, "a list"))]
 
     def choice(self, name: str, n: int) -> int:
         """A number that is one of `n` choices'."""
@@ -71,7 +71,7 @@ class Row(NamedTuple):
         return list(options).index(found)
 
 
-def read(path: Path, field: str = "") -> list[Row]:
+def read(path: Path, field: str = "") -> list[BenchmarkRow]:
     """Rows of a file, under `field` if it is one JSON object (empty for a list).
 
     Raises:
@@ -85,14 +85,14 @@ def read(path: Path, field: str = "") -> list[Row]:
         rows = []
         for number, line in enumerate(content.split(b"\n"), 1):  # strings may hold U+2028, which is no end of line
             if line.strip():
-                rows.append(Row(_parsed(line, f"{path}, line {number}"), f"{path}, line {number}"))
+                rows.append(BenchmarkRow(_parsed(line, f"{path}, line {number}"), f"{path}, line {number}"))
     else:
         found: Any = _parsed(content, str(path))
         if field:
-            found = Row(found, str(path)).get(field, list, "a list of rows")
+            found = BenchmarkRow(found, str(path)).get(field, list, "a list of rows")
         if not isinstance(found, list):
             raise ValueError(f"{path}: expected a list of rows, there is {type(found).__name__}.")
-        rows = [Row(x, f"{path}, {field or 'row'} {i}") for i, x in enumerate(found)]
+        rows = [BenchmarkRow(x, f"{path}, {field or 'row'} {i}") for i, x in enumerate(found)]
     if not rows:
         raise ValueError(f"{path} has no rows.")
     return rows

@@ -18,8 +18,8 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from upalm.checkpoints.folder import load_model
-from upalm.distributed.runtime import keep_programs
-from upalm.evals.scorer import Answerer, Form, Prompt
+from upalm.distributed.runtime import enable_compilation_cache
+from upalm.evals.scorer import Prompt, PromptFormat, Scorer
 from upalm.inference.decoding import Attention
 
 Split = Literal["separate", "joint"]
@@ -57,7 +57,7 @@ class UpalmLM(LM):
         if split not in ("separate", "joint"):
             raise ValueError(f"split is {split!r}, expected separate or joint.")
         model, tokenizer = load_model(checkpoint)
-        self._answerer = Answerer(model, tokenizer, Form(attention, mode, infill), tokens_a_batch=tokens_a_batch)
+        self._answerer = Scorer(model, tokenizer, PromptFormat(attention, mode, infill), tokens_a_batch=tokens_a_batch)
         self._split, self.n_cut = split, 0
 
     @property
@@ -168,5 +168,5 @@ def _arguments(request: Instance) -> tuple[Any, ...]:
 if __name__ == "__main__":
     from lm_eval.__main__ import cli_evaluate
 
-    keep_programs()
+    enable_compilation_cache()
     cli_evaluate()

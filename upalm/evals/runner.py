@@ -23,7 +23,7 @@ Done = Callable[[int], None]
 
 @runtime_checkable
 class Answers(Protocol):
-    """What is asked: `answerer.Answerer`, or a stand-in."""
+    """What is asked: `answerer.Scorer`, or a stand-in."""
 
     fingerprint: dict[str, Any]
 
@@ -61,7 +61,7 @@ class Result(NamedTuple):
         return next(iter(self.estimates.values()))
 
 
-class _Asked(NamedTuple):
+class _Request(NamedTuple):
     """The questions of a task as prompts."""
 
     prompts: list[list[Prompt]]
@@ -104,7 +104,7 @@ def evaluate(answers: Answers, task: Task, loaded: Loaded, records: Path, *, don
 # --- Asking ---------------------------------------------------------------------------------------
 
 
-def _prompts(answers: Answers, task: Task, loaded: Loaded) -> _Asked:
+def _prompts(answers: Answers, task: Task, loaded: Loaded) -> _Request:
     shots = [shot + task.between for shot in loaded.shots]
     prompts, digest = [], hashlib.sha256()
     for question in loaded.questions:
@@ -127,7 +127,7 @@ def _prompts(answers: Answers, task: Task, loaded: Loaded) -> _Asked:
         )
     if isinstance(task, Generated):
         digest.update(repr((task.max_new_tokens, task.stop)).encode())
-    return _Asked(prompts, digest.hexdigest())
+    return _Request(prompts, digest.hexdigest())
 
 
 def _rank(

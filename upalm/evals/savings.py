@@ -17,7 +17,7 @@ from upalm._version import __version__
 from upalm.checkpoints.lineage import stages
 from upalm.data.tokenizer import Tokenizer
 from upalm.evals import paper_numbers
-from upalm.evals.scorer import Answerer
+from upalm.evals.scorer import Scorer
 from upalm.model.config import PALM, train_flops_per_token
 from upalm.model.palm import Decoder
 
@@ -233,7 +233,7 @@ def _table(points: Sequence[Point], tasks: Sequence[str]) -> np.ndarray:
     return np.array([[p.scores[task] for task in tasks] for p in points])
 
 
-def about(checkpoint: Path, model: Decoder, tokenizer: Tokenizer, answerer: Answerer) -> dict[str, Any]:
+def about(checkpoint: Path, model: Decoder, tokenizer: Tokenizer, answerer: Scorer) -> dict[str, Any]:
     """Whose results these are, and what compute made it."""
     c, led = model.config, stages(checkpoint)
     n_tokens = None if led is None else sum(stage.n_tokens for stage in led)

@@ -1,4 +1,4 @@
-"""`Answerer`: a model asked in one form. The three calls that every evaluation, ours or another's, is made of."""
+"""`Scorer`: a model asked in one form. The three calls that every evaluation, ours or another's, is made of."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -10,7 +10,7 @@ import jax
 from upalm.checkpoints.arrays import checksums, to_arrays
 from upalm.data.tokenizer import Tokenizer
 from upalm.evals.task import TooShort
-from upalm.inference.decoding import Attention, Ids, Unstacked, bucket
+from upalm.inference.decoding import Attention, DecodingModel, Ids, bucket
 from upalm.inference.generation import complete
 from upalm.inference.prompts import Mode, prompt_ids
 from upalm.inference.scoring import Likelihood, rank
@@ -18,7 +18,7 @@ from upalm.model.palm import Decoder
 
 
 @dataclass(frozen=True)
-class Form:
+class PromptFormat:
     """How a model is asked (U-PaLM section 4.2); by default as the paper does, without mode token and sentinel."""
 
     attention: Attention = "prefix"
@@ -40,7 +40,7 @@ class Prompt(NamedTuple):
     """Tokens cut off at the front, because the question alone was too long."""
 
 
-class Answerer:
+class Scorer:
     """A model and its tokenizer, asked in one form.
 
     Every call takes what is to be asked all at once and gives answers as they come, (number, answer), in an order of
@@ -48,10 +48,12 @@ class Answerer:
     tokenizer's and the form's.
     """
 
-    def __init__(self, model: Decoder, tokenizer: Tokenizer, form: Form = Form(), *, tokens_a_batch: int = 4096):
+    def __init__(
+        self, model: Decoder, tokenizer: Tokenizer, form: PromptFormat = PromptFormat(), *, tokens_a_batch: int = 4096
+    ):
         self.tokenizer, self.form, self.config = tokenizer, form, model.config
         self._tokens_a_batch = tokens_a_batch
-        self._model = Unstacked.of(model)
+        self._model = DecodingModel.of(model)
         weights = {name: int(x) for name, x in jax.device_get(checksums(to_arrays(model))).items()}
         total = sum((i + 1) * weights[name] for i, name in enumerate(sorted(weights))) % (1 << 64)
         self.fingerprint: dict[str, Any] = {"weights": f"{total:016x}", "tokenizer": tokenizer.hash, **asdict(form)}

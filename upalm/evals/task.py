@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from upalm.evals import benchmark_files, text_metrics
-from upalm.evals.benchmark_files import Row
+from upalm.evals.benchmark_files import BenchmarkRow
 
 
 class TooShort(ValueError):
@@ -41,7 +41,7 @@ class Question(NamedTuple):
         return self.prompt + shown
 
 
-Ask = Callable[[Row], Question | Sequence[Question]]
+Ask = Callable[[BenchmarkRow], Question | Sequence[Question]]
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Source:
     """Exemplars, given the data folder; or how many of the file's first questions serve as such, and are not asked."""
     ask_in: Callable[[Path], Ask] | None = None
     """Gives `ask`, where its wording is in another file of the data folder."""
-    keep: Callable[[Row], bool] | None = None
+    keep: Callable[[BenchmarkRow], bool] | None = None
     """Which rows of the file belong to the task; all, if None."""
 
     def load(self, folder: Path) -> "Loaded":

@@ -22,7 +22,7 @@ from upalm.inference.grammar import FREE, Grammar, Progress
 from upalm.inference.sampling import Sampler
 from upalm.model.attention import KeyRange, KeyValue
 from upalm.model.config import ModelConfig
-from upalm.model.layers import OutputMajor, normalise, rotary
+from upalm.model.layers import TransposedWeight, normalise, rotary
 from upalm.model.palm import Block, Decoder, head_logits
 from upalm.ul2r.symbols import Symbols
 
@@ -66,7 +66,7 @@ def check_length(config: ModelConfig, n: int, what: str) -> None:
         )
 
 
-class Unstacked(eqx.Module):
+class DecodingModel(eqx.Module):
     """A `Decoder` for many calls: its layers one by one, in compute precision and laid out as steps read them fastest.
 
     Every function that decodes takes either; given a `Decoder` it makes this copy anew.
@@ -79,9 +79,9 @@ class Unstacked(eqx.Module):
     config: ModelConfig = eqx.field(static=True)
 
     @classmethod
-    def of(cls, model: "Decoder | Unstacked") -> "Unstacked":
+    def of(cls, model: "Decoder | DecodingModel") -> "DecodingModel":
         """The model, copied if need be."""
-        if isinstance(model, Unstacked):
+        if isinstance(model, DecodingModel):
             return model
         return cls(model.embed, _unstack(model), model.norm, model.head, model.config)
 
@@ -89,7 +89,7 @@ class Unstacked(eqx.Module):
         """Logits of the last block's output."""
         table = self.embed if self.head is None else self.head
         x_BD = normalise(x_BD, self.norm, self.config)
-        return head_logits(OutputMajor(table, table.shape[:1]), x_BD, self.config.head_scale)
+        return head_logits(TransposedWeight(table, table.shape[:1]), x_BD, self.config.head_scale)
 
     def embed_tokens(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """Input embeddings in compute precision."""
@@ -144,14 +144,14 @@ class State(NamedTuple):
     caches: list[KeyValue]
 
 
-def decode(model: Decoder | Unstacked, tasks: Sequence[Task], **options) -> list[list[Completion]]:
+def decode(model: Decoder | DecodingModel, tasks: Sequence[Task], **options) -> list[list[Completion]]:
     """Every sample of every task, to the end. The options are those of `decode_stream`."""
     *_, last = decode_stream(model, tasks, every=None, **options)
     return last
 
 
 def decode_stream(
-    model: Decoder | Unstacked,
+    model: Decoder | DecodingModel,
     tasks: Sequence[Task],
     *,
     symbols: Symbols = Symbols((), {}),
@@ -189,7 +189,7 @@ def decode_stream(
         raise ValueError("no prompts.")
     if num_samples < 1:
         raise ValueError(f"num_samples is {num_samples}, expected at least 1.")
-    model = Unstacked.of(model)
+    model = DecodingModel.of(model)
     check_tasks(model.config, tasks, "prompt")
     keys = _sample_keys(tasks, num_samples, seed)
     if stop is None:
@@ -201,7 +201,7 @@ def decode_stream(
     n_positions = max(n_positions, round_up(max(map(len, prompts))))
     tokens, starts = split_rows(left_padded(prompts, n_positions, symbols.bos_id), len(padded))
     x_BD, caches = prefill(model, tokens, starts, max_new=round_up(longest), attention=attention)
-    rows = (x_BD, caches, starts, split_rows(_asked(padded), len(padded)))
+    rows = (x_BD, caches, starts, split_rows(_grammar_inputs(padded), len(padded)))
     x_BD, caches, starts, asked = _repeated(rows, n=num_samples) if num_samples > 1 else rows
     del rows
     keys = jnp.concatenate([keys, jnp.repeat(keys[:1], len(starts) - len(keys), 0)])  # of the padding, any will do
@@ -243,7 +243,7 @@ def left_padded(
     return tokens, starts
 
 
-def _asked(tasks: Sequence[Task]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _grammar_inputs(tasks: Sequence[Task]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The rows of the grammar: `n_gaps`, `limits` and `max_tokens`."""
     limits = np.zeros((len(tasks), max(1, *(len(task.limits) for task in tasks))), np.int32)
     for row, task in zip(limits, tasks, strict=True):
@@ -266,7 +266,12 @@ def _repeated(rows, n: int):
 
 @partial(jax.jit, static_argnames=("max_new", "attention"))
 def prefill(
-    model: Unstacked, tokens_BP: Int[Array, "B P"], starts_B: Int[Array, " B"], *, max_new: int, attention: Attention
+    model: DecodingModel,
+    tokens_BP: Int[Array, "B P"],
+    starts_B: Int[Array, " B"],
+    *,
+    max_new: int,
+    attention: Attention,
 ) -> tuple[Float[Array, "B D"], list[KeyValue]]:
     """The whole prompt at once, each query seeing [start, end); caches with room for `max_new` more."""
     n_prompt = tokens_BP.shape[1]
@@ -287,7 +292,9 @@ def prefill(
 
 
 @partial(jax.jit, static_argnames=("sampler", "max_new"))
-def _first(model: Unstacked, x_BD, caches, grammar: Grammar, keys: Array, *, sampler: Sampler, max_new: int) -> State:
+def _first(
+    model: DecodingModel, x_BD, caches, grammar: Grammar, keys: Array, *, sampler: Sampler, max_new: int
+) -> State:
     """The state with the first token chosen."""
     shape = (len(x_BD), max_new)
     tokens, log_probs = jnp.full(shape, grammar.eos_id, jnp.int32), jnp.zeros(shape)
@@ -313,7 +320,7 @@ def _choose(state: State, logits_BV, grammar: Grammar, keys: Array, sampler: Sam
 
 @partial(jax.jit, static_argnames="sampler", donate_argnames="state")
 def advance(
-    model: Unstacked, state: State, starts_B, grammar: Grammar, keys: Array, until: Array, *, sampler: Sampler
+    model: DecodingModel, state: State, starts_B, grammar: Grammar, keys: Array, until: Array, *, sampler: Sampler
 ) -> State:
     """Steps until all rows are done, or `until`."""
     n_rows, n_new = state.tokens.shape

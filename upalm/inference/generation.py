@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from upalm.data.tokenizer import Tokenizer
-from upalm.inference.decoding import Attention, Completion, Ids, Task, Unstacked, check_tasks, decode, decode_stream
+from upalm.inference.decoding import Attention, Completion, DecodingModel, Ids, Task, check_tasks, decode, decode_stream
 from upalm.inference.grammar import ANYTHING, FREE, stop_table
 from upalm.inference.prompts import Mode, prompt_ids, split_gaps
 from upalm.inference.sampling import Sampler
@@ -40,7 +40,7 @@ class Infill(NamedTuple):
 
 
 def infill(
-    model: Decoder | Unstacked,
+    model: Decoder | DecodingModel,
     tokenizer: Tokenizer,
     text_or_parts: str | Sequence[str],
     *,
@@ -55,7 +55,7 @@ def infill(
     """Fill the gaps of a text; the likeliest sample comes first.
 
     Args:
-        model: that has learnt to (`checkpoint.load_model`); for many calls, `Unstacked.of(model)`.
+        model: that has learnt to (`checkpoint.load_model`); for many calls, `DecodingModel.of(model)`.
         tokenizer: of the model.
         text_or_parts: text with `<extra_id_0>`, `<extra_id_1>`, ...; or the parts between which the gaps are.
         mode: of the prompt: `nlu` (short spans), `nlg` (long ones), `s2s` or `none`.
@@ -86,7 +86,7 @@ def infill(
 
 
 def infill_batch(
-    model: Decoder | Unstacked,
+    model: Decoder | DecodingModel,
     tokenizer: Tokenizer,
     texts: Sequence[str | Sequence[str]],
     *,
@@ -102,7 +102,7 @@ def infill_batch(
     """`infill` of many texts, [text][sample]; `max_new_tokens` may differ by text."""
     limits = [max_new_tokens] * len(texts) if isinstance(max_new_tokens, int) else max_new_tokens
     asked = [
-        _asked(tokenizer, text, mode, limit, constrained, _name(i, texts))
+        _build_request(tokenizer, text, mode, limit, constrained, _name(i, texts))
         for i, (text, limit) in enumerate(zip(texts, limits, strict=True))
     ]
     for i, a in enumerate(asked):
@@ -136,7 +136,7 @@ class Continuation(NamedTuple):
 
 
 def generate(
-    model: Decoder | Unstacked,
+    model: Decoder | DecodingModel,
     tokenizer: Tokenizer,
     text: str | Sequence[str],
     **options: Any,
@@ -146,7 +146,7 @@ def generate(
 
 
 def generate_batch(
-    model: Decoder | Unstacked,
+    model: Decoder | DecodingModel,
     tokenizer: Tokenizer,
     texts: Sequence[str | Sequence[str]],
     *,
@@ -168,7 +168,9 @@ def generate_batch(
     Raises:
         ValueError: a gap that is not at the end, an empty text, no room for the new tokens, or another's tokenizer.
     """
-    asked = [_asked(tokenizer, text, mode, max_new_tokens, True, _name(i, texts)) for i, text in enumerate(texts)]
+    asked = [
+        _build_request(tokenizer, text, mode, max_new_tokens, True, _name(i, texts)) for i, text in enumerate(texts)
+    ]
     for i, a in enumerate(asked):
         if len(a.parts) > 2 or a.parts[1:] not in ((), ("",)):
             raise ValueError(f"{_name(i, texts)} has text after a gap: that is for `infill`.")
@@ -178,7 +180,7 @@ def generate_batch(
 
 
 def complete(
-    model: Decoder | Unstacked,
+    model: Decoder | DecodingModel,
     tokenizer: Tokenizer,
     prompts: Sequence[Ids],
     *,
@@ -197,7 +199,7 @@ def complete(
     """
     task = Task((), max_new_tokens + 2 * in_gap, int(in_gap) or FREE, (max_new_tokens,))
     parts = ("", "")[: 1 + in_gap]
-    asked = [_Asked(parts, task._replace(prompt=ids)) for ids in prompts]
+    asked = [_Request(parts, task._replace(prompt=ids)) for ids in prompts]
     options = {"attention": attention, "n_positions": n_positions, "n_rows": batch_size}
     found = _answers(model, tokenizer, asked, stop, batch_size, **options)
     return [Continuation(x.spans[0], x.logprob, x.finish_reasons[0]) for [x] in found]
@@ -214,7 +216,7 @@ class Piece(NamedTuple):
 
 
 def stream(
-    model: Decoder | Unstacked,
+    model: Decoder | DecodingModel,
     tokenizer: Tokenizer,
     text_or_parts: str | Sequence[str],
     *,
@@ -231,7 +233,7 @@ def stream(
     The pieces of a gap, joined, are its span. What may still change is held back: the bytes of an unfinished
     character, and what may be the beginning of a stop string.
     """
-    asked = _asked(tokenizer, text_or_parts, mode, max_new_tokens, True, "the text")
+    asked = _build_request(tokenizer, text_or_parts, mode, max_new_tokens, True, "the text")
     options = {"sampler": sampler, "seed": seed, "attention": attention} | _grammar(model, tokenizer, stop)
     shown = [""] * max(1, len(asked.parts) - 1)
     for [[completion]] in decode_stream(model, [asked.task], every=every, **options):
@@ -239,13 +241,13 @@ def stream(
         last = max(1, int(tokenizer.is_sentinel(completion.tokens).sum())) - 1
         for gap, span in enumerate(spans[: last + 1]):
             final = gap < last or completion.finished
-            new = (span if final else _certain(span, stop))[len(shown[gap]) :]
+            new = (span if final else _stable_prefix(span, stop))[len(shown[gap]) :]
             if new:
                 yield Piece(gap, new)
                 shown[gap] += new
 
 
-def _certain(text: str, stop: Sequence[str]) -> str:
+def _stable_prefix(text: str, stop: Sequence[str]) -> str:
     """Without what later tokens may turn into another character, or into a stop string."""
     text = text.rstrip("\N{REPLACEMENT CHARACTER}")
     held = max((n for word in stop for n in range(1, len(word)) if text.endswith(word[:n])), default=0)
@@ -259,31 +261,31 @@ def _name(i: int, texts: Sequence[Any]) -> str:
     return f"text {i}" if len(texts) > 1 else "the text"
 
 
-class _Asked(NamedTuple):
+class _Request(NamedTuple):
     parts: tuple[str, ...]
     task: Task
 
 
-def _asked(
+def _build_request(
     tokenizer: Tokenizer,
     text_or_parts: str | Sequence[str],
     mode: Mode,
     limits: int | Sequence[int],
     constrained: bool,
     what: str,
-) -> _Asked:
+) -> _Request:
     parts = split_gaps(text_or_parts)
     n_gaps, prompt = len(parts) - 1, prompt_ids(tokenizer, parts, mode)
     limits = (limits,) * max(n_gaps, 1) if isinstance(limits, int) else tuple(limits)
     if len(limits) != max(n_gaps, 1) or min(limits) < 0:
         raise ValueError(f"{what} has {n_gaps} gaps, max_new_tokens is {limits}: expected one limit, or one a gap.")
     if n_gaps == 0:
-        return _Asked(parts, Task(prompt, limits[0], FREE, limits))
+        return _Request(parts, Task(prompt, limits[0], FREE, limits))
     n_new = sum(limits) + n_gaps + 1  # sentinels and EOS
-    return _Asked(parts, Task(prompt, n_new, n_gaps if constrained else ANYTHING, limits))
+    return _Request(parts, Task(prompt, n_new, n_gaps if constrained else ANYTHING, limits))
 
 
-def _grammar(model: Decoder | Unstacked, tokenizer: Tokenizer, stop: Sequence[str]) -> dict[str, Any]:
+def _grammar(model: Decoder | DecodingModel, tokenizer: Tokenizer, stop: Sequence[str]) -> dict[str, Any]:
     if tokenizer.vocab_size > model.config.vocab_size:
         raise ValueError(
             f"the tokenizer has {tokenizer.vocab_size} subwords, the model {model.config.vocab_size} embeddings: "
@@ -293,9 +295,9 @@ def _grammar(model: Decoder | Unstacked, tokenizer: Tokenizer, stop: Sequence[st
 
 
 def _answers(
-    model: Decoder | Unstacked,
+    model: Decoder | DecodingModel,
     tokenizer: Tokenizer,
-    asked: Sequence[_Asked],
+    asked: Sequence[_Request],
     stop: Sequence[str],
     batch_size: int,
     n_rows: int = 0,
@@ -305,7 +307,7 @@ def _answers(
     options |= _grammar(model, tokenizer, stop)
     tasks = [a.task for a in asked]
     check_tasks(model.config, tasks, "text")  # before anything is decoded
-    model = Unstacked.of(model)
+    model = DecodingModel.of(model)
     found: list[list[Infill]] = [[]] * len(asked)
     order = sorted(range(len(asked)), key=lambda i: len(tasks[i].prompt))
     for at in range(0, len(order), batch_size):
@@ -317,7 +319,7 @@ def _answers(
     return found
 
 
-def _parsed(tokenizer: Tokenizer, asked: _Asked, completion: Completion, stop: Sequence[str]) -> Infill:
+def _parsed(tokenizer: Tokenizer, asked: _Request, completion: Completion, stop: Sequence[str]) -> Infill:
     """First span of each gap; the answer ends at EOS or at a sentinel of no gap, whichever comes first.
 
     If there is no `<extra_id_0>` then what comes before the first sentinel is the first span, as after one.

@@ -104,7 +104,7 @@ class Grammar(NamedTuple):
     ) -> "Grammar":
         """For a tokenizer of as many subwords as `stop` has columns, and a model of `n_embeddings`."""
         ids = np.arange(n_embeddings)
-        usable = (ids < stop.shape[1]) & ~np.isin(ids, symbols.unwritten)
+        usable = (ids < stop.shape[1]) & ~np.isin(ids, symbols.never_generated)
         padded = np.pad(stop, ((0, 0), (0, n_embeddings - stop.shape[1]))).astype(np.int32)
         markers = np.array(symbols.sentinels or (symbols.eos_id,), np.int32)
         tables = (markers, np.isin(ids, symbols.sentinels), usable, padded, np.int32(symbols.eos_id))

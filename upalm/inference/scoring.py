@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from upalm import ul2r
 from upalm.distributed.sharding import split_rows
-from upalm.inference.decoding import Attention, Ids, Unstacked, bucket, check_length, left_padded, prefill, round_up
+from upalm.inference.decoding import Attention, DecodingModel, Ids, bucket, check_length, left_padded, prefill, round_up
 from upalm.model.attention import KeyRange, KeyValue
 from upalm.model.layers import rotary
 from upalm.model.palm import Decoder
@@ -86,7 +86,7 @@ class Likelihood(NamedTuple):
 
 
 def rank(
-    model: Decoder | Unstacked,
+    model: Decoder | DecodingModel,
     prompts: Sequence[Ids],
     continuations: Sequence[Sequence[Ids]],
     *,
@@ -110,7 +110,7 @@ def rank(
         ValueError: a continuation without a token that counts, or one that with its prompt is longer than the
             model's rows.
     """
-    model = Unstacked.of(model)
+    model = DecodingModel.of(model)
     for i, (prompt, some) in enumerate(zip(prompts, continuations, strict=True)):
         for j, ids in enumerate(some):
             if len(ids) <= n_given:
@@ -159,7 +159,7 @@ def _padded(
 
 @jax.jit
 def _likelihoods(
-    model: Unstacked,
+    model: DecodingModel,
     x_QD: Float[Array, "Q D"],
     caches: list[KeyValue],
     starts_Q: Int[Array, " Q"],
@@ -181,7 +181,7 @@ def _likelihoods(
 
 
 def _after(
-    model: Unstacked, caches: list[KeyValue], starts_Q: Array, prompts_R: Array, tokens_RT: Int[Array, "R T"]
+    model: DecodingModel, caches: list[KeyValue], starts_Q: Array, prompts_R: Array, tokens_RT: Int[Array, "R T"]
 ) -> Float[Array, "R T D"]:
     """Outputs of the last block for tokens after prompts, each seeing its prompt and what is before it."""
     n_prompts, (n_rows, n_tokens) = len(starts_Q), tokens_RT.shape

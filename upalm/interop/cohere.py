@@ -79,7 +79,7 @@ def _halves(d_head: int) -> np.ndarray:
     return np.concatenate([np.arange(0, d_head, 2), np.arange(1, d_head, 2)])
 
 
-def _here(name: str, there: np.ndarray, config: ModelConfig) -> np.ndarray:
+def from_hf_layout(name: str, there: np.ndarray, config: ModelConfig) -> np.ndarray:
     """A layer's weight as it is here. Elements move, none is changed."""
     block = name.removeprefix("blocks.")
     if block == name or there.ndim == 1:
@@ -93,8 +93,8 @@ def _here(name: str, there: np.ndarray, config: ModelConfig) -> np.ndarray:
     return there.T.reshape(config.n_heads, config.d_head, -1) if block == "wo" else there.T
 
 
-def _there(name: str, here: np.ndarray, config: ModelConfig) -> np.ndarray:
-    """The inverse of `_here`."""
+def to_hf_layout(name: str, here: np.ndarray, config: ModelConfig) -> np.ndarray:
+    """The inverse of `from_hf_layout`."""
     block = name.removeprefix("blocks.")
     if block == name or here.ndim == 1:
         return here

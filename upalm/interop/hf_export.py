@@ -15,7 +15,7 @@ from upalm.checkpoints.arrays import to_arrays
 from upalm.checkpoints.folder import WEIGHTS, description, load_model, open_checkpoint
 from upalm.data.hf_tokenizer import to_json
 from upalm.data.tokenizer import Tokenizer
-from upalm.interop.cohere import _TOP, ARCHITECTURE, _names, _shape, _there
+from upalm.interop.cohere import _TOP, ARCHITECTURE, _names, _shape, to_hf_layout
 from upalm.interop.files import _NAMES, _TORCH_NAMES, DTYPES, _opened, new_folder
 from upalm.interop.hf_import import Progress, _silent
 from upalm.model.config import ModelConfig
@@ -148,7 +148,7 @@ def _write_shards(folder: Path, arrays, config: ModelConfig, kinds, shard_bytes:
 def _exported(arrays, name: str, layer: int, config: ModelConfig, dtype: np.dtype) -> np.ndarray:
     if name == "norm" and not config.final_norm_scale:
         return np.ones(config.d_model, dtype)
-    array = _there(name, arrays(name, layer), config)
+    array = to_hf_layout(name, arrays(name, layer), config)
     if name.endswith("norm") and config.norm_offset:
         array = array.astype(np.float32) + np.float32(config.norm_offset)
     found = np.ascontiguousarray(array).astype(dtype)

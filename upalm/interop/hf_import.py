@@ -19,7 +19,17 @@ from upalm.checkpoints.arrays import to_arrays
 from upalm.checkpoints.folder import WEIGHTS, describe
 from upalm.data.hf_tokenizer import JsonTokenizer, Roles, choose_roles, companions
 from upalm.data.tokenizer import Tokenizer
-from upalm.interop.cohere import _BUFFER, _TOP, ARCHITECTURE, _here, _names, _shape, centred, fold_layernorm, is_centred
+from upalm.interop.cohere import (
+    _BUFFER,
+    _TOP,
+    ARCHITECTURE,
+    _names,
+    _shape,
+    centred,
+    fold_layernorm,
+    from_hf_layout,
+    is_centred,
+)
 from upalm.interop.files import _NAMES, DTYPES, ArrayWriter, _opened, _pieces, _read_json, new_folder
 from upalm.model.config import ModelConfig
 from upalm.model.palm import empty_model
@@ -125,7 +135,7 @@ def _copy(files: list[Path], where, writer: ArrayWriter, tied: ModelConfig, conf
         name, layer = where[there]
         changes = folds and is_centred(name, config)
         if layer >= 0:
-            array = _here(name, tensor[:], tied)
+            array = from_hf_layout(name, tensor[:], tied)
             writer.write(name, layer * array.size, centred(array) if changes else array)
             return
         for first, rows in _pieces(tensor):

@@ -160,7 +160,7 @@ def _flash_rows(visible, q_BTNH, n_groups):
     (b, t, n, _), n_kv = q_BTNH.shape, n_groups // len(q_BTNH)
     spread = (x[:, None, :, None] for x in visible)
     start, end = (jnp.broadcast_to(x, (b, n_kv, t, n // n_kv)).reshape(n_groups, -1) for x in spread)
-    return flash_attention.Rows(start, end)
+    return flash_attention.RowRanges(start, end)
 
 
 def _scaled(q_BTNH, n_groups):

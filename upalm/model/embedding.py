@@ -86,7 +86,7 @@ def is_target(n_here: int, targets: Int[Array, "B T"], first: Any) -> Bool[Array
     return first + jnp.arange(n_here)[None, None] == targets[..., None]
 
 
-def gathered(table: Float[Array, "v d"], dtype: Any, split: Split) -> Float[Array, "v D"]:
+def all_gather_axis(table: Float[Array, "v d"], dtype: Any, split: Split) -> Float[Array, "v D"]:
     """With its whole width, in `dtype`."""
     table = table.astype(dtype)
     return lax.all_gather(table, split.width, axis=1, tiled=True) if split.width else table
@@ -100,6 +100,6 @@ def scattered(gradient_DV: Float[Array, "D v"], split: Split) -> Float[Array, "v
     return gradient_DV.T
 
 
-def everywhere(tree: Any, axes: tuple[str, ...]) -> Any:
+def psum_if(tree: Any, axes: tuple[str, ...]) -> Any:
     """Sums over mesh axes, which may be none."""
     return jax.tree.map(lambda x: lax.psum(x, axes) if axes else x, tree)

@@ -24,7 +24,7 @@ _VMEM = 8 * 2**20
 """Bytes that the keys and values of a row may take; longer rows take the plain path."""
 
 
-class Rows(NamedTuple):
+class RowRanges(NamedTuple):
     """What every query row sees: keys `start <= s < end`."""
 
     start: Int[Array, "G R"]
@@ -40,7 +40,7 @@ def forward(
     q_GRH: Float[Array, "G R H"],
     k_GSH: Float[Array, "G S H"],
     v_GSH: Float[Array, "G S H"],
-    rows: Rows,
+    rows: RowRanges,
     *,
     interpret: bool = False,
 ) -> tuple[Float[Array, "G R H"], Float[Array, "G R"]]:
@@ -70,7 +70,7 @@ def backward(
     q_GRH: Float[Array, "G R H"],
     k_GSH: Float[Array, "G S H"],
     v_GSH: Float[Array, "G S H"],
-    rows: Rows,
+    rows: RowRanges,
     out_GRH: Float[Array, "G R H"],
     log_total_GR: Float[Array, "G R"],
     d_out_GRH: Float[Array, "G R H"],
@@ -193,7 +193,7 @@ class _Call:
             scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch],
         )
 
-    def blocks_seen(self, rows: Rows) -> tuple[Array, Array]:
+    def blocks_seen(self, rows: RowRanges) -> tuple[Array, Array]:
         """First block of keys that each block of rows sees, and the one after the last."""
         start, end = (x.reshape(x.shape[0], -1, self.rows) for x in rows)
         return jnp.min(start, -1) // self.keys, -(-jnp.max(end, -1) // self.keys)

@@ -84,7 +84,7 @@ def rotate(x_BTNH: Float[Array, "B T N H"], tables: Rotary, *, is_key: bool = Fa
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x_BTNH.dtype)
 
 
-class OutputMajor(eqx.Module):
+class TransposedWeight(eqx.Module):
     """A weight with the rows of its matrix along the outputs: how products with few rows, as in decoding, read it
     fastest (XLA:CPU, 16 rows: a quarter faster).
     """
@@ -93,7 +93,7 @@ class OutputMajor(eqx.Module):
     out_shape: tuple[int, ...] = eqx.field(static=True)
 
     @classmethod
-    def of(cls, w: Float[Array, "..."], n_in: int = 1) -> "OutputMajor":
+    def of(cls, w: Float[Array, "..."], n_in: int = 1) -> "TransposedWeight":
         """A weight whose first `n_in` axes are the inputs."""
         n_rows = math.prod(w.shape[:n_in])
         return cls(w.reshape(n_rows, -1).T, w.shape[n_in:])
@@ -110,7 +110,7 @@ class OutputMajor(eqx.Module):
 _FEW_ROWS = 64
 
 
-Weight = Float[Array, "..."] | OutputMajor
+Weight = Float[Array, "..."] | TransposedWeight
 
 
 def matmul(x: Float[Array, "..."], w: Weight, n_in: int = 1) -> Float[Array, "..."]:
@@ -120,7 +120,7 @@ def matmul(x: Float[Array, "..."], w: Weight, n_in: int = 1) -> Float[Array, "..
     and positions may both be split, which flattened ones cannot be.
     """
     lead, x_RI = x.shape[: x.ndim - n_in], x.reshape(-1, math.prod(x.shape[x.ndim - n_in :]))
-    if isinstance(w, OutputMajor):
+    if isinstance(w, TransposedWeight):
         return w.product(x_RI).reshape(*lead, *w.out_shape)
     w = w.astype(x.dtype)
     if has_mesh():

@@ -16,7 +16,7 @@ from upalm.distributed.sharding import LogicalAxes, constrain, constrain_stream,
 from upalm.model import embedding
 from upalm.model.attention import KeyRange, KeyValue, attend, key_range
 from upalm.model.config import ModelConfig
-from upalm.model.layers import OutputMajor, Rotary, matmul, normalise, normalise_head, rotary, rotate, unit_scale
+from upalm.model.layers import Rotary, TransposedWeight, matmul, normalise, normalise_head, rotary, rotate, unit_scale
 from upalm.ul2r.rows import Batch
 
 
@@ -111,7 +111,7 @@ class Block(eqx.Module):
     def output_major(self, dtype: str) -> "Block":
         """A copy for decoding, its weights in `dtype`."""
         names = {name: 2 if name == "wo" else 1 for name in self.AXES if name not in self._NORMS}
-        weights = [OutputMajor.of(getattr(self, name).astype(dtype), n_in) for name, n_in in names.items()]
+        weights = [TransposedWeight.of(getattr(self, name).astype(dtype), n_in) for name, n_in in names.items()]
         return eqx.tree_at(lambda block: [getattr(block, name) for name in names], self, weights)
 
 
@@ -121,9 +121,9 @@ _MATMULS_SAVED = jax.checkpoint_policies.save_from_both_policies(
 )
 
 
-def head_logits(weight: Float[Array, "V D"] | OutputMajor, x: Float[Array, "... D"], scale: float) -> Array:
+def head_logits(weight: Float[Array, "V D"] | TransposedWeight, x: Float[Array, "... D"], scale: float) -> Array:
     """`x @ weight.T * scale` in fp32, [..., V]."""
-    return matmul(x.astype(jnp.float32), weight if isinstance(weight, OutputMajor) else weight.T) * scale
+    return matmul(x.astype(jnp.float32), weight if isinstance(weight, TransposedWeight) else weight.T) * scale
 
 
 class Decoder(eqx.Module):
@@ -154,9 +154,9 @@ class Decoder(eqx.Module):
     def hidden(self, batch: Batch) -> Float[Array, "B T D"]:
         """Final normalised activations of packed rows."""
         visible = key_range(jnp.asarray(batch.segment_ids), jnp.asarray(batch.prefix_mask))
-        return self.run(jnp.asarray(batch.input_tokens), jnp.asarray(batch.positions), visible)
+        return self.forward(jnp.asarray(batch.input_tokens), jnp.asarray(batch.positions), visible)
 
-    def run(
+    def forward(
         self, tokens_BT: Int[Array, "B T"], positions_BT: Int[Array, "B T"], visible: KeyRange
     ) -> Float[Array, "B T D"]:
         """Final normalised activations, given what each query sees."""

@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from upalm import ul2r
 from upalm.distributed.sharding import row_sharding, shardings, spec
-from upalm.inference.decoding import State, Unstacked, advance
+from upalm.inference.decoding import DecodingModel, State, advance
 from upalm.inference.grammar import Grammar, Progress
 from upalm.inference.sampling import Sampler
 from upalm.model.attention import KeyValue
@@ -88,7 +88,9 @@ def train_arguments(
     return state, batches
 
 
-def decode_arguments(model: ModelConfig, mesh: Mesh | None, n_rows: int) -> tuple[Unstacked, State, tuple[Any, ...]]:
+def decode_arguments(
+    model: ModelConfig, mesh: Mesh | None, n_rows: int
+) -> tuple[DecodingModel, State, tuple[Any, ...]]:
     """Shapes of what a step of decoding gets, laid out as `decode` lays it out."""
     by_row: Any = jax.ShapeDtypeStruct((n_rows,), np.int32)
     cache: Any = jax.ShapeDtypeStruct((n_rows * model.n_kv_heads, model.seq_len, model.d_head), model.compute_dtype)
@@ -102,7 +104,7 @@ def decode_arguments(model: ModelConfig, mesh: Mesh | None, n_rows: int) -> tupl
 
     state, grammar, keys = jax.eval_shape(started, by_row)
     rows = (state._replace(caches=[KeyValue(cache, cache)] * model.n_layers), by_row, grammar, keys)
-    weights = jax.eval_shape(Unstacked.of, empty_model(model))
+    weights = jax.eval_shape(DecodingModel.of, empty_model(model))
     if mesh is not None:
         weights = _laid(weights, partial(unstacked_spec, mesh), mesh)
         lengths = (n_rows, cache.shape[0])

@@ -32,7 +32,7 @@ ADVICE = (
 
 
 @dataclass(frozen=True)
-class Exchange:
+class CollectiveCost:
     """Collectives of one kind along the same mesh axes."""
 
     kind: str
@@ -62,7 +62,7 @@ class Plan:
     """Of the compiled products, those that the backward pass repeats."""
     collective_bytes: int
     """That a chip sends a step."""
-    collectives: list[Exchange]
+    collectives: list[CollectiveCost]
     seconds: dict[str, float]
     """Bounds by what takes the time: compute, memory, interconnect, network."""
     tokens_per_step: int
@@ -207,12 +207,12 @@ def _bytes_here(x: Any) -> int:
     return int(np.prod(shape)) * x.dtype.itemsize
 
 
-def _exchanges(work: Work) -> list[Exchange]:
+def _exchanges(work: Work) -> list[CollectiveCost]:
     count, sent = Counter(), Counter()
     for c, n in work.collectives.items():
         count[c.kind, "+".join(c.axes)] += n
         sent[c.kind, "+".join(c.axes)] += n * c.n_bytes
-    return [Exchange(kind, axes, count[kind, axes], sent[kind, axes] / GIB) for kind, axes in sorted(count)]
+    return [CollectiveCost(kind, axes, count[kind, axes], sent[kind, axes] / GIB) for kind, axes in sorted(count)]
 
 
 def _seconds(work: Work, chip: Chip, mesh: Mesh | None) -> dict[str, float]:

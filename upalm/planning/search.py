@@ -31,7 +31,7 @@ class Request(NamedTuple):
 # --- Planning -------------------------------------------------------------------------------------
 
 
-def planned(request: Request) -> dict[str, Any]:
+def build_plan(request: Request) -> dict[str, Any]:
     """The plan, as JSON.
 
     Raises:
@@ -41,7 +41,7 @@ def planned(request: Request) -> dict[str, Any]:
     from upalm.planning.planner import plan
     from upalm.planning.topology import target_of
 
-    config, model = configured(request)
+    config, model = resolve_config(request)
     target = target_of(request.topology, request.n_slices)
     mesh, n = config.mesh.build(target.devices), request.n_decoded
     step = decoding(config, model, mesh, n) if n else training(config, model, mesh)
@@ -50,7 +50,7 @@ def planned(request: Request) -> dict[str, Any]:
     return named | found.to_json()
 
 
-def configured(request: Request) -> tuple[Any, Any]:
+def resolve_config(request: Request) -> tuple[Any, Any]:
     """The recipe's config with its overrides, and the shape of its model."""
     from upalm.checkpoints.folder import open_checkpoint
     from upalm.training.config import Scratch
@@ -84,7 +84,7 @@ def _without_missing(value: Any) -> Any:
     return replace(value, **{k: v for k, v in changed.items() if v is not getattr(value, k)})  # pyright: ignore
 
 
-def planned_alone(request: Request, console: Console) -> dict[str, Any]:
+def plan_in_subprocess(request: Request, console: Console) -> dict[str, Any]:
     """Alone, since a compiler that needs more memory than there is takes its process with it."""
     if request.topology != "here":
         os.environ |= _WITHOUT_TPU
@@ -94,7 +94,7 @@ def planned_alone(request: Request, console: Console) -> dict[str, Any]:
         ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool,
         console.status(f"compiling {what} (a minute or two)") as status,
     ):
-        future = pool.submit(planned, request)
+        future = pool.submit(build_plan, request)
         try:
             while not future.done():
                 status.update(f"compiling {what}: {time.monotonic() - begun:.0f} s (a minute or two in all)")
@@ -123,7 +123,7 @@ def _tried(request: Request, console: Console) -> list[dict[str, Any]]:
     found = []
     for overrides in _meshes(request):
         try:
-            found.append(planned_alone(request._replace(overrides=overrides), console))
+            found.append(plan_in_subprocess(request._replace(overrides=overrides), console))
         except ValueError as e:
             console.print(f"{' '.join(overrides)}: {e}")
     if not found:
@@ -143,7 +143,7 @@ def _wait(future: Any) -> None:
 
 def _meshes(request: Request) -> Iterator[tuple[str, ...]]:
     """Overrides for every mesh that divides."""
-    config, model = configured(request)
+    config, model = resolve_config(request)
     n = _n_devices(request)
     n_rows = request.n_decoded or max(config.data.batch_sizes()) // config.accumulation
     for replicas in sorted({1, request.n_slices}):

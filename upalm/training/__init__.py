@@ -3,7 +3,7 @@
 from etils import epy as _epy
 
 with _epy.lazy_api_imports(globals()):
-    from upalm.training.config import Continue, Keep, Scratch, TrainConfig
+    from upalm.training.config import CheckpointConfig, Continue, Scratch, TrainConfig
     from upalm.training.launch import prepare, run
     from upalm.training.loop import fit
     from upalm.training.loss import loss_fn

@@ -8,11 +8,19 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from upalm import ul2r
 from upalm.data.config import DataConfig
-from upalm.distributed.processes import Hosts
+from upalm.distributed.processes import ProcessConfig
 from upalm.distributed.sharding import MeshConfig
 from upalm.model.config import ModelConfig
 from upalm.training.optim import Adafactor, Optimizer
-from upalm.training.spikes import Spikes
+from upalm.training.spikes import SpikeConfig
+
+FORMER_NAMES = {
+    "Keep": "CheckpointConfig",
+    "Watched": "LoggingConfig",
+    "Hosts": "ProcessConfig",
+    "Spikes": "SpikeConfig",
+}
+"""Classes that config.json of earlier versions calls by another name."""
 
 
 def to_json(settings: Any) -> Any:
@@ -34,7 +42,8 @@ def from_json(kind: Any, found: Any) -> Any:
     if dataclasses.is_dataclass(kind) or get_origin(kind) in (Union, types.UnionType):
         options: list[Any] = [k for k in get_args(kind) or (kind,) if dataclasses.is_dataclass(k)]
         if isinstance(found, dict) and options:
-            chosen = next((k for k in options if k.__name__ == found.get("class")), None)
+            name = FORMER_NAMES.get(found.get("class", ""), found.get("class"))
+            chosen = next((k for k in options if k.__name__ == name), None)
             if chosen is None:
                 names = [k.__name__ for k in options]
                 raise ValueError(f"the settings have {found.get('class')!r} where one of {names} is expected.")
@@ -83,7 +92,7 @@ class Continue:
 
 
 @dataclass(frozen=True)
-class Keep:
+class CheckpointConfig:
     """When checkpoints are written, and which stay."""
 
     minutes: float = 0.0
@@ -101,7 +110,7 @@ class Keep:
 
 
 @dataclass(frozen=True)
-class Watched:
+class LoggingConfig:
     """What of a run goes where, beside the progress line and metrics.jsonl."""
 
     writers: tuple[Literal["tensorboard", "wandb"], ...] = ()
@@ -134,11 +143,11 @@ class TrainConfig:
     """Steps between evaluations of the validation loss."""
     eval_batches: int = 8
     """Validation batches."""
-    keep: Keep = field(default_factory=Keep)
+    keep: CheckpointConfig = field(default_factory=CheckpointConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
-    hosts: Hosts = field(default_factory=Hosts)
-    spikes: Spikes = field(default_factory=Spikes)
-    watched: Watched = field(default_factory=Watched)
+    hosts: ProcessConfig = field(default_factory=ProcessConfig)
+    spikes: SpikeConfig = field(default_factory=SpikeConfig)
+    watched: LoggingConfig = field(default_factory=LoggingConfig)
     changed: bool = False
     """Go on with a run although its settings differ from those it was begun with."""
 

@@ -18,7 +18,7 @@ from upalm.data.config import built_folders, open_source
 from upalm.data.hf_tokenizer import has_tokenizer, load_tokenizer
 from upalm.data.tokenizer import SentencePiece, Tokenizer
 from upalm.distributed import processes, runtime
-from upalm.distributed.runtime import keep_programs
+from upalm.distributed.runtime import enable_compilation_cache
 from upalm.distributed.sharding import check_rows
 from upalm.model.config import ModelConfig
 from upalm.model.palm import Decoder, empty_model, param_shardings
@@ -29,7 +29,7 @@ from upalm.training.loop import check_folder, fit
 def run(config: TrainConfig) -> Path:
     """Prepare text, tokenizer and weights, and train. Returns the run folder."""
     config.hosts.connect()
-    keep_programs()
+    enable_compilation_cache()
     with survives_its_peers():
         mesh = config.mesh.build()
         with jax.set_mesh(mesh) if mesh is not None else ExitStack():

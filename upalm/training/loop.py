@@ -29,7 +29,7 @@ from upalm.model.config import ModelConfig, mfu, train_flops_per_token
 from upalm.model.palm import LOGICAL_AXES, Decoder
 from upalm.training import metrics, progress
 from upalm.training.config import Continue, TrainConfig, differences, to_json
-from upalm.training.spikes import Skip, Spike, Watch, read_skips, write_skips
+from upalm.training.spikes import LossSpike, Skip, SpikeDetector, read_skips, write_skips
 from upalm.training.step import StepMetrics, TrainState, evaluate, train_step
 from upalm.ul2r.rows import Batch
 
@@ -110,7 +110,7 @@ class _Run:
         self.log = metrics.Metrics(config.out / "metrics.jsonl", self.step, writers)
         self.flops = flops_per_token(model.config)
         self.requests, self.saved_at = processes.Requests(self.mesh), time.monotonic()
-        self.watch, self.clock = Watch(config.spikes), _Clock()
+        self.watch, self.clock = SpikeDetector(config.spikes), _Clock()
 
     def _describe(self, model: Decoder, tokenizer: Tokenizer) -> None:
         mixture = self.loader.mixture
@@ -177,7 +177,7 @@ class _Run:
         self.saved_at = time.monotonic()
         self.clock.checkpoint_seconds += self.saved_at - started
 
-    def _remedy(self, spike: Spike) -> None:
+    def _remedy(self, spike: LossSpike) -> None:
         """Go back, and leave out the batches from there (PaLM section 5.1); or say what is to be done.
 
         Raises:
@@ -211,7 +211,7 @@ class _Run:
             raise FloatingPointError(f"{what}. Checkpoint {to} is gone.")
         self.step, self.state = found
         self.loader = self.make_loader(skips=self.skips)
-        self.watch = Watch(config)
+        self.watch = SpikeDetector(config)
         self.log.rewind(self.step)
         event = {
             "event": "rewind",
@@ -241,7 +241,7 @@ class _Run:
             while self.step < self.config.n_steps and not stop:
                 try:
                     stop = self._steps(interrupted, bar)
-                except Spike as spike:
+                except LossSpike as spike:
                     self._remedy(spike)
         if self.step < self.config.n_steps:
             raise Interrupted(f"saved after step {self.step} in {self.config.out}; run the same command to go on.")
@@ -310,7 +310,7 @@ class _Run:
         """Write the metrics after `self.step` steps; a note for the progress line, and what any process asks.
 
         Raises:
-            Spike: the loss is one.
+            LossSpike: the loss is one.
         """
         step, config = self.step, self.config
         sums, grad_norm, asked = jax.device_get(reported)

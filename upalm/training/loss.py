@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from upalm.distributed.sharding import on_shards
-from upalm.model.embedding import Split, everywhere, first_row, gathered, is_target, scattered
+from upalm.model.embedding import Split, all_gather_axis, first_row, is_target, psum_if, scattered
 from upalm.model.palm import Decoder
 from upalm.ul2r.rows import Batch
 
@@ -41,7 +41,7 @@ def _token_log_probs(logits, hits, vocab_axes):
     highest = lax.stop_gradient(jnp.max(logits, -1, keepdims=True))
     highest = lax.pmax(highest, vocab_axes) if vocab_axes else highest
     sums = jnp.sum(jnp.exp(logits - highest), -1), jnp.sum(jnp.where(hits, logits, 0.0), -1)
-    total, target = everywhere(sums, vocab_axes)
+    total, target = psum_if(sums, vocab_axes)
     log_z = jnp.log(total) + highest[..., 0]
     return target - log_z, log_z
 
@@ -109,7 +109,7 @@ def _split(table, x):
 
 
 def _values(table, x, targets, weights, *, scale, split):
-    whole, first = gathered(table, x.dtype, split), first_row(table, split)
+    whole, first = all_gather_axis(table, x.dtype, split), first_row(table, split)
 
     def chunk(total, of):
         x, targets, weights = of
@@ -118,11 +118,11 @@ def _values(table, x, targets, weights, *, scale, split):
         return total + _objective(log_probs, log_z, weights), log_probs
 
     total, log_probs = lax.scan(chunk, jnp.float32(0), _chunks(x, targets, weights))
-    return everywhere(total, split.batch), _joined(log_probs)
+    return psum_if(total, split.batch), _joined(log_probs)
 
 
 def _values_and_gradients(table, x, targets, weights, *, scale, split):
-    whole, first = gathered(table, x.dtype, split), first_row(table, split)
+    whole, first = all_gather_axis(table, x.dtype, split), first_row(table, split)
 
     def chunk(carry, of):
         (total, d_table), (x, targets, weights) = carry, of
@@ -136,8 +136,8 @@ def _values_and_gradients(table, x, targets, weights, *, scale, split):
 
     start = (jnp.float32(0), jnp.zeros(whole.shape[::-1]))
     (total, d_table), (log_probs, d_rows) = lax.scan(chunk, start, _chunks(x, targets, weights))
-    d_x = everywhere(_joined(d_rows.reshape(len(d_rows), len(x), -1, x.shape[-1])), split.vocab)
-    return everywhere(total, split.batch), _joined(log_probs), scattered(d_table, split), d_x.astype(x.dtype)
+    d_x = psum_if(_joined(d_rows.reshape(len(d_rows), len(x), -1, x.shape[-1])), split.vocab)
+    return psum_if(total, split.batch), _joined(log_probs), scattered(d_table, split), d_x.astype(x.dtype)
 
 
 def _logits(table, x, scale):

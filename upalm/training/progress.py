@@ -43,7 +43,7 @@ class Bar:
         elif not self._quiet:
             print(f"{self._title}: {what}", file=sys.stderr, flush=True)
 
-    def of(self, done: int, total: int, note: str = "") -> None:
+    def set_total(self, done: int, total: int, note: str = "") -> None:
         """Now at `done` of `total`, where that is known only now."""
         self._total = total
         self._progress.update(self._task, total=total)

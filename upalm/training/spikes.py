@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from upalm.distributed.processes import of_first
+from upalm.distributed.processes import broadcast_from_first
 
 _FILE = "skipped.json"
 
 
 @dataclass(frozen=True)
-class Spikes:
+class SpikeConfig:
     """What to do when the loss is not finite, or jumps."""
 
     threshold: float = 0.0
@@ -39,7 +39,7 @@ class Spikes:
             )
 
 
-class Spike(Exception):
+class LossSpike(Exception):
     """A loss that is one."""
 
     def __init__(self, step: int, loss: float, grad_norm: float, usual: float):
@@ -51,19 +51,19 @@ class Spike(Exception):
         return f"loss {self.loss:.4g}, gradient norm {self.grad_norm:.4g}{usual} at step {self.step}"
 
 
-class Watch:
+class SpikeDetector:
     """Looks at every loss."""
 
-    def __init__(self, config: Spikes):
+    def __init__(self, config: SpikeConfig):
         self._config, self._losses = config, deque(maxlen=config.window)
 
     def __call__(self, step: int, loss: float, grad_norm: float) -> None:
-        """Raises: Spike."""
+        """Raises: LossSpike."""
         enough = len(self._losses) >= self._config.window // 4
         usual = statistics.median(self._losses) if enough else math.nan
         jumps = self._config.threshold > 0 and enough and loss > usual + self._config.threshold
         if jumps or not math.isfinite(loss + grad_norm):
-            raise Spike(step, loss, grad_norm, usual)
+            raise LossSpike(step, loss, grad_norm, usual)
         self._losses.append(loss)
 
 
@@ -77,7 +77,7 @@ class Skip(NamedTuple):
 def read_skips(folder: Path) -> list[Skip]:
     """Those that a run has made so far, as the first process's disk has them."""
     path = folder / _FILE
-    return [Skip(*s) for s in json.loads(of_first(path.read_text() if path.is_file() else "[]"))]
+    return [Skip(*s) for s in json.loads(broadcast_from_first(path.read_text() if path.is_file() else "[]"))]
 
 
 def write_skips(folder: Path, skips: Sequence[Skip]) -> None:

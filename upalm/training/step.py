@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from upalm.distributed.processes import any_asked
-from upalm.distributed.sharding import keep
+from upalm.distributed.processes import any_request
+from upalm.distributed.sharding import constrain_params
 from upalm.model.palm import LOGICAL_AXES, Decoder
 from upalm.training.loss import LossSums, loss_fn
 from upalm.ul2r.rows import Batch
@@ -55,7 +55,7 @@ def train_step(
     def accumulate(total, batch):
         (_, sums), grads = gradient(state.model, batch)
         total_grads, total_sums = jax.tree.map(jnp.add, total, (grads, sums))
-        return (keep(total_grads, LOGICAL_AXES), total_sums), None
+        return (constrain_params(total_grads, LOGICAL_AXES), total_sums), None
 
     no_sums = LossSums(jnp.zeros(n_denoisers), jnp.zeros(n_denoisers))
     zeros = (jax.tree.map(jnp.zeros_like, state.model), no_sums)
@@ -64,8 +64,8 @@ def train_step(
     with jax.numpy_dtype_promotion("standard"):  # optax relies on it
         updates, opt_state = optimizer.update(grads, state.opt_state, state.model)  # pyright: ignore[reportArgumentType]
     model = eqx.apply_updates(state.model, updates)
-    asked = jnp.int32(0) if requests is None else any_asked(requests)
-    new = keep(TrainState(model, opt_state), LOGICAL_AXES)
+    asked = jnp.int32(0) if requests is None else any_request(requests)
+    new = constrain_params(TrainState(model, opt_state), LOGICAL_AXES)
     return new, StepMetrics(sums, optax.tree.norm(grads), asked)
 
 

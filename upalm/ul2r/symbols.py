@@ -25,5 +25,5 @@ class Symbols(NamedTuple):
     modes: dict[str, tuple[int, ...]]
     eos_id: int = EOS_ID
     bos_id: int = BOS_ID
-    unwritten: tuple[int, ...] = (BOS_ID, UNK_ID)
+    never_generated: tuple[int, ...] = (BOS_ID, UNK_ID)
     """Ids that no answer has."""

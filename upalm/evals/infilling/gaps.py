@@ -8,7 +8,7 @@ from upalm.data.sources import Document
 from upalm.evals import text_metrics
 
 
-class Row(NamedTuple):
+class Gap(NamedTuple):
     """A text with k gaps: k + 1 kept parts around k spans."""
 
     parts: tuple[str, ...]
@@ -24,8 +24,8 @@ class Row(NamedTuple):
 
 
 def line_rows(
-    documents: Sequence[Document], n: int, fits: Callable[[Row], bool], *, left: int = 400, right: int = 200
-) -> list[Row]:
+    documents: Sequence[Document], n: int, fits: Callable[[Gap], bool], *, left: int = 400, right: int = 200
+) -> list[Gap]:
     """Single-line gaps: one whole line is missing, with up to `left` and `right` bytes of whole lines around.
 
     Args:
@@ -42,18 +42,18 @@ def line_rows(
 
 
 def word_rows(
-    documents: Sequence[Document], n: int, fits: Callable[[Row], bool], *, left: int = 400, right: int = 200
-) -> list[Row]:
+    documents: Sequence[Document], n: int, fits: Callable[[Gap], bool], *, left: int = 400, right: int = 200
+) -> list[Gap]:
     """Multi-span gaps: three spans of 1 to 4 words, at least 3 words apart, in one window. See `line_rows`."""
     return _draw_rows(_cut_words, documents, n, fits, left, right)
 
 
-def _draw_rows(cut, documents: Sequence[Document], n: int, fits, left: int, right: int) -> list[Row]:
+def _draw_rows(cut, documents: Sequence[Document], n: int, fits, left: int, right: int) -> list[Gap]:
     """Row i draws from its own generator, so that a longer list begins with a shorter one."""
     usable = [d for d in documents if len(d.text) > left + right and "<extra_id_" not in d.text]
     if not usable:
         raise ValueError(f"no held-out document is longer than {left + right} characters: give more text.")
-    rows: list[Row] = []
+    rows: list[Gap] = []
     for i in range(50 * n):
         if len(rows) == n:
             return rows
@@ -80,7 +80,7 @@ def _window(lines: list[str], i: int, left: int, right: int) -> tuple[str, str]:
     return before, after
 
 
-def _cut_line(text: str, rng: random.Random, left: int, right: int) -> Row | None:
+def _cut_line(text: str, rng: random.Random, left: int, right: int) -> Gap | None:
     lines = text.split("\n")
     lines = [line + "\n" for line in lines[:-1]] + lines[-1:]
     i = rng.randrange(len(lines))
@@ -88,10 +88,10 @@ def _cut_line(text: str, rng: random.Random, left: int, right: int) -> Row | Non
     before, after = _window(lines, i, left, right)
     if not 8 <= len(span.strip()) <= 60 or len(before) < left // 4 or len(after) < right // 4:
         return None
-    return Row((before, "\n" + after), (span,))
+    return Gap((before, "\n" + after), (span,))
 
 
-def _cut_words(text: str, rng: random.Random, left: int, right: int) -> Row | None:
+def _cut_words(text: str, rng: random.Random, left: int, right: int) -> Gap | None:
     lines = text.split("\n")
     lines = [line + "\n" for line in lines[:-1]] + lines[-1:]
     i = rng.randrange(len(lines))
@@ -109,13 +109,13 @@ def _cut_words(text: str, rng: random.Random, left: int, right: int) -> Row | No
         at += n_words + 3 + rng.randint(0, len(words) // 5)
     edges = [0, *(x for cut in cuts for x in cut), len(window)]
     pieces = [window[a:b] for a, b in zip(edges, edges[1:], strict=False)]
-    return Row(tuple(pieces[0::2]), tuple(pieces[1::2]))
+    return Gap(tuple(pieces[0::2]), tuple(pieces[1::2]))
 
 
-def shuffled_suffixes(rows: Sequence[Row]) -> list[Row]:
+def shuffled_suffixes(rows: Sequence[Gap]) -> list[Gap]:
     """The control: every row with the right context of another, far enough away to be of another place."""
     shift = max(len(rows) // 2, 1)
-    return [Row((row.parts[0], rows[(i + shift) % len(rows)].parts[-1]), row.spans) for i, row in enumerate(rows)]
+    return [Gap((row.parts[0], rows[(i + shift) % len(rows)].parts[-1]), row.spans) for i, row in enumerate(rows)]
 
 
 def excerpts(documents: Sequence[Document], n: int, fits: Callable[[str], bool]) -> Iterator[str]:

@@ -9,7 +9,7 @@ from upalm.data.sources import Document
 from upalm.data.tokenizer import Tokenizer
 from upalm.evals.bootstrap import Estimate, mean, ratio
 from upalm.evals.infilling import gaps, scores
-from upalm.evals.infilling.gaps import Row
+from upalm.evals.infilling.gaps import Gap
 from upalm.inference.decoding import Attention
 from upalm.inference.prompts import Mode, prompt_ids
 from upalm.model.palm import Decoder
@@ -23,7 +23,7 @@ _MAX_SPAN = 40
 _LEFT_ONLY_FORMS: tuple[tuple[str, Attention], ...] = (("none", "causal"), ("none", "prefix"), ("s2s", "prefix"))
 
 
-def rows_of(documents: Sequence[Document], tokenizer: Tokenizer, seq_len: int, n: int) -> tuple[list[Row], list[Row]]:
+def cut_gaps(documents: Sequence[Document], tokenizer: Tokenizer, seq_len: int, n: int) -> tuple[list[Gap], list[Gap]]:
     """Single-line and three-span gaps that fit a row with any mode token and the most that decoding may add.
 
     Raises:
@@ -31,20 +31,20 @@ def rows_of(documents: Sequence[Document], tokenizer: Tokenizer, seq_len: int, n
     """
     most_new = _MAX_SPAN + 2
 
-    def fits(row: Row) -> bool:
+    def fits(row: Gap) -> bool:
         return max(_n_tokens(tokenizer, row, mode, most_new) for mode in MODES) <= seq_len
 
     return gaps.line_rows(documents, n, fits), gaps.word_rows(documents, n, fits)
 
 
-def _n_tokens(tokenizer: Tokenizer, row: Row, mode: Mode, most_new: int = 0) -> int:
+def _n_tokens(tokenizer: Tokenizer, row: Gap, mode: Mode, most_new: int = 0) -> int:
     """Of a gap with BOS, prompt and answer."""
     n_target = sum(len(tokenizer.encode(span)) + 1 for span in row.spans) + 1
     return 1 + len(prompt_ids(tokenizer, row.parts, mode)) + max(n_target, most_new)
 
 
 @dataclass
-class Rows:
+class Measurement:
     """What was measured of one model, row by row, so that models can be compared in pairs."""
 
     causal: scores.Bits
@@ -84,23 +84,23 @@ def measure(
     model: Decoder,
     tokenizer: Tokenizer,
     documents: Sequence[Document],
-    lines: Sequence[Row],
-    words: Sequence[Row],
+    lines: Sequence[Gap],
+    words: Sequence[Gap],
     *,
     n_decoded: int,
-) -> Rows:
+) -> Measurement:
     """A model at its best: the mode token, and the form of left-only continuation, that suit it most.
 
     Args:
         model: to measure.
         tokenizer: of the model.
         documents: for whole texts, as many as there are `lines`.
-        lines: single-line gaps, from `rows_of`.
+        lines: single-line gaps, from `cut_gaps`.
         words: three-span gaps, likewise.
         n_decoded: of the `lines`, how many are also decoded.
     """
     excerpts = list(gaps.excerpts(documents, len(lines), lambda x: len(tokenizer.encode(x)) <= model.config.seq_len))
-    infills = {mode: scores.forced(model, tokenizer, lines, mode).bits for mode in MODES}
+    infills = {mode: scores.score_spans(model, tokenizer, lines, mode).bits for mode in MODES}
     mode = min(infills, key=lambda m: infills[m].bits.sum())
     left_only = {
         f"{m}, {attention}": scores.left_only_bits(model, tokenizer, lines, m, attention)
@@ -112,14 +112,14 @@ def measure(
     fitting = [i for i, row in enumerate(shuffled) if _n_tokens(tokenizer, row, mode) <= model.config.seq_len]
     if not fitting:
         raise ValueError(f"no gap fits rows of {model.config.seq_len} with the text after another: give longer text.")
-    return Rows(
+    return Measurement(
         causal=scores.text_bits(model, tokenizer, excerpts),
         infill=infills[mode],
         infill_mode=mode,
-        multi=scores.forced(model, tokenizer, words, mode).bits,
+        multi=scores.score_spans(model, tokenizer, words, mode).bits,
         left_only=left_only[form],
         left_only_form=form,
-        shuffled=scores.forced(model, tokenizer, [shuffled[i] for i in fitting], mode).bits,
+        shuffled=scores.score_spans(model, tokenizer, [shuffled[i] for i in fitting], mode).bits,
         shuffled_rows=np.array(fitting),
         free=scores.decode_rows(model, tokenizer, few, mode, max_new_tokens=_MAX_SPAN, constrained=False),
         filled=(filled := scores.decode_rows(model, tokenizer, few, mode, max_new_tokens=_MAX_SPAN)),

@@ -14,8 +14,8 @@ from upalm.data.tokenizer import Tokenizer
 from upalm.evals import text_metrics
 from upalm.evals.benchmark_files import read
 from upalm.evals.bootstrap import Estimate, mean
-from upalm.evals.infilling.gaps import Row
-from upalm.evals.infilling.scores import decode_rows, forced, that_fit
+from upalm.evals.infilling.gaps import Gap
+from upalm.evals.infilling.scores import decode_rows, drop_too_long, score_spans
 from upalm.inference.prompts import Mode
 from upalm.model.palm import Decoder
 
@@ -33,16 +33,16 @@ _EXACT = {
 }
 
 
-class Rows(NamedTuple):
+class Benchmark(NamedTuple):
     """One of the three benchmarks."""
 
     kind: str
-    rows: list[Row]
+    rows: list[Gap]
     n_blank: int
-    """Rows left out because there is nothing to fill in."""
+    """Benchmark left out because there is nothing to fill in."""
 
 
-def load(folder: Path, kind: str) -> Rows:
+def load(folder: Path, kind: str) -> Benchmark:
     """Read a benchmark.
 
     Raises:
@@ -53,12 +53,12 @@ def load(folder: Path, kind: str) -> Rows:
     path = folder / FILES[kind]
     if not path.is_file():
         raise ValueError(f"no {path}: get it from github.com/openai/human-eval-infilling/tree/master/data.")
-    rows = [Row((row.text("prompt"), row.text("suffix")), (row.text("canonical_solution"),)) for row in read(path)]
+    rows = [Gap((row.text("prompt"), row.text("suffix")), (row.text("canonical_solution"),)) for row in read(path)]
     kept = [row for row in rows if row.spans[0].strip()]
-    return Rows(kind, kept, len(rows) - len(kept))
+    return Benchmark(kind, kept, len(rows) - len(kept))
 
 
-def matched(benchmark: Rows, predictions: Sequence[str]) -> dict[str, Estimate]:
+def match_estimates(benchmark: Benchmark, predictions: Sequence[str]) -> dict[str, Estimate]:
     """Exact match and edit similarity of predictions, one a row; rows without a suffix also apart, as they are
     plain continuation.
     """
@@ -79,24 +79,27 @@ class Result(NamedTuple):
     """A model's score on one benchmark."""
 
     estimates: dict[str, Estimate]
-    """Of `matched`, of `infilling.Forced`, and `format_ok` without the grammar."""
+    """Of `match_estimates`, of `infilling.Forced`, and `format_ok` without the grammar."""
     predictions: list[str]
     """One a row that fits."""
     n_blank: int
     n_too_long: int
-    """Rows that the model cannot hold, left out of every estimate."""
+    """Benchmark that the model cannot hold, left out of every estimate."""
 
 
-def evaluate(model: Decoder, tokenizer: Tokenizer, benchmark: Rows, *, mode: Mode = "nlg") -> Result:
+def evaluate(model: Decoder, tokenizer: Tokenizer, benchmark: Benchmark, *, mode: Mode = "nlg") -> Result:
     """Fill the gaps greedily under the grammar, with up to twice the missing tokens and 8, and compare.
 
     Raises:
         TooShort: no row fits the model.
     """
-    rows = that_fit(model, tokenizer, benchmark.rows, mode)
+    rows = drop_too_long(model, tokenizer, benchmark.rows, mode)
     stop = ("\n",) if benchmark.kind == "single-line" else ()
     filled = decode_rows(model, tokenizer, rows, mode, stop=stop)
     predictions = [spans[0] for spans in filled.spans]
-    estimates = matched(benchmark._replace(rows=rows), predictions) | forced(model, tokenizer, rows, mode).estimates()
+    estimates = (
+        match_estimates(benchmark._replace(rows=rows), predictions)
+        | score_spans(model, tokenizer, rows, mode).estimates()
+    )
     estimates["format_ok"] = mean(decode_rows(model, tokenizer, rows, mode, constrained=False).format_ok)
     return Result(estimates, predictions, benchmark.n_blank, len(benchmark.rows) - len(rows))

@@ -12,8 +12,8 @@ from upalm.data.tokenizer import Tokenizer
 from upalm.evals import text_metrics
 from upalm.evals.benchmark_files import read
 from upalm.evals.bootstrap import Estimate, mean
-from upalm.evals.infilling.gaps import Row
-from upalm.evals.infilling.scores import decode_rows, forced, that_fit
+from upalm.evals.infilling.gaps import Gap
+from upalm.evals.infilling.scores import decode_rows, drop_too_long, score_spans
 from upalm.inference.prompts import Mode
 from upalm.model.palm import Decoder
 
@@ -36,7 +36,7 @@ class Cut:
     """Words that stay between two spans."""
 
 
-def cut_rows(name: str, texts: Sequence[str], cut: Cut = Cut()) -> tuple[list[Row], int]:
+def cut_rows(name: str, texts: Sequence[str], cut: Cut = Cut()) -> tuple[list[Gap], int]:
     """One row a text, and how many texts were too short. Row i depends on `name`, i and its text alone."""
     rows = []
     for i, text in enumerate(texts):
@@ -52,17 +52,17 @@ def cut_rows(name: str, texts: Sequence[str], cut: Cut = Cut()) -> tuple[list[Ro
             edges += [words[at][0], words[at + size - 1][1]]
             at += size + cut.apart
         pieces = [text[a:b] for a, b in zip(edges, [*edges[1:], len(text)], strict=True)]
-        rows.append(Row(tuple(pieces[0::2]), tuple(pieces[1::2])))
+        rows.append(Gap(tuple(pieces[0::2]), tuple(pieces[1::2])))
     return rows, len(texts) - len(rows)
 
 
-def save(path: Path, rows: Sequence[Row]) -> None:
+def save(path: Path, rows: Sequence[Gap]) -> None:
     """Write rows as JSON lines."""
     lines = [json.dumps({"parts": row.parts, "spans": row.spans}, ensure_ascii=False) for row in rows]
     path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 
 
-def load(path: Path) -> list[Row]:
+def load(path: Path) -> list[Gap]:
     """Read what `save` wrote.
 
     Raises:
@@ -70,14 +70,14 @@ def load(path: Path) -> list[Row]:
     """
     rows = []
     for found in read(path):
-        row = Row(found.texts("parts"), found.texts("spans"))
+        row = Gap(found.texts("parts"), found.texts("spans"))
         if len(row.parts) != len(row.spans) + 1:
             raise ValueError(f"{found.where}: {len(row.parts)} parts around {len(row.spans)} spans.")
         rows.append(row)
     return rows
 
 
-def matched(rows: Sequence[Row], predictions: Sequence[Sequence[str]]) -> dict[str, Estimate]:
+def match_estimates(rows: Sequence[Gap], predictions: Sequence[Sequence[str]]) -> dict[str, Estimate]:
     """Agreement of predicted spans with the true ones, over spans, and `em_all` over rows.
 
     `em_1`, `em_2_5`, `em_6_10`: spans of so many words. `len_ratio`: predicted over true characters, pooled by span;
@@ -99,16 +99,16 @@ def matched(rows: Sequence[Row], predictions: Sequence[Sequence[str]]) -> dict[s
 
 
 def evaluate(
-    model: Decoder, tokenizer: Tokenizer, rows: Sequence[Row], *, mode: Mode = "nlu"
+    model: Decoder, tokenizer: Tokenizer, rows: Sequence[Gap], *, mode: Mode = "nlu"
 ) -> tuple[dict[str, Estimate], int]:
-    """`matched` of greedy fills, `infilling.Forced` and `format_ok` without the grammar; and how many rows were too
-    long for the model, and are in none of these.
+    """`match_estimates` of greedy fills, `scores.Forced` and `format_ok` without the grammar; and how many rows were
+    too long for the model, and are in none of these.
 
     Raises:
         TooShort: no row fits the model.
     """
-    fitting = that_fit(model, tokenizer, rows, mode)
+    fitting = drop_too_long(model, tokenizer, rows, mode)
     filled = decode_rows(model, tokenizer, fitting, mode)
-    estimates = matched(fitting, filled.spans) | forced(model, tokenizer, fitting, mode).estimates()
+    estimates = match_estimates(fitting, filled.spans) | score_spans(model, tokenizer, fitting, mode).estimates()
     estimates["format_ok"] = mean(decode_rows(model, tokenizer, fitting, mode, constrained=False).format_ok)
     return estimates, len(rows) - len(fitting)

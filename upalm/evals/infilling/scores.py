@@ -13,7 +13,7 @@ import numpy as np
 from upalm.data.tokenizer import Tokenizer
 from upalm.evals import text_metrics
 from upalm.evals.bootstrap import Estimate, mean, ratio
-from upalm.evals.infilling.gaps import Row
+from upalm.evals.infilling.gaps import Gap
 from upalm.evals.task import TooShort
 from upalm.inference.generation import infill_batch
 from upalm.inference.prompts import Mode, prompt_ids
@@ -34,7 +34,7 @@ class Bits(NamedTuple):
         return Bits(self.bits[rows], self.n_bytes[rows])
 
 
-# --- Teacher-forced -------------------------------------------------------------------------------
+# --- Teacher-score_spans -------------------------------------------------------------------------------
 
 
 class Forced(NamedTuple):
@@ -59,7 +59,7 @@ class Forced(NamedTuple):
         }
 
 
-def forced(model: Decoder, tokenizer: Tokenizer, rows: Sequence[Row], mode: Mode) -> Forced:
+def score_spans(model: Decoder, tokenizer: Tokenizer, rows: Sequence[Gap], mode: Mode) -> Forced:
     """Score the true spans: no decoding, so the cheap measure of infilling."""
     examples, spans = [], []
     for row in rows:
@@ -88,7 +88,7 @@ def infill_gain(left_only: Bits, both_sides: Bits) -> Estimate:
 
 
 def left_only_bits(
-    model: Decoder, tokenizer: Tokenizer, rows: Sequence[Row], mode: Mode, attention: Literal["prefix", "causal"]
+    model: Decoder, tokenizer: Tokenizer, rows: Sequence[Gap], mode: Mode, attention: Literal["prefix", "causal"]
 ) -> Bits:
     """Bits of single spans as a continuation of the left context."""
     examples = [(prompt_ids(tokenizer, row.parts[:1], mode), tokenizer.encode(row.spans[0])) for row in rows]
@@ -117,7 +117,7 @@ class Decoded(NamedTuple):
 def decode_rows(
     model: Decoder,
     tokenizer: Tokenizer,
-    rows: Sequence[Row],
+    rows: Sequence[Gap],
     mode: Mode,
     *,
     max_new_tokens: int | None = None,
@@ -133,18 +133,18 @@ def decode_rows(
     return Decoded([tuple(f.spans) for f in filled], np.array([f.format_ok for f in filled]))
 
 
-def _limits(tokenizer: Tokenizer, row: Row) -> list[int]:
+def _limits(tokenizer: Tokenizer, row: Gap) -> list[int]:
     return [2 * len(tokenizer.encode(span)) + 8 for span in row.spans]
 
 
-def that_fit(model: Decoder, tokenizer: Tokenizer, rows: Sequence[Row], mode: Mode) -> list[Row]:
+def drop_too_long(model: Decoder, tokenizer: Tokenizer, rows: Sequence[Gap], mode: Mode) -> list[Gap]:
     """The rows that the model can hold while `decode_rows` fills them.
 
     Raises:
         TooShort: there are none.
     """
 
-    def length(row: Row) -> int:
+    def length(row: Gap) -> int:
         return len(prompt_ids(tokenizer, row.parts, mode)) + sum(_limits(tokenizer, row)) + len(row.parts) + 1
 
     lengths = [length(row) for row in rows]
@@ -157,7 +157,7 @@ def that_fit(model: Decoder, tokenizer: Tokenizer, rows: Sequence[Row], mode: Mo
     return fitting
 
 
-def exact_lines(decoded: Decoded, rows: Sequence[Row]) -> np.ndarray:
+def exact_lines(decoded: Decoded, rows: Sequence[Gap]) -> np.ndarray:
     """Whether each row's one span is the missing line."""
     pairs = zip(decoded.spans, rows, strict=True)
     return np.array([text_metrics.exact_line(spans[0], row.spans[0]) for spans, row in pairs])

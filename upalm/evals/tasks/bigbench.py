@@ -6,7 +6,7 @@ llm-foundry has the same rows, theirs serve. The first five rows are the exempla
 
 import re
 
-from upalm.evals.benchmark_files import Row
+from upalm.evals.benchmark_files import BenchmarkRow
 from upalm.evals.task import Question, Ranked, Source, Task
 
 _SHOTS = 5
@@ -20,7 +20,7 @@ logical_fallacy_detection unit_interpretation language_identification
 """.split()
 
 
-def ask(row: Row) -> Question:
+def ask(row: BenchmarkRow) -> Question:
     """BIG-bench's default template: the input, then the answer after "A:"."""
     scores = row.get("target_scores", dict, "an object of answers and scores")
     choices, best = tuple(" " + c for c in scores), max(scores.values(), default=0)
@@ -28,7 +28,7 @@ def ask(row: Row) -> Question:
     return Question(f"Q: {row.text('input').strip()}\nA:", choices, gold)
 
 
-def _ask_hard(row: Row) -> Question:
+def _ask_hard(row: BenchmarkRow) -> Question:
     """BIG-bench Hard lists the options in the input: letters in brackets, or words after dashes."""
     text, _, options = row.text("input").partition("\nOptions:\n")
     forms = (r"^(\([A-Z]\)) ?(.*)$", r"^- ()(.*)$")
@@ -38,7 +38,7 @@ def _ask_hard(row: Row) -> Question:
     return Question(f"Q: {text}\nA:", tuple(" " + word for _, word in found), (gold,))
 
 
-def ask_foundry(row: Row) -> Question:
+def ask_foundry(row: BenchmarkRow) -> Question:
     """llm-foundry's columns, `query`, `choices` and `gold`; the query ends with where the answer goes."""
     choices = tuple(row.texts("choices"))
     prompt = row.text("query").rstrip()

@@ -7,13 +7,13 @@ ones of SuperGLUE, ANLI, RACE, StoryCloze and SQuAD 2 as JSON lines; docs/evals.
 import re
 
 from upalm.evals import text_metrics
-from upalm.evals.benchmark_files import Row
+from upalm.evals.benchmark_files import BenchmarkRow
 from upalm.evals.task import Generated, Question, Ranked, Source, Task
 
 _NO_YES = (" no", " yes")
 
 
-def _choice(row: Row, prompt: str, choices: tuple[str, ...], gold: str = "gold") -> Question:
+def _choice(row: BenchmarkRow, prompt: str, choices: tuple[str, ...], gold: str = "gold") -> Question:
     return Question(prompt, choices, (row.choice(gold, len(choices)),))
 
 
@@ -23,21 +23,21 @@ def _choice(row: Row, prompt: str, choices: tuple[str, ...], gold: str = "gold")
 def _foundry(end: str):
     """`query`, `choices` and `gold`; `end` comes between."""
 
-    def ask(row: Row) -> Question:
+    def ask(row: BenchmarkRow) -> Question:
         choices = tuple(" " + c for c in row.texts("choices"))
         return _choice(row, row.text("query").rstrip("\n") + end, choices)
 
     return ask
 
 
-def _partial(row: Row) -> Question:
+def _partial(row: BenchmarkRow) -> Question:
     """Winograd schemas: the choice is before, what is scored is the ending that all share."""
     contexts = row.texts("context_options")
     ending = (" " + row.text("continuation"),) * len(contexts)
     return Question("", ending, (row.choice("gold", len(contexts)),), contexts=contexts)
 
 
-def _hellaswag(row: Row) -> Question:
+def _hellaswag(row: BenchmarkRow) -> Question:
     endings = tuple(" " + _wikihow(x) for x in row.texts("endings"))
     prompt = _wikihow(f"{row.text('activity_label')}: {row.text('ctx_a')} {row.text('ctx_b').capitalize()}")
     return _choice(row, prompt, endings, "label")
@@ -49,7 +49,7 @@ def _wikihow(text: str) -> str:
     return re.sub(r" +", " ", re.sub(r"\[.*?\]", "", text)).strip()
 
 
-def _record(row: Row) -> list[Question]:
+def _record(row: BenchmarkRow) -> list[Question]:
     """ReCoRD: the passage's entities, each in the place of the query's blank; what follows it is scored, too."""
     passage = row.text("passage.text").replace("\n@highlight\n", "\n- ")
     entities = sorted({row.text("passage.text")[e["start"] : e["end"] + 1] for e in row.fields["passage"]["entities"]})
@@ -62,18 +62,18 @@ def _record(row: Row) -> list[Question]:
     return asked
 
 
-def _rte(row: Row) -> Question:
+def _rte(row: BenchmarkRow) -> Question:
     gold = row.one_of("label", ("entailment", "not_entailment"))
     prompt = f"{row.text('premise')}\nquestion: {row.text('hypothesis')} True or False?\nanswer:"
     return Question(prompt, (" True", " False"), (gold,))
 
 
-def _cb(row: Row) -> Question:
+def _cb(row: BenchmarkRow) -> Question:
     gold = row.one_of("label", ("entailment", "contradiction", "neutral"))
     return _three_way(row.text("premise"), row.text("hypothesis"), gold)
 
 
-def _anli(row: Row) -> Question:
+def _anli(row: BenchmarkRow) -> Question:
     return _three_way(row.text("context"), row.text("hypothesis"), row.one_of("label", ("e", "c", "n")))
 
 
@@ -82,21 +82,21 @@ def _three_way(premise: str, hypothesis: str, gold: int) -> Question:
     return Question(prompt, (" true", " false", " neither"), (gold,))
 
 
-def _wic(row: Row) -> Question:
+def _wic(row: BenchmarkRow) -> Question:
     question = f"Is the word '{row.text('word')}' used in the same way in the two sentences above?"
     prompt = f"{row.text('sentence1')}\n{row.text('sentence2')}\nquestion: {question}\nanswer:"
     return Question(prompt, _NO_YES, (int(row.flag("label")),))
 
 
-def _wsc(row: Row) -> Question:
+def _wsc(row: BenchmarkRow) -> Question:
     pronoun, noun = row.text("target.span2_text"), row.text("target.span1_text")
     question = f'In the passage above, does the pronoun "{pronoun}" refer to {noun}?'
     return Question(f"Passage: {row.text('text')}\nQuestion: {question}\nAnswer:", _NO_YES, (int(row.flag("label")),))
 
 
-def _multirc(row: Row) -> list[Question]:
+def _multirc(row: BenchmarkRow) -> list[Question]:
     """MultiRC: of every answer, whether it is right."""
-    passage = Row(row.get("passage", dict, "an object"), row.where)
+    passage = BenchmarkRow(row.get("passage", dict, "an object"), row.where)
     head = f"READING COMPREHENSION ANSWER KEY\n\n{passage.text('text')}"
     return [
         Question(
@@ -109,20 +109,20 @@ def _multirc(row: Row) -> list[Question]:
     ]
 
 
-def _copa(row: Row) -> Question:
+def _copa(row: BenchmarkRow) -> Question:
     """SuperGLUE's own columns."""
     link = ("therefore", "because")[row.one_of("question", ("effect", "cause"))]
     choices = tuple(f" {c[:1].lower()}{c[1:]}" for c in (row.text("choice1"), row.text("choice2")))
     return _choice(row, f"{row.text('premise').rstrip('.')} {link}", choices, "label")
 
 
-def _story(row: Row) -> Question:
+def _story(row: BenchmarkRow) -> Question:
     story = " ".join(row.text(f"InputSentence{i}") for i in (1, 2, 3, 4))
     endings = tuple(" " + row.text(f"RandomFifthSentenceQuiz{i}") for i in (1, 2))
     return Question(story, endings, (int(row.number("AnswerRightEnding")) - 1,))
 
 
-def _race(row: Row) -> Question:
+def _race(row: BenchmarkRow) -> Question:
     choices = tuple(" " + x for x in row.texts("options"))
     gold = row.one_of("answer", "ABCD"[: len(choices)])
     article, question = row.text("article"), row.text("question")
@@ -165,27 +165,27 @@ RANKED: tuple[Task, ...] = (
 # --- Generated ------------------------------------------------------------------------------------
 
 
-def _trivia(row: Row) -> Question:
+def _trivia(row: BenchmarkRow) -> Question:
     answer = row.text("answer")
     return Question(row.text("context"), answers=(answer, *row.texts("aliases")), solution=" " + answer)
 
 
 def _open_question(answers: str):
-    def ask(row: Row) -> Question:
+    def ask(row: BenchmarkRow) -> Question:
         found = row.texts(answers)
         return Question(f"Q: {row.text('question').rstrip('?')}?\nA:", answers=found, solution=" " + found[0])
 
     return ask
 
 
-def _squad(row: Row) -> Question:
+def _squad(row: BenchmarkRow) -> Question:
     """Columns of Hugging Face's squad_v2; no answer at all means that the passage has none."""
     found = row.get("answers.text", list, "a list of strings") or ["unanswerable"]
     prompt = f"Title: {row.text('title')}\n\nBackground: {row.text('context')}\n\nQ: {row.text('question')}\n\nA:"
     return Question(prompt, answers=tuple(found), solution=" " + found[0])
 
 
-def _last_word(row: Row) -> Question:
+def _last_word(row: BenchmarkRow) -> Question:
     """LAMBADA as a blank to fill, which tells the model that one word is wanted."""
     word = row.text("continuation")
     return Question(f"{row.text('context')} ____. ->", answers=(word,), solution=" " + word)

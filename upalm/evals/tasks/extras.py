@@ -1,7 +1,7 @@
 """Tasks beside the paper's, in the shapes of llm-foundry's local data and of BIG-bench's JSON files."""
 
 from upalm.evals import text_metrics
-from upalm.evals.benchmark_files import Row
+from upalm.evals.benchmark_files import BenchmarkRow
 from upalm.evals.task import Generated, Question, Ranked, Source, Task
 from upalm.evals.tasks.bigbench import ask, ask_foundry
 from upalm.evals.tasks.multilingual import mgsm
@@ -19,17 +19,17 @@ _GENERATED = (
 _BIG_BENCH = ("date_understanding", "reasoning_about_colored_objects_400")
 
 
-def _continue(row: Row) -> Question:
+def _continue(row: BenchmarkRow) -> Question:
     answer = row.text("continuation").strip()
     return Question(row.text("context").rstrip(), answers=(answer,), solution=" " + answer)
 
 
-def _problem(row: Row) -> Question:
+def _problem(row: BenchmarkRow) -> Question:
     answer = canonical(row.text("answer"))
     return Question(f"Q: {row.text('context')}\nA:", answers=(answer,), solution=f" {answer}")
 
 
-def _aqua(row: Row) -> Question:
+def _aqua(row: BenchmarkRow) -> Question:
     answer = row.text("answer")
     return Question(f"Q: {row.text('context')}\nA:", answers=(answer,), solution=" " + answer)
 

@@ -3,7 +3,7 @@
 from functools import partial
 from pathlib import Path
 
-from upalm.evals.benchmark_files import Row, read
+from upalm.evals.benchmark_files import BenchmarkRow, read
 from upalm.evals.task import Question, Ranked, Source, Task
 
 _LETTERS = "ABCD"
@@ -23,7 +23,7 @@ us_foreign_policy virology world_religions
 """.split()
 
 
-def _ask(row: Row) -> Question:
+def _ask(row: BenchmarkRow) -> Question:
     choices = row.texts("choices")
     listed = "".join(f"({letter}) {choice}\n" for letter, choice in zip(_LETTERS, choices, strict=True))
     letters = tuple(f" ({letter})" for letter in _LETTERS)

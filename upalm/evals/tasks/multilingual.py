@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from upalm.evals import text_metrics
-from upalm.evals.benchmark_files import Row, read
+from upalm.evals.benchmark_files import BenchmarkRow, read
 from upalm.evals.task import Ask, Generated, Question, Source, Task
 from upalm.evals.text_metrics import canonical, last_number, same_number
 
@@ -15,7 +15,7 @@ _LANGUAGES = ("es", "fr", "de", "ru", "zh", "ja", "th", "sw", "bn", "te")
 _LABEL = re.compile(r"^[^:：]*[:：]\s*")
 
 
-def _label(row: Row, field: str) -> str:
+def _label(row: BenchmarkRow, field: str) -> str:
     """What the language calls a question, or a worked answer: the exemplar's beginning, to the colon."""
     found = _LABEL.match(row.text(field))
     if not found:
@@ -23,7 +23,7 @@ def _label(row: Row, field: str) -> str:
     return found[0]
 
 
-def _exemplars(language: str, folder: Path) -> list[Row]:
+def _exemplars(language: str, folder: Path) -> list[BenchmarkRow]:
     return read(folder / f"mgsm/{language}_exemplars.json")
 
 
@@ -35,7 +35,7 @@ def _mgsm_ask(language: str, folder: Path) -> Ask:
     first = _exemplars(language, folder)[0]
     question, answer = _label(first, "question"), _label(first, "cot_answer").rstrip()
 
-    def ask(row: Row) -> Question:
+    def ask(row: BenchmarkRow) -> Question:
         number = canonical(str(row.number("answer_number")))
         return Question(f"{question}{row.text('question')}\n{answer}", answers=(number,), solution=f" {number}")
 
@@ -58,14 +58,14 @@ def mgsm(language: str) -> Task:
 MGSM: tuple[Task, ...] = tuple(map(mgsm, _LANGUAGES))
 
 
-def _passage(row: Row) -> Question:
+def _passage(row: BenchmarkRow) -> Question:
     """Columns of SQuAD."""
     answers = tuple(dict.fromkeys(row.texts("answers.text")))
     prompt = f"{row.text('context')}\n\nQ: {row.text('question')}\n\nA:"
     return Question(prompt, answers=answers, solution=" " + answers[0])
 
 
-def _in(language: str, row: Row) -> bool:
+def _in(language: str, row: BenchmarkRow) -> bool:
     return row.text("id").startswith(language)
 
 

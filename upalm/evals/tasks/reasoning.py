@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from upalm.evals import text_metrics
-from upalm.evals.benchmark_files import Row, read
+from upalm.evals.benchmark_files import BenchmarkRow, read
 from upalm.evals.task import Generated, Question, Source, Task
 from upalm.evals.text_metrics import canonical, last_number, same_number
 
@@ -39,7 +39,7 @@ def _final_number(text: str) -> str:
 # --- Word problems --------------------------------------------------------------------------------
 
 
-def _gsm8k(row: Row) -> Question:
+def _gsm8k(row: BenchmarkRow) -> Question:
     reasoning, mark, answer = row.text("answer").rpartition("#### ")
     if not mark:
         raise ValueError(f"{row.where}: field 'answer' has no '#### ' before the number.")
@@ -56,24 +56,24 @@ def _wei(folder: Path) -> list[str]:
 # --- Questions of common sense --------------------------------------------------------------------
 
 
-def _pool(name: str, n: int, ask: Callable[[Row], Question], folder: Path) -> list[str]:
+def _pool(name: str, n: int, ask: Callable[[BenchmarkRow], Question], folder: Path) -> list[str]:
     """The first `n` rows of a pool, each with its rationale."""
     found = read(folder / f"nlp/{name}_cot_train_300.jsonl")[:n]
     return [ask(row).prompt + f" {row.text('rationale')} So the answer is {row.text('answer')}." for row in found]
 
 
-def _strategy(row: Row) -> Question:
+def _strategy(row: BenchmarkRow) -> Question:
     """BIG-bench's columns."""
     scores = row.get("target_scores", dict, "an object")
     right = max(scores, key=lambda answer: scores[answer]).lower()
     return Question(f"Q: {row.text('input')}\nA:", answers=(right,), solution=f" The answer is {right}.")
 
 
-def _strategy_pool(row: Row) -> Question:
+def _strategy_pool(row: BenchmarkRow) -> Question:
     return Question(f"Q: {row.text('question')}\nA:", answers=(row.text("answer"),))
 
 
-def _common_sense(row: Row) -> Question:
+def _common_sense(row: BenchmarkRow) -> Question:
     choices = row.rows("question.choices")
     right = [choice.text("text") for choice in choices if choice.text("label") == row.text("answerKey")]
     if len(right) != 1:
@@ -98,7 +98,7 @@ tracking_shuffled_objects_three_objects web_of_lies word_sorting
 _SIZES = {"causal_judgement": 187, "penguins_in_a_table": 146, "snarks": 178}
 
 
-def _bbh(row: Row) -> Question:
+def _bbh(row: BenchmarkRow) -> Question:
     target = row.text("target")
     prompt = f"Q: {row.text('input')}\nA: Let's think step by step."
     return Question(prompt, answers=(target,), solution=f"\nSo the answer is {target}.")

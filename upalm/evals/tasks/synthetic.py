@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
-from upalm.evals.benchmark_files import Row
+from upalm.evals.benchmark_files import BenchmarkRow
 from upalm.evals.task import Question, Ranked, Source, Task
 
 _SHOTS = 3
@@ -108,7 +108,7 @@ def write(folder: Path, n: int = 200) -> None:
         (folder / "synthetic" / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
-def _ask(row: Row) -> Question:
+def _ask(row: BenchmarkRow) -> Question:
     choices = tuple(" " + c for c in row.texts("choices"))
     return Question(row.text("query"), choices, (row.choice("gold", len(choices)),))
 
