@@ -34,7 +34,7 @@ def model():
 def full_forward(model, prompt, new, attention):
     """Logits that predict each of `new`, without any cache."""
     batch = Batch.empty(1, len(prompt) + len(new))
-    row = Batch(*(x[0] for x in batch))
+    row = batch.row(0)
     ul2r.write_segment(row, 0, ul2r.Example(np.asarray(prompt, int), np.asarray(new, int)), 1, 0, 0)
     logits = FORWARD(model, batch if attention == "prefix" else batch.causal())
     return np.array(logits[0, len(prompt) :])

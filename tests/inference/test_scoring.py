@@ -27,7 +27,7 @@ def by_itself(model, prompt, continuation, attention, n_given):
     """One row, no bucket, no cache: the reference."""
     batch = Batch.empty(1, len(prompt) + len(continuation))
     example = Example(np.array(prompt, np.int32), np.array(continuation, np.int32))
-    write_segment(Batch(*(x[0] for x in batch)), 0, example, 1, 0, 0)
+    write_segment(batch.row(0), 0, example, 1, 0, 0)
     logits = np.asarray(jax.jit(Decoder.__call__)(model, batch if attention == "prefix" else batch.causal()))[0]
     logits = logits[len(prompt) :].astype(np.float64)[n_given:]
     counted = np.array(continuation[n_given:])

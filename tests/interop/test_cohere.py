@@ -56,7 +56,7 @@ def packed():
         for i, (n_inputs, n_targets) in enumerate(lengths):
             ids = rng.integers(3, VOCAB, n_inputs + n_targets)
             example = ul2r.Example(ids[:n_inputs], ids[n_inputs:])
-            at = ul2r.write_segment(Batch(*(x[b] for x in batch)), at, example, i + 1, 0, 1)
+            at = ul2r.write_segment(batch.row(b), at, example, i + 1, 0, 1)
     return batch
 
 

@@ -40,7 +40,7 @@ def batch():
 def rows(*examples, length=64):
     """One packed row of (inputs, targets) pairs."""
     batch = Batch.empty(1, length)
-    row, at = Batch(*(x[0] for x in batch)), 0
+    row, at = batch.row(0), 0
     for i, (inputs, targets) in enumerate(examples):
         at = ul2r.write_segment(row, at, ul2r.Example(np.array(inputs, int), np.array(targets, int)), i + 1, 0, 0)
     return batch

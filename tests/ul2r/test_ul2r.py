@@ -146,7 +146,7 @@ def test_rows_are_seqios():
     """The oracle of seqio's PrefixLM converter, integer for integer (fact sheet 1.6)."""
     examples = [([7, 8, 5, 1], [3, 9, 1]), ([8, 4, 9, 3, 1], [4, 1])]
     batch = Batch.empty(1, 15)
-    row, at = Batch(*(x[0] for x in batch)), 0
+    row, at = batch.row(0), 0
     for i, (inputs, targets) in enumerate(examples):
         at = ul2r.write_segment(row, at, ul2r.Example(np.array(inputs), np.array(targets)), i + 1, 0, 0)
     assert row.target_tokens.tolist() == [7, 8, 5, 1, 3, 9, 1, 8, 4, 9, 3, 1, 4, 1, 0]

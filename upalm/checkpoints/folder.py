@@ -6,7 +6,6 @@ steps/<k>/        Orbax: model and optimizer state after k steps (a run), or
 model.safetensors the weights alone (an export)
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -26,6 +25,7 @@ from upalm.data.hf_tokenizer import load_tokenizer
 from upalm.data.tokenizer import Tokenizer
 from upalm.distributed.processes import is_first
 from upalm.distributed.runtime import versions
+from upalm.files import sha256_file
 from upalm.model.config import ModelConfig
 from upalm.model.palm import Decoder, empty_model, param_shardings
 
@@ -169,16 +169,13 @@ def export(folder: Path, model: Decoder, tokenizer: Tokenizer, run: dict[str, An
     arrays = {name: np.asarray(leaf.astype(jnp.bfloat16)) for name, leaf in to_arrays(model).items()}
     safetensors.numpy.save_file(arrays, folder / WEIGHTS, metadata={"format": "upalm"})
     files = sorted(p for p in folder.iterdir() if p.is_file() and p.name != "manifest.json")
-    manifest = {p.name: {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in files}
+    manifest = {p.name: {"bytes": p.stat().st_size, "sha256": sha256_file(p)} for p in files}
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
 
 
 def _check_manifest(folder: Path) -> None:
     manifest = folder / "manifest.json"
     for name, wanted in json.loads(manifest.read_text()).items() if manifest.is_file() else ():
-        if _sha256(folder / name) != wanted["sha256"]:
-            raise ValueError(f"{folder / name} is damaged: its checksum is not that of {manifest}.")
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "missing"
+        path = folder / name
+        if not path.is_file() or sha256_file(path) != wanted["sha256"]:
+            raise ValueError(f"{path} is damaged: its checksum is not that of {manifest}.")

@@ -160,7 +160,7 @@ class Loader:
         numbers = np.arange(size) if self.rows is None else self.rows[size]
         batch, noise = Batch.empty(len(numbers), self.config.seq_len), self._noise()
         for b, number in enumerate((first + numbers).tolist()):
-            row, at = Batch(*(x[b] for x in batch)), 0
+            row, at = batch.row(b), 0
             for i, (segment, example) in enumerate(self._segments(number, noise)):
                 at = self.segmenters[segment.denoiser_id].write(row, at, example, i + 1, segment.denoiser_id)
         return batch

@@ -23,6 +23,7 @@ from etils import epath
 from upalm.data import sources
 from upalm.data.tokenizer import Tokenizer
 from upalm.data.tokens import _APART, Tokens, encode
+from upalm.files import is_remote, sha256_file, write_atomically
 
 _FORMAT = 1
 
@@ -118,13 +119,7 @@ class Manifest:
 
     def write(self, folder: epath.Path) -> None:
         """Write `manifest.json`, whole or not at all."""
-        path, content = folder / "manifest.json", json.dumps(asdict(self)) + "\n"
-        if _is_remote(folder):
-            path.write_text(content)  # an object appears whole
-        else:
-            new = folder / "manifest.json.new"
-            new.write_text(content)
-            new.replace(path)
+        write_atomically(folder / "manifest.json", json.dumps(asdict(self)) + "\n")
 
     def n_tokens(self, split: str) -> int:
         """Tokens of a split."""
@@ -133,7 +128,7 @@ class Manifest:
 
 def manifest_hash(folder: str) -> str:
     """SHA-256 of a folder's manifest, which has the checksum of every shard."""
-    return _sha256(epath.Path(folder) / "manifest.json")
+    return sha256_file(epath.Path(folder) / "manifest.json")
 
 
 def is_folder_of_shards(source: str) -> bool:
@@ -190,7 +185,7 @@ class Shards:
             ValueError: with the name of a shard that differs.
         """
         for shard in self.shards:
-            if _sha256(self.folder / shard.name) != shard.sha256:
+            if sha256_file(self.folder / shard.name) != shard.sha256:
                 raise ValueError(f"{self.folder / shard.name} is damaged: its checksum is not the manifest's.")
 
     def block_lengths(self, blocks: np.ndarray) -> np.ndarray:
@@ -358,13 +353,14 @@ def _write(out: epath.Path, name: str, split: str, blocks: list[Tokens], dtype: 
     """Write a shard elsewhere and move it into place, so that what is there is whole."""
     lengths = np.concatenate([b.lengths for b in blocks]).astype("<i4").tobytes()
     (out / _lengths_name(name)).write_bytes(lengths)
-    with tempfile.TemporaryDirectory() if _is_remote(out) else nullcontext(out) as folder:
+    # ArrayRecord reads from an object store, but writes to a disk only
+    with tempfile.TemporaryDirectory() if is_remote(out) else nullcontext(out) as folder:
         new = epath.Path(folder) / f"{name}.new"
         writer = ArrayRecordWriter(str(new), "group_size:1")
         for block in blocks:
             writer.write(_to_bytes(block, dtype))
         writer.close()
-        if _is_remote(out):
+        if is_remote(out):
             new.copy(out / name, overwrite=True)
         else:
             new.replace(out / name)
@@ -376,23 +372,10 @@ def _write(out: epath.Path, name: str, split: str, blocks: list[Tokens], dtype: 
         block_tokens=[b.n_tokens for b in blocks],
         block_documents=[len(b.lengths) for b in blocks],
         bytes=(out / name).stat().length,
-        sha256=_sha256(out / name),
+        sha256=sha256_file(out / name),
         lengths_sha256=hashlib.sha256(lengths).hexdigest(),
     )
 
 
-def _is_remote(path: epath.Path) -> bool:
-    """ArrayRecord reads from an object store, but writes to a disk only."""
-    return "://" in str(path)
-
-
 def _lengths_name(shard_name: str) -> str:
     return shard_name.removesuffix(".array_record") + ".lengths"
-
-
-def _sha256(path: epath.Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as f:
-        while chunk := f.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -1,6 +1,5 @@
 """The paper's suites (U-PaLM section 4), by name."""
 
-import difflib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -13,6 +12,8 @@ from upalm.evals import paper_numbers
 from upalm.evals.runner import Answers, Result, evaluate
 from upalm.evals.task import Task, TooShort
 from upalm.evals.tasks import bigbench, english, extras, mmlu, multilingual, reasoning, synthetic
+from upalm.files import write_atomically
+from upalm.spelling import suggest
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,7 @@ class Suite:
         known = {task.name: task for task in self.tasks}
         for name in names:
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}."
-                raise ValueError(f"suite {self.name} has no task {name!r}: {hint}")
+                raise ValueError(f"suite {self.name} has no task {name!r}: {suggest(name, known)}")
         chosen = tuple(known[name] for name in dict.fromkeys(names)) or self.tasks
         return replace(self, tasks=chosen, n_left_out=self.n_tasks - len(chosen))
 
@@ -85,9 +84,7 @@ def find(name: str) -> Suite:
         ValueError: unknown, with the nearest names.
     """
     if name not in SUITES:
-        near = difflib.get_close_matches(name, SUITES, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(SUITES)}."
-        raise ValueError(f"no suite {name!r}: {hint}")
+        raise ValueError(f"no suite {name!r}: {suggest(name, SUITES)}")
     return SUITES[name]
 
 
@@ -202,6 +199,4 @@ def run_suite(
 def save(path: Path, found: Mapping[str, Any]) -> None:
     """Write results, the file either whole or as it was."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    part.replace(path)
+    write_atomically(path, json.dumps(found, indent=1, ensure_ascii=False) + "\n")

@@ -54,8 +54,7 @@ def score(
         batch = Batch.empty(batch_size, round_up(longest))
         for b, i in enumerate(chosen):
             prompt, target = (np.asarray(x, np.int32) for x in examples[i])
-            row = Batch(*(x[b] for x in batch))
-            ul2r.write_segment(row, 0, ul2r.Example(prompt, target), 1, 0, bos_id)
+            ul2r.write_segment(batch.row(b), 0, ul2r.Example(prompt, target), 1, 0, bos_id)
         scores = map(np.asarray, _score(model, batch if attention == "prefix" else batch.causal()))
         for b, (i, *row) in enumerate(zip(chosen, *scores, strict=False)):
             found[i] = Scored(*(x[batch.loss_weights[b] > 0] for x in row))

@@ -1,6 +1,5 @@
 """Described TPU slices and GPU nodes: devices without hardware."""
 
-import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from typing import Any
 import jax
 
 from upalm.distributed.chips import CHIPS, Chip, chip_of
+from upalm.spelling import suggest
 
 _CUBES = "2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8 8x8x16 8x16x16 12x16x16 16x16x16"
 
@@ -50,8 +50,7 @@ def target_of(topology: str, n_slices: int = 1) -> Target:
         return Target(device.device_kind, chip_of(device.device_kind), jax.devices())
     family, _, shape = topology.partition(":")
     if family not in CHIPS or not CHIPS[family].kind.startswith("TPU") or not re.fullmatch(r"\d+(x\d+){1,2}", shape):
-        near = difflib.get_close_matches(topology, TOPOLOGIES, n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else "`upalm plan --list` names them."
+        hint = suggest(topology, TOPOLOGIES, "`upalm plan --list` names them.")
         raise ValueError(f"unknown topology {topology!r}: {hint}")
     try:
         import libtpu  # noqa: F401  # pyright: ignore[reportMissingImports]
@@ -70,8 +69,8 @@ def target_of(topology: str, n_slices: int = 1) -> Target:
             num_slices=n_slices,
         )
     except jax.errors.JaxRuntimeError as e:
-        near = difflib.get_close_matches(topology, TOPOLOGIES, n=3)
         reason = str(e).split("\n")[0][:200]
-        raise ValueError(f"no slice {topology} ({reason}): did you mean {' or '.join(near)}?") from e
+        hint = suggest(topology, TOPOLOGIES, "`upalm plan --list` names them.")
+        raise ValueError(f"no slice {topology} ({reason}): {hint}") from e
     slices = f"{n_slices} x {topology}" if n_slices > 1 else topology
     return Target(slices, CHIPS[family], described.devices)

@@ -1,11 +1,12 @@
 """Recipes: runnable files with named configs, found beside the package or in a checkout, never imported."""
 
-import difflib
 import runpy
 import shutil
 import sys
 from pathlib import Path
 from typing import Any
+
+from upalm.spelling import suggest
 
 _PACKAGE = Path(__file__).parents[1]
 
@@ -32,9 +33,7 @@ def find(name: str) -> Path:
             raise ValueError(f"no recipe file {name}.")
         return Path(name)
     if name not in names():
-        near = difflib.get_close_matches(name, names(), n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names())}."
-        raise ValueError(f"no recipe {name!r}: {hint}")
+        raise ValueError(f"no recipe {name!r}: {suggest(name, names())}")
     return folder() / f"{name}.py"
 
 
@@ -66,9 +65,7 @@ def run(name: str, arguments: list[str]) -> None:
     known = configs(name)
     chosen = next((a for a in arguments if not a.startswith("-")), None)
     if known and not {"-h", "--help"} & set(arguments) and (not arguments or arguments[0] not in known):
-        near = difflib.get_close_matches(chosen or "", known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(known)}."
-        raise ValueError(f"recipe {name!r} has no config {chosen!r}: {hint}")
+        raise ValueError(f"recipe {name!r} has no config {chosen!r}: {suggest(chosen or '', known)}")
     sys.argv = [str(path), *arguments]
     runpy.run_path(str(path), run_name="__main__")
 

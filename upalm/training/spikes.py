@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from upalm.distributed.processes import broadcast_from_first
+from upalm.files import write_atomically
 
 _FILE = "skipped.json"
 
@@ -82,6 +83,4 @@ def read_skips(folder: Path) -> list[Skip]:
 
 def write_skips(folder: Path, skips: Sequence[Skip]) -> None:
     """Keep them, whole or not at all."""
-    new = folder / f"{_FILE}.new"
-    new.write_text(json.dumps([list(s) for s in skips]) + "\n")
-    new.replace(folder / _FILE)
+    write_atomically(folder / _FILE, json.dumps([list(s) for s in skips]) + "\n")

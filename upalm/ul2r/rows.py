@@ -38,6 +38,10 @@ class Batch(NamedTuple):
         """All padding, to be filled in place."""
         return cls(*(np.zeros(shape, dtype) for dtype in _DTYPES))
 
+    def row(self, i: int) -> "Batch":
+        """Views of one row, to read or to fill in place."""
+        return Batch(*(x[i] for x in self))
+
     def packed(self) -> np.ndarray:
         """uint8[B, 18 T]: one array in place of seven, which is what it costs to move between processes."""
         return np.concatenate([np.ascontiguousarray(x).view(np.uint8) for x in self], axis=-1)
