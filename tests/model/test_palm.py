@@ -12,7 +12,7 @@ from upalm.data.config import DataConfig
 from upalm.data.loader import Loader
 from upalm.data.tokens import Tokens
 from upalm.model.attention import KeyRange, attend, key_range
-from upalm.model.config import PALM, ModelConfig, train_flops_per_token
+from upalm.model.config import PALM, ModelConfig
 from upalm.model.palm import Block, Decoder, empty_model
 from upalm.training.loss import Z_LOSS, chunked_loss, loss_fn
 from upalm.ul2r.rows import Batch
@@ -59,8 +59,7 @@ def test_parameter_counts(size, billions):
 
 @pytest.mark.parametrize(("size", "teraflops"), [("8b", 0.0550), ("62b", 0.388), ("540b", 3.28)])
 def test_flops_per_token(size, teraflops):
-    c = PALM[size]
-    flops = train_flops_per_token(c.n_params, c.n_layers, c.n_heads, c.d_head, 2048)
+    flops = PALM[size].train_flops_per_token(2048)
     assert float(f"{flops / 1e12:.3g}") == teraflops
 
 
@@ -286,7 +285,7 @@ def test_loss_counts_targets_only_and_splits_by_denoiser(model, batch):
         ({"d_head": 7}, "even"),
         ({"n_heads": 3, "n_kv_heads": 2}, "multiple"),
         ({"n_layers": 0}, "at least 1"),
-        ({"norm_eps": 0.0}, "norm_eps 0"),
+        ({"norm_eps": 0.0}, "norm_eps is 0"),
     ],
 )
 def test_bad_config(change, message):

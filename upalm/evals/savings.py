@@ -18,7 +18,7 @@ from upalm.checkpoints.lineage import stages
 from upalm.data.tokenizer import Tokenizer
 from upalm.evals import paper_numbers
 from upalm.evals.scorer import Scorer
-from upalm.model.config import PALM, train_flops_per_token
+from upalm.model.config import PALM
 from upalm.model.palm import Decoder
 
 Family = Literal["causal", "control", "ul2r"]
@@ -96,7 +96,7 @@ def _point(result: Mapping[str, Any], measure: str) -> Point:
 def table_8() -> list[Point]:
     """PaLM 540B and U-PaLM 540B of the paper, by 6ND; UL2R of 1.31B tokens (20,000 steps of 32 x 2048)."""
     points, c = [], PALM["540b"]
-    per_token = train_flops_per_token(c.n_params, c.n_layers, c.n_heads, c.d_head, c.seq_len)
+    per_token = c.train_flops_per_token()
     for i, tokens in enumerate(paper_numbers.TABLE_8_TOKENS):
         n_tokens = (tokens, tokens + 20_000 * 32 * 2048)
         (start, total), with_attention = (6 * 540e9 * n for n in n_tokens), [per_token * n for n in n_tokens]
@@ -237,7 +237,7 @@ def about(checkpoint: Path, model: Decoder, tokenizer: Tokenizer, answerer: Scor
     """Whose results these are, and what compute made it."""
     c, led = model.config, stages(checkpoint)
     n_tokens = None if led is None else sum(stage.n_tokens for stage in led)
-    per_token = train_flops_per_token(c.n_params, c.n_layers, c.n_heads, c.d_head, c.seq_len)
+    per_token = c.train_flops_per_token()
     compute = {"n_params": c.n_params, "stages": None, "flops_6nd": None, "flops_with_attention": None}
     if led is not None and n_tokens is not None:
         compute |= {

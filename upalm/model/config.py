@@ -1,39 +1,15 @@
-"""ModelConfig, the paper's sizes, and parameter and FLOP counts."""
+"""ModelConfig, the paper's sizes, and parameter and FLOP counts.
+
+Dims: D d_model, N heads, K key-value heads, H d_head, F d_ff, V vocabulary, L layers.
+"""
 
 from dataclasses import dataclass, replace
 from typing import Literal
 
 
-def mfu(tokens_per_second: float, flops_per_token: float, n_chips: int, peak: float) -> float:
-    """Share of the chips' peak that the model's own arithmetic takes, rematerialisation not counted (PaLM section 4.1).
-
-    >>> round(mfu(238.3e3, 6 * 540e9, 6144, 275e12), 3)  # PaLM 540B, without attention
-    0.457
-    """
-    return tokens_per_second * flops_per_token / (n_chips * peak)
-
-
-def train_flops_per_token(n_params: int, n_layers: int, n_heads: int, d_head: int, seq_len: int) -> int:
-    """Forward and backward FLOPs a token, without rematerialisation: 6N + 12LHQT (PaLM Appendix B).
-
-    >>> train_flops_per_token(540_354_183_168, 118, 48, 256, 2048) / 1e12
-    3.277...
-    """
-    return 6 * n_params + 12 * n_layers * n_heads * d_head * seq_len
-
-
-def decode_flops_per_token(n_params: int, n_layers: int, n_heads: int, d_head: int, seq_len: int) -> int:
-    """Of one cached step at the end of `seq_len` positions: 2N + 4LHQT.
-
-    >>> decode_flops_per_token(540_354_183_168, 118, 48, 256, 2048) / 1e12
-    1.092...
-    """
-    return 2 * n_params + 4 * n_layers * n_heads * d_head * seq_len
-
-
 @dataclass(frozen=True)
 class ModelConfig:
-    """Shape of a PaLM. The feed-forward is 4 x d_model in all the paper's sizes, with three matrices."""
+    """Shape of a PaLM, and the options that turn its block into those of other open models."""
 
     vocab_size: int = 256_000
     """Rows of the embedding table."""
@@ -46,7 +22,7 @@ class ModelConfig:
     d_head: int = 256
     """Width of a head."""
     d_ff: int = 16384
-    """Width of the feed-forward."""
+    """Width of the feed-forward, which has three matrices; 4 x d_model in all the paper's sizes."""
     seq_len: int = 2048
     """Longest row the model is meant for."""
     n_kv_heads: int = 1
@@ -59,8 +35,9 @@ class ModelConfig:
     """Added to the stored norm scales: 1 for T5's zero-centred ones, 0 for those of most open checkpoints."""
     final_norm_scale: bool = False
     """Whether the final norm has a scale; PaLM's has none."""
-    qk_norm: Literal["none", "norm", "l2"] = "none"
-    """Norm of each query and key head: none (PaLM), the model's own kind (Cohere), or to unit length."""
+    qk_norm: Literal["none", "norm", "l2", "shared", "flat"] = "none"
+    """Norm of queries and keys: none (PaLM); of each head, with a scale per head (norm: Cohere) or one scale (shared:
+    Qwen 3); of each head to unit length (l2); or over all heads at once (flat: OLMo 2)."""
     rope_theta: float = 10_000.0
     """Base of the rotary frequencies."""
     xpos_scale_base: int = 0
@@ -70,35 +47,91 @@ class ModelConfig:
     tied_head: bool = True
     """Whether the output embeddings are the input embeddings."""
     remat: Literal["none", "matmuls", "full"] = "matmuls"
-    """What the backward pass computes again: nothing, all but the weight matmuls, or the whole block."""
+    """What the backward pass recomputes: nothing, all but the weight matmuls, or the whole block."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of activations; parameters are float32."""
+    block: Literal["parallel", "sequential", "post_norm"] = "parallel"
+    """Attention and feed-forward side by side under one norm (PaLM), one after the other with a norm before each
+    (Llama), or with a norm after each (OLMo 2)."""
+    gate: Literal["silu", "gelu"] = "silu"
+    """Activation of the feed-forward's gate; gelu is the tanh approximation (Gemma)."""
+    qkv_bias: bool = False
+    """Whether queries, keys and values have biases (Qwen 2)."""
+    embed_scale: float = 1.0
+    """Factor of the input embeddings: 1 in PaLM, sqrt(d_model) in Gemma."""
+    rope_factor: float = 1.0
+    """Llama 3's rotary scaling: long wavelengths are stretched by this factor; 1 stretches none."""
+    rope_low_freq_factor: float = 1.0
+    """With `rope_factor`: wavelengths above `rope_original_seq_len` / this are stretched in full."""
+    rope_high_freq_factor: float = 4.0
+    """With `rope_factor`: wavelengths below `rope_original_seq_len` / this are not stretched."""
+    rope_original_seq_len: int = 8192
+    """With `rope_factor`: row length before the scaling."""
 
     def __post_init__(self):
         for name in ("vocab_size", "d_model", "n_layers", "n_heads", "d_head", "d_ff", "seq_len", "n_kv_heads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1.")
-        if self.norm_eps <= 0 or self.rope_theta <= 0 or self.xpos_scale_base < 0:
-            raise ValueError(
-                f"norm_eps {self.norm_eps}, rope_theta {self.rope_theta}, xpos_scale_base {self.xpos_scale_base}: "
-                "expected above 0, above 0, and at least 0."
-            )
+        for name in ("norm_eps", "rope_theta", "embed_scale"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected above 0.")
+        if self.xpos_scale_base < 0:
+            raise ValueError(f"xpos_scale_base is {self.xpos_scale_base}, expected at least 0 (0 is RoPE alone).")
         if self.d_head % 2:
             raise ValueError(f"d_head is {self.d_head}, expected an even number (RoPE rotates halves).")
         if self.n_heads % self.n_kv_heads:
             raise ValueError(f"n_heads {self.n_heads} is not a multiple of n_kv_heads {self.n_kv_heads}.")
+        low, high = self.rope_low_freq_factor, self.rope_high_freq_factor
+        if self.rope_factor < 1 or not 0 < low < high or self.rope_original_seq_len < 1:
+            raise ValueError(
+                f"rope_factor {self.rope_factor}, rope_low_freq_factor {low}, rope_high_freq_factor {high}, "
+                f"rope_original_seq_len {self.rope_original_seq_len}: expected a factor of at least 1 (1 is no "
+                "scaling), 0 < low < high, and a length of at least 1."
+            )
 
     @property
     def n_params(self) -> int:
         """Parameters without the norm scales, as the paper counts them (PaLM Table 1)."""
-        d, attention = self.d_model, 2 * self.n_heads * self.d_head + 2 * self.n_kv_heads * self.d_head
+        d, h, n, k = self.d_model, self.d_head, self.n_heads, self.n_kv_heads
+        biases = (n + 2 * k) * h if self.qkv_bias else 0
         tables = 1 if self.tied_head else 2
-        return self.n_layers * (d * attention + 3 * d * self.d_ff) + tables * self.vocab_size * d
+        return self.n_layers * (d * 2 * (n + k) * h + biases + 3 * d * self.d_ff) + tables * self.vocab_size * d
 
     @property
     def head_scale(self) -> float:
         """Factor of the logits."""
         return self.d_model**-0.5 if self.logit_scale is None else self.logit_scale
+
+    def train_flops_per_token(self, seq_len: int | None = None) -> int:
+        """Forward and backward FLOPs per token, without rematerialisation: 6N + 12LHQT (PaLM Appendix B).
+
+        Args:
+            seq_len: positions per row; the longest row of the model if not given.
+
+        >>> PALM["540b"].train_flops_per_token() / 1e12
+        3.277...
+        """
+        return 6 * self.n_params + 12 * self._attention_products(seq_len)
+
+    def decode_flops_per_token(self, seq_len: int | None = None) -> int:
+        """FLOPs of one cached step at the end of `seq_len` positions: 2N + 4LHQT.
+
+        >>> PALM["540b"].decode_flops_per_token() / 1e12
+        1.092...
+        """
+        return 2 * self.n_params + 4 * self._attention_products(seq_len)
+
+    def _attention_products(self, seq_len: int | None) -> int:
+        """Multiplications per token in the scores of all layers and heads: LHQT."""
+        return self.n_layers * self.n_heads * self.d_head * (seq_len or self.seq_len)
+
+    def mfu(self, tokens_per_second: float, n_chips: int, peak_flops: float) -> float:
+        """Model FLOPs utilisation: share of the chips' peak, without rematerialisation (PaLM section 4.1).
+
+        >>> round(PALM["540b"].mfu(238.3e3, 6144, 275e12), 3)  # PaLM 540B with attention
+        0.462
+        """
+        return tokens_per_second * self.train_flops_per_token() / (n_chips * peak_flops)
 
 
 def _palm(d_model: int, n_layers: int, n_heads: int, **changes) -> ModelConfig:

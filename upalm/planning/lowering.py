@@ -15,7 +15,7 @@ from upalm.inference.decoding import DecodingModel, State, advance
 from upalm.inference.grammar import Grammar, Progress
 from upalm.inference.sampling import Sampler
 from upalm.model.attention import KeyValue
-from upalm.model.config import ModelConfig, decode_flops_per_token, train_flops_per_token
+from upalm.model.config import ModelConfig
 from upalm.model.palm import LOGICAL_AXES, Block, Decoder, empty_model
 from upalm.training.config import TrainConfig
 from upalm.training.launch import check_mesh
@@ -48,7 +48,7 @@ def training(config: TrainConfig, model: ModelConfig, mesh: Mesh | None) -> Step
     return Step(
         lambda: train_step.lower(state, batches, optimizer=optimizer, n_denoisers=n_denoisers),
         {"parameters": state.model, "optimizer": state.opt_state},
-        train_flops_per_token(model.n_params, model.n_layers, model.n_heads, model.d_head, seq_len),
+        model.train_flops_per_token(seq_len),
         n_rows * seq_len,
         config.data.rows_before(config.n_steps) * seq_len,
     )
@@ -66,7 +66,7 @@ def decoding(config: TrainConfig, model: ModelConfig, mesh: Mesh | None, n_rows:
     return Step(
         lambda: advance.lower(weights, state, *rest, sampler=Sampler()),
         {"parameters": weights, "cache": state.caches},
-        decode_flops_per_token(model.n_params, model.n_layers, model.n_heads, model.d_head, model.seq_len),
+        model.decode_flops_per_token(),
         *(n_rows, n_rows),
     )
 

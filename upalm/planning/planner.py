@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from upalm.distributed.chips import GIB, Chip
-from upalm.model.config import ModelConfig, mfu
+from upalm.model.config import ModelConfig
 from upalm.planning.hlo import Program, Work
 from upalm.planning.lowering import Step
 from upalm.planning.topology import Target
@@ -98,8 +98,7 @@ class Plan:
         """Bound of the model's FLOPs utilisation."""
         if self.step_seconds is None or self.peak_flops is None:
             return None
-        per_token = self.flops_per_step / self.tokens_per_step
-        return mfu(self.tokens_per_step / self.step_seconds, per_token, self.devices, self.peak_flops)
+        return self.flops_per_step / (self.step_seconds * self.devices * self.peak_flops)
 
     @property
     def run_hours(self) -> float | None:

@@ -60,15 +60,25 @@ def from_json(kind: Any, found: Any) -> Any:
 
 
 def differences(there: dict[str, Any], here: dict[str, Any], within: str = "") -> list[str]:
-    """What differs, each by its dotted name and both values."""
-    found = []
+    """What differs, each by its dotted name and both values. A field newer than the stored settings had its default."""
+    found, defaults = [], _defaults(here.get("class", "TrainConfig"))
     for name in sorted(there.keys() | here.keys()):
-        a, b = there.get(name), here.get(name)
+        a, b = there.get(name, defaults.get(name)), here.get(name)
+        a = FORMER_NAMES.get(a, a) if name == "class" and isinstance(a, str) else a
         if isinstance(a, dict) and isinstance(b, dict):
             found += differences(a, b, f"{within}{name}.")
         elif a != b:
             found.append(f"{within}{name}: {a} there, {b} here")
     return found
+
+
+def _defaults(class_name: str) -> dict[str, Any]:
+    """Default values of a class of settings, as JSON."""
+    classes = {
+        kind.__name__: kind for kind in (TrainConfig, ModelConfig, DataConfig, SpikeConfig, *get_args(Optimizer))
+    }
+    fields = dataclasses.fields(classes[class_name]) if class_name in classes else ()
+    return {f.name: to_json(f.default) for f in fields if f.default is not dataclasses.MISSING}
 
 
 @dataclass(frozen=True)

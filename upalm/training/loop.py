@@ -25,7 +25,7 @@ from upalm.data.tokenizer import Tokenizer
 from upalm.distributed import processes
 from upalm.distributed.chips import chip_of
 from upalm.distributed.sharding import rows_here, shardings, to_devices
-from upalm.model.config import ModelConfig, mfu, train_flops_per_token
+from upalm.model.config import ModelConfig
 from upalm.model.palm import LOGICAL_AXES, Decoder
 from upalm.training import metrics, progress
 from upalm.training.config import Continue, TrainConfig, differences, to_json
@@ -108,7 +108,7 @@ class _Run:
         self.step, self.state = self._first_state(model)
         writers = config.watched.writers
         self.log = metrics.Metrics(config.out / "metrics.jsonl", self.step, writers)
-        self.flops = flops_per_token(model.config)
+        self.model_config = model.config
         self.requests, self.saved_at = processes.Requests(self.mesh), time.monotonic()
         self.watch, self.clock = SpikeDetector(config.spikes), _Clock()
 
@@ -321,13 +321,8 @@ class _Run:
             rate = np.asarray(config.optimizer.schedule.build(config.n_steps)(step - 1)).item()
             by_denoiser = {f"loss_{n}": float(a / w) for n, a, w in zip(self.names, *sums, strict=True) if w > 0}
             values = {"loss": loss, **by_denoiser, "grad_norm": float(grad_norm), "learning_rate": rate}
-            self.log.write(step, values | self.clock.report(tokens_per_second, self.flops))
+            self.log.write(step, values | self.clock.report(tokens_per_second, self.model_config))
         return f"loss {loss:.3f}  {tokens_per_second:,.0f} tokens/s", int(asked)
-
-
-def flops_per_token(c: ModelConfig) -> int:
-    """6N + 12LHQT of a model (PaLM Appendix B)."""
-    return train_flops_per_token(c.n_params, c.n_layers, c.n_heads, c.d_head, c.seq_len)
 
 
 class _Clock:
@@ -345,7 +340,7 @@ class _Clock:
         self._total += self.tokens
         return self._total / (time.monotonic() - self._start)
 
-    def report(self, tokens_per_second: float, flops: int) -> dict[str, Any]:
+    def report(self, tokens_per_second: float, model: ModelConfig) -> dict[str, Any]:
         """Of the time since the first step; MFU is null where the chip's peak is unknown."""
         device, found = jax.local_devices()[0], {"memory_gb": memory_bytes() / 1e9}
         if math.isnan(tokens_per_second):
@@ -354,7 +349,7 @@ class _Clock:
         seconds = max(time.monotonic() - self._start, 1e-9)
         return found | {
             "tokens_per_second": tokens_per_second,
-            "mfu": None if chip is None else mfu(tokens_per_second, float(flops), n, chip.flops),
+            "mfu": None if chip is None else model.mfu(tokens_per_second, n, chip.flops),
             "data_wait": self.wait_seconds / seconds,
             "checkpoint_seconds": self.checkpoint_seconds,
         }

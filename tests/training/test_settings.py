@@ -1,0 +1,18 @@
+"""Settings as JSON, and what counts as another run."""
+
+from copy import deepcopy
+from pathlib import Path
+
+from upalm.training.config import TrainConfig, differences
+
+
+def test_settings_of_an_earlier_version_are_the_same_run():
+    """Its classes had other names, and lacked fields that have been added since."""
+    here = TrainConfig(Path("run")).identity()
+    stored = deepcopy(here)
+    for name in ("block", "gate", "rope_factor"):
+        del stored["start"]["model"][name]
+    stored["spikes"]["class"] = "Spikes"
+    assert differences(stored, here) == []
+    stored["start"]["model"]["n_layers"] = 3
+    assert differences(stored, here) == ["start.model.n_layers: 3 there, 32 here"]
