@@ -10,6 +10,7 @@ import json
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Annotated
 
 import jax.numpy as jnp
 import numpy as np
@@ -68,7 +69,7 @@ class Quickstart:
     """Folder for checkpoints, figures, report.html and results.json. Run again to resume."""
     data: str = sources.STDLIB
     """`stdlib` (Python's own source files), a .txt or .jsonl file, or a folder of them."""
-    base: Path = SHIPPED
+    checkpoint: Annotated[Path, tyro.conf.arg(aliases=("-c",))] = SHIPPED
     """Checkpoint to fork; the shipped one was made by `upalm run palm_tiny tiny`."""
     from_scratch: bool = False
     """Pretrain the base first, on `data` (about an hour on 2 cores)."""
@@ -115,7 +116,7 @@ class Quickstart:
 def main(args: Quickstart) -> None:
     started = time.monotonic()
     enable_compilation_cache()
-    base_folder = pretrain(args) if args.from_scratch else args.base
+    base_folder = pretrain(args) if args.from_scratch else args.checkpoint
     base, tokenizer = load_model(base_folder)
     # rows must fit the longest form of a prompt, whichever model is asked
     longest = tokenizer.trained(inputs_eos=True)

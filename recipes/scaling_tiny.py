@@ -17,7 +17,7 @@ import numpy as np
 import tyro
 
 from upalm.checkpoints.folder import load_model
-from upalm.cli import scaling
+from upalm.cli.scaling import Scaling
 from upalm.data import sources
 from upalm.data.config import DataConfig
 from upalm.data.sources import STDLIB
@@ -126,7 +126,7 @@ def main(args: ScalingTiny) -> None:
                 shutil.rmtree(place, ignore_errors=True)
                 evaluate(args, checkpoint, files, documents, place)
             bar.update(i + 1)
-    scaling.Scaling((results,), out=args.out)()
+    Scaling((results,), out=args.out)()
     summary(args, results)
     print(f"{time.monotonic() - started:.0f} s in all")
 

@@ -1,17 +1,18 @@
 """Continue any checkpoint with UL2R on your own text: an imported open model, or one of your own.
 
 Paper:    U-PaLM (arXiv:2210.11399) section 2: the checkpoint's weights, fresh optimizer, cosine to a hundredth.
-Command:  upalm import-hf SOURCE models/base
+Command:  upalm import-hf SOURCE --out models/base
           upalm data build TEXT --out data/mine --tokenizer models/base
-          upalm run ul2r --init models/base --data data/mine --out runs/ul2r
+          upalm run ul2r --checkpoint models/base --data data/mine --out runs/ul2r
           upalm eval --checkpoint runs/ul2r --data TEXT
-          upalm export-hf runs/ul2r models/ul2r
+          upalm export-hf --checkpoint runs/ul2r --out models/ul2r
 Hardware: what the model needs; docs/open_checkpoints.md walks through it.
 Expected: infilling costs fewer bits a byte than under the import, and format_ok rises from 0.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -25,7 +26,7 @@ from upalm.training.optim import Adafactor, Schedule
 class Ul2r:
     """UL2R of a checkpoint."""
 
-    init: Path
+    checkpoint: Annotated[Path, tyro.conf.arg(aliases=("-c",))]
     """Checkpoint to start from; its weights and tokenizer are taken, its optimizer state is not."""
     data: str
     """Folder made by `upalm data build`, or text."""
@@ -52,7 +53,7 @@ class Ul2r:
         """The run."""
         return TrainConfig(
             out=self.out,
-            start=Continue(self.init),
+            start=Continue(self.checkpoint),
             data=DataConfig(self.data, self.mixture, seq_len=self.seq_len, batch_size=self.batch_size),
             optimizer=Adafactor(Schedule("cosine", peak=self.peak, final=self.peak / 100)),
             n_steps=self.n_steps,

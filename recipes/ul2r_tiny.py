@@ -3,7 +3,7 @@
 Paper:    U-PaLM (arXiv:2210.11399) section 2.4, at tiny size.
 Command:  upalm run ul2r_tiny ul2r
 Hardware: 2 CPU cores, about 15 minutes.
-Expected: docs/results.md. Measure with: upalm run quickstart --base runs/ul2r_tiny --n-steps 1
+Expected: docs/results.md. Measure with: upalm run quickstart --checkpoint runs/ul2r_tiny --n-steps 1
 """
 
 from dataclasses import replace

@@ -20,7 +20,7 @@ METRICS = {
 
 
 def quickstart(folder: Path, base: Path, data: Path, *more: str) -> subprocess.CompletedProcess:
-    arguments = ["run", "quickstart", "--out", str(folder), "--base", str(base), "--data", str(data)]
+    arguments = ["run", "quickstart", "--out", str(folder), "--checkpoint", str(base), "--data", str(data)]
     sizes = ["--n-steps", "6", "--n-rows", "6", "--n-decoded", "3"]
     command = [sys.executable, "-m", "upalm", *arguments, *sizes, *more]
     env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}  # as users run it
@@ -62,7 +62,7 @@ def test_quickstart_reports_and_repeats_itself(inputs, tmp_path):
     ("more", "message"),
     [
         (("--data", "/nowhere.txt"), "no such file or folder"),
-        (("--base", "/nowhere"), "no checkpoint at /nowhere"),
+        (("--checkpoint", "/nowhere"), "no checkpoint at /nowhere"),
         (("--batch-size", "0"), "batch_size"),
     ],
 )

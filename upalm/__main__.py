@@ -1,13 +1,16 @@
 """The `upalm` command, and `python -m upalm`."""
 
+import sys
+
+from upalm.cli import main as cli
 from upalm.cli.huge_pages import use_huge_pages
 
 
 def main() -> None:
-    """`upalm.cli.main`, in a process set up for it."""
-    use_huge_pages()
-    from upalm.cli import main as cli  # after the process was started again
-
+    """Run the command line; commands that compute get huge pages first."""
+    name, *rest = sys.argv[1:] or [""]
+    if name in cli.COMPUTING and not {"-h", "--help"} & set(rest):
+        use_huge_pages()
     cli.main()
 
 

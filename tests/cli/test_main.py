@@ -140,14 +140,15 @@ def test_infill_says_once_that_a_model_never_saw_a_gap(monkeypatch, capsys, tmp_
     [
         (("run", "quickstrt"), "did you mean 'quickstart'"),
         (("run", "palm_tiny", "tinny"), "did you mean 'tiny'"),
-        (("run", "palm_tiny"), "has no config None: choose one of tiny"),
         (("run", "absent.py"), "no recipe file"),
         (("infill", "--checkpoint", "/nowhere", "--text", "<extra_id_0>"), "does not exist"),
         (("infill", "--checkpoint", "/nowhere"), "one of --text, --file and --interactive"),
         (("infill", "-c", "/nowhere", "--text", "<extra_id_0>", "--stream", "--json"), "leave out --json"),
         (("infill", "-c", "/nowhere", "--text", "<extra_id_0>", "--mesh", "2", "4"), "2 x 4 needs 8 devices"),
         (("sample", "-c", "/nowhere", "--file", "/nowhere.txt"), "no file /nowhere.txt"),
-        (("recipes", "cp"), "cp NAME PLACE"),
+        (("rum",), "no command 'rum': did you mean 'run'?"),
+        (("data", "buld"), "no command 'data buld': did you mean 'build'?"),
+        (("run",), "the recipes are finetune"),
     ],
 )
 def test_mistakes_end_in_one_clear_line(monkeypatch, arguments, message):
@@ -179,7 +180,7 @@ def test_cite_agrees_with_citation_cff(monkeypatch, capsys):
 
 
 def test_importing_the_objective_does_not_load_jax():
-    code = "import sys, upalm.ul2r, upalm.text; sys.exit('jax' in sys.modules)"
+    code = "import sys, upalm.ul2r, upalm.data.sources; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
@@ -189,7 +190,7 @@ def test_the_wheel_ships_recipes_and_base(tmp_path):
     import zipfile
 
     names = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
-    for wanted in ("upalm/_recipes/quickstart.py", "upalm/assets/palm_tiny/model.safetensors", "upalm/cli.py"):
+    for wanted in ("upalm/_recipes/quickstart.py", "upalm/assets/palm_tiny/model.safetensors", "upalm/cli/main.py"):
         assert wanted in names
     assert not [n for n in names if n.startswith("tests/")]
 

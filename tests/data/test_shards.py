@@ -194,11 +194,11 @@ def test_command_line(built, source, tmp_path, tokenizer):
     assert done.returncode == 0 and "300 documents" in done.stdout, done.stderr
     assert upalm("data", "check", str(tmp_path / "b")).stdout.count("whole") == 2
     mixed = f"{tmp_path / 'b'}=0.7,{shutil.copytree(tmp_path / 'b', tmp_path / 'c')}=0.3"
-    shown = upalm("data", "show", "--data.source", mixed, "--count", "20", "--mask", str(tmp_path / "m.png"))
+    shown = upalm("data", "show", "--data", mixed, "--count", "20", "--mask", str(tmp_path / "m.png"))
     assert shown.returncode == 0, shown.stderr
     assert "[NLU]" in shown.stdout and "20 rows" in shown.stdout
     assert (tmp_path / "m.png").stat().st_size > 5000
-    wrong = upalm("data", "show", "--data.source", f"{tmp_path / 'b'}=x")
+    wrong = upalm("data", "show", "--data", f"{tmp_path / 'b'}=x")
     assert wrong.returncode == 1 and "expected folder=number" in wrong.stderr
 
 
@@ -224,8 +224,8 @@ def test_shards_on_an_object_store(bucket, built, source, tokenizer):
     manifest = shards.build(str(source), folder, tokenizer, shard_tokens=4000)
     assert [s.sha256 for s in manifest.shards] == [s.sha256 for s in shards.Manifest.read(built).shards]
     assert shards.build(str(source), folder, tokenizer, shard_tokens=4000) == manifest, "a second build does nothing"
-    data.main(["build", str(source), "--out", folder])
-    data.main(["check", folder])
+    data.Build(str(source), folder)()
+    data.Check(folder)()
     assert decoded(folder, "train", tokenizer) == decoded(built, "train", tokenizer)
     config = DataConfig(source=folder, seq_len=64, batch_size=4)
     there, _ = open_source(config, tokenizer)

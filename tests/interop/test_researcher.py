@@ -29,14 +29,14 @@ def test_import_build_ul2r_eval_export(tmp_path, source_text, monkeypatch):
     pieces = [source_text[at : at + 3000] for at in range(0, len(source_text) - 3000, 1000)]
     texts.write_text("".join(json.dumps({"text": piece}) + "\n" for piece in pieces))
 
-    said = upalm("import-hf", save(theirs, hf, source_text), base)
+    said = upalm("import-hf", save(theirs, hf, source_text), "--out", base)
     assert "sentinels: the last 100 subwords of the vocabulary, ids 699 down to 600" in said
     assert json.loads((base / "symbols.json").read_text())["sentinels_are"] in said
     upalm("data", "build", texts, "--out", data, "--tokenizer", base)
     sizes = ("--n-steps", 100, "--batch-size", 8, "--seq-len", 128, "--peak", 0.1)
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    upalm("run", "ul2r", "--init", base, "--data", data, "--out", run, *sizes)
+    upalm("run", "ul2r", "--checkpoint", base, "--data", data, "--out", run, *sizes)
     programs = set((tmp_path / "upalm" / "jax").glob("jit_*"))  # kept for the next start
     assert [p for p in programs if p.name.startswith("jit_train_step-")]
     found = {}
@@ -47,7 +47,7 @@ def test_import_build_ul2r_eval_export(tmp_path, source_text, monkeypatch):
     assert found[run]["high"] < found[base]["low"]
     assert programs < set((tmp_path / "upalm" / "jax").glob("jit_*"))
 
-    said = upalm("export-hf", run, back)
+    said = upalm("export-hf", "-c", run, "--out", back)
     assert "float32, as CohereForCausalLM" in said
     opened = transformers.AutoModelForCausalLM.from_pretrained(back)
     ours, _ = load_model(run)

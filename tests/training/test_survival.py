@@ -204,7 +204,7 @@ def test_exchanged_numbers_change_the_checksum_and_a_layout_does_not():
 _FULL = """
 import json, sys
 from pathlib import Path
-from upalm.cli import main
+from upalm.cli.main import main
 sys.argv = ["upalm", "run", "--from", sys.argv[1]]
 main()
 """

@@ -43,7 +43,7 @@ BIBTEX = {
 
 @dataclass(frozen=True)
 class Cite:
-    """Print the BibTeX of upalm, U-PaLM, UL2 and PaLM."""
+    """Print BibTeX of upalm, U-PaLM, UL2 and PaLM."""
 
     def __call__(self) -> None:
         print("\n\n".join(BIBTEX.values()).replace("VERSION", __version__))

@@ -1,8 +1,8 @@
-"""The `upalm data` command."""
+"""`upalm data build`, `upalm data show` and `upalm data check`."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from upalm.cli import data as show
+from upalm.cli import options
 from upalm.data import shards, sources
 from upalm.data.config import DataConfig, built_folders, open_source
 from upalm.data.hf_tokenizer import has_tokenizer, load_tokenizer
@@ -75,11 +75,14 @@ SHIPPED = Path(__file__).parents[1] / "assets" / "palm_tiny"
 
 @dataclass(frozen=True)
 class Build:
-    """Tokenise text into ArrayRecord shards. Run again, it goes on where it was interrupted."""
+    """Tokenise text into shards for training.
 
-    source: tyro.conf.Positional[str]
+    The same command again resumes an interrupted build.
+    """
+
+    data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
     """`stdlib`, a file (.txt, .jsonl, .gz or .zst of them, .parquet, .arrow), or a folder of such files."""
-    out: str
+    out: Annotated[str, tyro.conf.arg(metavar="FOLDER")]
     """Folder of the shards, on a disk or in a bucket (gs://...)."""
     tokenizer: str | None = None
     """Checkpoint folder, folder of shards, or SentencePiece model."""
@@ -95,11 +98,12 @@ class Build:
             tokenizer = load_tokenizer(self.out)
         else:
             skipped = [] if self.skip_undecodable else None
-            texts = (d.text for d in sources.documents(self.source, skipped=skipped))
+            texts = (d.text for d in sources.documents(self.data, skipped=skipped))
             tokenizer = SentencePiece.train(texts, self.vocab_size)
         with Count("tokenised", ("documents", "tokens")) as count:
-            options = {"skip_undecodable": self.skip_undecodable, "progress": count.update}
-            made = shards.build(self.source, self.out, tokenizer, **options)
+            made = shards.build(
+                self.data, self.out, tokenizer, skip_undecodable=self.skip_undecodable, progress=count.update
+            )
         counts = ", ".join(f"{made.n_tokens(split):,} {split} tokens" for split in shards.SPLITS)
         print(f"{made.documents:,} documents, {counts}, {len(made.shards)} shards in {self.out}")
         if made.skipped:
@@ -108,56 +112,66 @@ class Build:
 
 @dataclass(frozen=True)
 class Check:
-    """Read every shard against its checksum."""
+    """Verify the checksum of every shard."""
 
-    folder: tyro.conf.Positional[str]
-    """Made by `upalm data build`."""
+    data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
+    """Folder that `upalm data build` wrote."""
 
     def __call__(self) -> None:
         for split in shards.SPLITS:
-            found = shards.Shards(self.folder, split, load_tokenizer(self.folder).hash)
+            found = shards.Shards(self.data, split, load_tokenizer(self.data).hash)
             found.check()
             print(f"{split}: {len(found.shards)} shards, {found.n_tokens:,} tokens: whole")
 
 
 @dataclass(frozen=True)
 class Show:
-    """Print rows in colour and the counts of a mixture, and draw the attention mask of rows."""
+    """Print rows of a mixture in colour, with statistics."""
 
-    data: DataConfig = field(default_factory=DataConfig)
+    data: options.Data = DataConfig.source
+    """`stdlib`, text, or a folder that `upalm data build` wrote."""
+    mixture: str = DataConfig.mixture
+    """Name of a mixture (ul2r, ul2r_eos, ul2r_split_x, ul2, prefix_lm, causal), or denoisers as in Python."""
+    seq_len: int = DataConfig.seq_len
+    """Positions per row."""
+    batch_size: int = DataConfig.batch_size
+    """Rows per batch: those that --mask draws."""
+    layout: Literal["concatenated", "documents"] = DataConfig.layout
+    """Cut chunks from the documents end to end, or never across a document's end."""
+    joint_budget: bool = False
+    """Let inputs and targets share the row, instead of half a row each."""
+    skip_undecodable: bool = False
+    """Leave out text that is not UTF-8, instead of stopping."""
     tokenizer: str = str(SHIPPED)
     """Checkpoint folder, folder of shards, or SentencePiece model."""
     rows: int = 2
     """Rows to print."""
     count: int = 1000
     """Rows to count."""
-    mask: Path | None = None
+    mask: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """PNG to draw the masks to."""
     seed: int = 0
     """Decides order and noise."""
 
     def __call__(self) -> None:
-        folders = built_folders(self.data.source)
+        config = DataConfig(
+            self.data,
+            self.mixture,
+            self.seq_len,
+            self.batch_size,
+            layout=self.layout,
+            joint_budget=self.joint_budget,
+            skip_undecodable=self.skip_undecodable,
+        )
+        folders = built_folders(config.source)
         tokenizer = load_tokenizer(next(iter(folders), self.tokenizer))
-        loader = Loader(open_source(self.data, tokenizer)[0], self.data, tokenizer.symbols, seed=self.seed)
+        loader = Loader(open_source(config, tokenizer)[0], config, tokenizer.symbols, seed=self.seed)
         console = Console(highlight=False)
-        legend = zip(("mode token", "inputs", "sentinels", "targets"), show.COLOURS, strict=True)
+        legend = zip(("mode token", "inputs", "sentinels", "targets"), COLOURS, strict=True)
         console.print(Text.assemble(*((f"{name}  ", style) for name, style in legend)))
         for number in range(self.rows):
-            console.print(show.row(loader, tokenizer, number))
-        console.print(show.statistics_table(statistics(loader, self.count)))
+            console.print(row(loader, tokenizer, number))
+        console.print(statistics_table(statistics(loader, self.count)))
         if self.mask is not None:
-            show.save_mask(self.mask, loader)
+            save_mask(self.mask, loader)
             print(f"masks: {self.mask}")
-
-
-Command = (
-    Annotated[Build, tyro.conf.subcommand("build")]
-    | Annotated[Show, tyro.conf.subcommand("show")]
-    | Annotated[Check, tyro.conf.subcommand("check")]
-)
-
-
-def main(arguments: list[str]) -> None:
-    """Run a subcommand."""
-    tyro.cli(Command, prog="upalm data", args=arguments)()

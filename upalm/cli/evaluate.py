@@ -3,12 +3,12 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Literal
 
-import tyro
 from rich.table import Table
 
 from upalm.checkpoints.folder import load_model
+from upalm.cli import options
 from upalm.data import sources
 from upalm.distributed.runtime import enable_compilation_cache
 from upalm.evals import paper_numbers, suites
@@ -26,16 +26,16 @@ _HELD_OUT = "held_out"
 
 @dataclass(frozen=True, kw_only=True)
 class Eval:
-    """Measure a checkpoint: bits a byte on held-out text, or a suite of the paper's on benchmark files.
+    """Measure a checkpoint on held-out text or benchmark suites.
 
     Suites: english26, cot, bbh, mmlu, mgsm, tydiqa, xquad, bbes, infilling, synthetic, others (docs/evals.md), and
     held_out. A suite runs the tasks whose files are in the data folder and names the others; run again, it goes on
     where it was.
     """
 
-    checkpoint: Annotated[Path, tyro.conf.arg(aliases=["-c"])]
+    checkpoint: options.Checkpoint
     """Folder of a run, of one of its checkpoints (RUN/steps/500), or of weights."""
-    data: str
+    data: options.Data
     """Held-out: text, as for `upalm data build`; the tenth of its documents that training leaves out is measured on.
     Suites: the folder with the benchmarks' files."""
     suite: str = _HELD_OUT
@@ -46,8 +46,8 @@ class Eval:
     """Of a suite: folder for results.json, and for a record of every question."""
     limit: int | None = None
     """Of a suite: only the first so many questions of each task."""
-    mode: str | None = None
-    """Mode token: none, s2s, nlu or nlg; the paper's default is none, for infilling it is nlg here."""
+    mode: Literal["none", "s2s", "nlu", "nlg"] | None = None
+    """Mode token; the paper's default is none, for infilling it is nlg here."""
     attention: Attention = "prefix"
     """Whether a prompt sees all of itself, or, as a causal base was trained, what came before."""
     infill: bool = False
@@ -155,8 +155,3 @@ def _suite_table(found: SuiteResult) -> Table:
         table.add_section()
         table.add_row(name, "", f"{average.mean:.1%} ± {average.se:.1%}", "", "", "", "", *shown)
     return table
-
-
-def main(words: list[str]) -> None:
-    """`upalm eval ...`."""
-    tyro.cli(Eval, prog="upalm eval", args=words)()

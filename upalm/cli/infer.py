@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import tyro
@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.text import Text
 
 from upalm.checkpoints.folder import load_model
+from upalm.cli import options
 from upalm.data.tokenizer import Tokenizer
 from upalm.distributed.runtime import enable_compilation_cache
 from upalm.distributed.sharding import make_mesh
@@ -40,7 +41,7 @@ class _Input(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class _Command:
-    checkpoint: Annotated[Path, tyro.conf.arg(aliases=["-c"])]
+    checkpoint: options.Checkpoint
     """Folder of a run, or of exported weights."""
     text: str | None = None
     """What to work on; `-` reads it from standard input."""
@@ -49,8 +50,8 @@ class _Command:
     the gaps between them. `-` is JSON lines from standard input."""
     interactive: bool = False
     """Ask for one text after the other, `\\n` standing for a new line; the model stays loaded."""
-    mode: str = "none"
-    """Mode token: none, s2s, nlu or nlg."""
+    mode: Literal["none", "s2s", "nlu", "nlg"] = "none"
+    """Mode token before the text."""
     max_new_tokens: int = 64
     """Most tokens to add."""
     temperature: float = 0.0
@@ -226,8 +227,8 @@ def _json_lines(file: Any, name: str) -> Iterator[_Input]:
 class Infill(_Command):
     """Fill the gaps <extra_id_0>, <extra_id_1>, ... of a text."""
 
-    mode: str = "nlg"
-    """Mode token: none, s2s, nlu or nlg."""
+    mode: Literal["none", "s2s", "nlu", "nlg"] = "nlg"
+    """Mode token before the text."""
     max_new_tokens: int = 48
     """Most tokens in a gap."""
     unconstrained: bool = False
@@ -255,16 +256,13 @@ class Infill(_Command):
 
 @dataclass(frozen=True, kw_only=True)
 class Sample(_Command):
-    """Continue a prompt, which may end with <extra_id_0>."""
+    """Continue a prompt.
+
+    It may end with <extra_id_0>.
+    """
 
     def _find(self, model, tokenizer, texts):
         return generation.generate_batch(model, tokenizer, texts, num_samples=self.num_samples, **self._options)
 
     def _shown(self, text, sample):
         return Text(prompts.split_gaps(text)[0]).append(sample.text, style=_FILL)
-
-
-def main(words: list[str]) -> None:
-    """`upalm infill ...` or `upalm sample ...`."""
-    command = {"infill": Infill, "sample": Sample}[words[0]]
-    tyro.cli(command, prog=f"upalm {words[0]}", args=words[1:])()

@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
+from upalm.cli import options
 from upalm.interop import cohere, hf_export, hf_import
 from upalm.interop.palm_rlhf import import_palm
 from upalm.training.progress import Bar
@@ -13,29 +14,35 @@ from upalm.training.progress import Bar
 
 @dataclass(frozen=True)
 class ImportHf:
-    """Read a Cohere-architecture checkpoint (Command-R, Aya) into a folder that `upalm` opens."""
+    """Convert a Hugging Face checkpoint into one of upalm.
 
-    source: tyro.conf.Positional[str]
+    Cohere's architecture: Command-R, Aya.
+    """
+
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
     """A folder with config.json, safetensors and tokenizer.json; or a name on the Hugging Face hub."""
-    dest: tyro.conf.Positional[Path]
-    """Folder to make."""
+    out: options.Out
+    """Folder to write."""
     norm: Literal["layernorm", "rms"] = "layernorm"
     """`rms` folds LayerNorm into RMS norm, exactly but for rounding; such a model cannot be exported."""
 
     def __call__(self) -> None:
         with Bar("import", 1) as bar:
-            found = hf_import.import_hf(self.source, self.dest, norm=self.norm, progress=bar.set_total)
+            found = hf_import.import_hf(self.source, self.out, norm=self.norm, progress=bar.set_total)
         _report(found)
 
 
 @dataclass(frozen=True)
 class ImportPalm:
-    """Read a .pt file of PaLM-rlhf-pytorch's `PaLM` into a folder that `upalm` opens. Needs torch."""
+    """Convert a PaLM-rlhf-pytorch file into a checkpoint.
 
-    source: tyro.conf.Positional[Path]
+    Needs torch.
+    """
+
+    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
     """The state dict."""
-    dest: tyro.conf.Positional[Path]
-    """Folder to make."""
+    out: options.Out
+    """Folder to write."""
     tokenizer: Path
     """Folder with the model's tokenizer.json (GPT-NeoX's, for the published ones)."""
     xpos_scale_base: int = 512
@@ -46,24 +53,34 @@ class ImportPalm:
     """Token that begins and ends texts."""
 
     def __call__(self) -> None:
-        options = {"xpos_scale_base": self.xpos_scale_base, "seq_len": self.seq_len, "eos_id": self.eos_id}
-        _report(import_palm(self.source, self.dest, tokenizer=self.tokenizer, **options))
+        found = import_palm(
+            self.source,
+            self.out,
+            tokenizer=self.tokenizer,
+            xpos_scale_base=self.xpos_scale_base,
+            seq_len=self.seq_len,
+            eos_id=self.eos_id,
+        )
+        _report(found)
 
 
 @dataclass(frozen=True)
 class ExportHf:
-    """Write a checkpoint as transformers, and what serves its Cohere architecture, reads it."""
+    """Convert a checkpoint into one of transformers.
 
-    checkpoint: tyro.conf.Positional[Path]
+    Programs that serve the Cohere architecture read it, too.
+    """
+
+    checkpoint: options.Checkpoint
     """Folder of a run, or of weights."""
-    dest: tyro.conf.Positional[Path]
-    """Folder to make."""
+    out: options.Out
+    """Folder to write."""
     dtype: Literal["keep", "float32", "bfloat16", "float16"] = "keep"
     """Of the weights; `keep` is what the checkpoint has, float32 for a run."""
 
     def __call__(self) -> None:
         with Bar("export", 1) as bar:
-            found = hf_export.export_hf(self.checkpoint, self.dest, dtype=self.dtype, progress=bar.set_total)
+            found = hf_export.export_hf(self.checkpoint, self.out, dtype=self.dtype, progress=bar.set_total)
         print(f"{found.folder}: {found.n_bytes / 1e6:,.1f} MB of {found.dtype}, as {cohere.ARCHITECTURE}")
 
 
@@ -75,11 +92,3 @@ def _report(found: hf_import.Imported) -> None:
     print("mode tokens: " + ", ".join(f"{name} {list(ids)}" for name, ids in tokenizer.symbols.modes.items()))
     if found.ignored:
         print(f"left out {len(found.ignored)} arrays that are computed, not learnt: {', '.join(found.ignored[:3])} ...")
-
-
-COMMANDS = {"import-hf": ImportHf, "import-palm": ImportPalm, "export-hf": ExportHf}
-
-
-def main(words: list[str]) -> None:
-    """Run one of `COMMANDS`."""
-    tyro.cli(COMMANDS[words[0]], prog=f"upalm {words[0]}", args=words[1:])()

@@ -1,155 +1,108 @@
-"""The `upalm` command."""
+"""The `upalm` command: one table of commands, and one parser for each."""
 
 import sys
-from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from importlib import import_module
+from typing import Any
 
-import tyro
+from upalm._version import __version__
+from upalm.spelling import suggest
 
-from upalm.cli.cite import Cite
-from upalm.cli.run import Again, Recipes, Run
-from upalm.training import recipes
-
-
-@dataclass(frozen=True)
-class Data:
-    """Tokenise text, and look at what the loader makes of it: `upalm data build | show | check --help`."""
-
-    words: tyro.conf.Positional[tuple[str, ...]] = ()
-    """The subcommand, and what goes to it."""
-
-    def __call__(self) -> None:
-        from upalm.cli import data as cli_data  # imports Grain
-
-        cli_data.main(list(self.words))
-
-
-@dataclass(frozen=True)
-class _Infer:
-    words: tyro.conf.Positional[tuple[str, ...]] = ()
-    """See `--help` of the subcommand."""
-
-    def __call__(self) -> None:
-        from upalm.cli import infer as cli_infer  # imports JAX
-
-        cli_infer.main([type(self).__name__.lower(), *self.words])
-
-
-class Infill(_Infer):
-    """Fill the gaps <extra_id_0>, <extra_id_1>, ... of a text: `upalm infill --help`."""
-
-
-class Sample(_Infer):
-    """Continue a prompt: `upalm sample --help`."""
-
-
-@dataclass(frozen=True)
-class Eval:
-    """Measure a checkpoint on held-out text, or on the paper's suites: `upalm eval --help`."""
-
-    words: tyro.conf.Positional[tuple[str, ...]] = ()
-    """See `--help` of the subcommand."""
-
-    def __call__(self) -> None:
-        from upalm.cli import evaluate as cli_eval  # imports JAX
-
-        cli_eval.main(list(self.words))
-
-
-@dataclass(frozen=True)
-class Scaling:
-    """How much compute UL2R saves, from results of `upalm eval`: `upalm scaling RESULTS...`, or `--paper`."""
-
-    words: tyro.conf.Positional[tuple[str, ...]] = ()
-    """See `--help` of the subcommand."""
-
-    def __call__(self) -> None:
-        from upalm.cli import scaling as cli_scaling
-
-        cli_scaling.main(list(self.words))
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a recipe takes on chips that one may not have: `upalm plan ul2r_540b 540b --topology v4:8x8x8`."""
-
-    words: tyro.conf.Positional[tuple[str, ...]] = ()
-    """See `--help` of the subcommand."""
-
-    def __call__(self) -> None:
-        from upalm.cli import plan as cli_plan
-
-        cli_plan.main(list(self.words))
-
-
-@dataclass(frozen=True)
-class _Interop:
-    words: tyro.conf.Positional[tuple[str, ...]] = ()
-    """See `--help` of the subcommand."""
-
-    name: ClassVar = ""
-
-    def __call__(self) -> None:
-        from upalm.cli import interop as cli_interop  # imports JAX
-
-        cli_interop.main([self.name, *self.words])
-
-
-class ImportHf(_Interop):
-    """Open a Cohere-architecture checkpoint of Hugging Face: `upalm import-hf SOURCE DEST`."""
-
-    name = "import-hf"
-
-
-class ImportPalm(_Interop):
-    """Open a .pt file of PaLM-rlhf-pytorch: `upalm import-palm SOURCE DEST --tokenizer FOLDER`."""
-
-    name = "import-palm"
-
-
-class ExportHf(_Interop):
-    """Write a checkpoint for transformers: `upalm export-hf CHECKPOINT DEST`."""
-
-    name = "export-hf"
-
-
-Command = (
-    Annotated[Run, tyro.conf.subcommand("run")]
-    | Annotated[Recipes, tyro.conf.subcommand("recipes")]
-    | Annotated[Plan, tyro.conf.subcommand("plan")]
-    | Annotated[Infill, tyro.conf.subcommand("infill")]
-    | Annotated[Sample, tyro.conf.subcommand("sample")]
-    | Annotated[Data, tyro.conf.subcommand("data")]
-    | Annotated[Eval, tyro.conf.subcommand("eval")]
-    | Annotated[Scaling, tyro.conf.subcommand("scaling")]
-    | Annotated[ImportHf, tyro.conf.subcommand("import-hf")]
-    | Annotated[ImportPalm, tyro.conf.subcommand("import-palm")]
-    | Annotated[ExportHf, tyro.conf.subcommand("export-hf")]
-    | Annotated[Cite, tyro.conf.subcommand("cite")]
-)
-
-
-_PASSED_ON = {  # what follows belongs to another parser
-    **{"infill": Infill, "sample": Sample, "data": Data, "eval": Eval, "plan": Plan, "scaling": Scaling},
-    **{"import-hf": ImportHf, "import-palm": ImportPalm, "export-hf": ExportHf},
+COMMANDS = {
+    "run": ("upalm.cli.run:Run", "Train with a recipe, or resume a run folder."),
+    "recipes": ("upalm.cli.recipes:Recipes", "List the recipes and their configs."),
+    "recipes show": ("upalm.cli.recipes:Show", "Print the file of a recipe."),
+    "recipes cp": ("upalm.cli.recipes:Copy", "Copy a recipe to edit it."),
+    "plan": ("upalm.cli.plan:Plan", "Plan a recipe on TPUs or GPUs that need not be at hand."),
+    "infill": ("upalm.cli.infer:Infill", "Fill the gaps <extra_id_0>, <extra_id_1>, ... of a text."),
+    "sample": ("upalm.cli.infer:Sample", "Continue a prompt."),
+    "data build": ("upalm.cli.data:Build", "Tokenise text into shards for training."),
+    "data show": ("upalm.cli.data:Show", "Print rows of a mixture in colour, with statistics."),
+    "data check": ("upalm.cli.data:Check", "Verify the checksum of every shard."),
+    "eval": ("upalm.cli.evaluate:Eval", "Measure a checkpoint on held-out text or benchmark suites."),
+    "scaling": ("upalm.cli.scaling:Scaling", "Compute how much training UL2R saves, from evaluations."),
+    "import-hf": ("upalm.cli.interop:ImportHf", "Convert a Hugging Face checkpoint into one of upalm."),
+    "import-palm": ("upalm.cli.interop:ImportPalm", "Convert a PaLM-rlhf-pytorch file into a checkpoint."),
+    "export-hf": ("upalm.cli.interop:ExportHf", "Convert a checkpoint into one of transformers."),
+    "env": ("upalm.cli.env:Env", "Print versions, platform and devices, for a bug report."),
+    "cite": ("upalm.cli.cite:Cite", "Print BibTeX of upalm, U-PaLM, UL2 and PaLM."),
 }
+"""Each command's class and summary, the first line of its docstring. A class is imported when its command runs.
+
+A command is a frozen dataclass: its fields are the options, `__call__` runs it. A class that passes options on to a
+recipe has a class method `parse(arguments)`.
+"""
+
+COMPUTING = ("run", "infill", "sample", "eval")
+"""Commands that gain from huge pages."""
+
+
+_ALL = "`upalm --help` lists the commands."
 
 
 def main() -> None:
-    """Errors that a user can cause are one line; Ctrl-C says how to go on."""
-    arguments = sys.argv[1:]
+    """Run the command line. A user's mistake ends in one line, Ctrl-C in status 130."""
     try:
-        if arguments[:1] == ["run"] and any(a.startswith("--from") for a in arguments[1:2]):
-            tyro.cli(Again, prog="upalm run", args=arguments[1:])()
-        elif arguments[:1] == ["run"] and arguments[1:2] and not arguments[1].startswith("-"):
-            recipes.run(arguments[1], arguments[2:])  # what follows belongs to the recipe
-        elif arguments and arguments[0] in _PASSED_ON:
-            _PASSED_ON[arguments[0]](tuple(arguments[1:]))()
-        else:
-            tyro.cli(Command, prog="upalm", args=arguments)()
+        dispatch(sys.argv[1:])
     except KeyboardInterrupt as e:
-        sys.exit(f"interrupted: {e}" if str(e) else "interrupted.")
+        print(f"interrupted: {e}" if str(e) else "interrupted.", file=sys.stderr)
+        sys.exit(130)
     except (ValueError, FloatingPointError, OSError) as e:
         if type(e) not in (ValueError, FloatingPointError, OSError):
             raise  # a subclass is a bug of ours or of a library, and wants its traceback
         sys.exit(f"error: {e}")
+
+
+def dispatch(arguments: list[str]) -> None:
+    """Run the command that the first one or two words name.
+
+    Raises:
+        ValueError: unknown command, with the nearest one.
+    """
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(table())
+    elif arguments[0] in ("-V", "--version"):
+        print(f"upalm {__version__}")
+    else:
+        name, rest = split(arguments)
+        if name not in COMMANDS:
+            print(table(name))
+            return
+        parse(name, rest)()
+
+
+def split(arguments: list[str]) -> tuple[str, list[str]]:
+    """The name of a command or of a group of commands, and the words after it.
+
+    Raises:
+        ValueError: unknown command, with the nearest one.
+    """
+    for n_words in (2, 1):
+        if (name := " ".join(arguments[:n_words])) in COMMANDS:
+            return name, arguments[n_words:]
+    first, *rest = arguments
+    groups = {name.split()[0] for name in COMMANDS}
+    if first not in groups:
+        raise ValueError(f"no command {first!r}: {suggest(first, groups, _ALL)}")
+    if not rest or rest[0].startswith("-"):
+        return first, []
+    commands = [name.split()[1] for name in COMMANDS if name.startswith(f"{first} ")]
+    raise ValueError(f"no command '{first} {rest[0]}': {suggest(rest[0], commands)}")
+
+
+def parse(name: str, arguments: list[str]) -> Any:
+    """The command of a name with its options."""
+    module, _, attribute = COMMANDS[name][0].partition(":")
+    command = getattr(import_module(module), attribute)
+    if hasattr(command, "parse"):
+        return command.parse(arguments)
+    import tyro
+
+    return tyro.cli(command, prog=f"upalm {name}", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
+
+
+def table(group: str = "") -> str:
+    """The commands with their summaries, or those of a group."""
+    names = [name for name in COMMANDS if not group or name.split()[0] == group]
+    lines = [f"  {name:13} {COMMANDS[name][1]}" for name in names]
+    usage = f"usage: upalm {group or 'COMMAND'} ...   `upalm COMMAND --help` lists the options of a command"
+    return "\n".join([usage, "", *lines])

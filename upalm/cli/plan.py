@@ -1,9 +1,10 @@
 """`upalm plan`."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
@@ -13,15 +14,15 @@ from upalm.planning.search import Request, _tried, plan_in_subprocess
 
 
 @dataclass(frozen=True)
-class Options:
-    """What a recipe's step takes on chips that one may not have: memory, FLOPs, collectives, and how fast it can go.
+class Plan:
+    """Plan a recipe on TPUs or GPUs that need not be at hand.
 
-    `upalm plan ul2r_540b 540b --topology v4:8x8x8`. What is not listed here changes the recipe, as for `upalm run`:
-    `--mesh.model 8 --data.batch-size 64`.
+    `upalm plan ul2r_540b 540b --topology v4:8x8x8` prints memory, FLOPs and collectives of a step, and its least time.
+    Further options change the recipe, as for `upalm run`: `--mesh.model 8 --data.batch-size 64`.
     """
 
-    words: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Recipe and config."""
+    recipe: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[RECIPE CONFIG]")] = ()
+    """Recipe, and one of its configs."""
     topology: str = "here"
     """A slice such as v4:8x8x8, or the devices of this machine."""
     slices: int = 1
@@ -32,36 +33,41 @@ class Options:
     """Try every mesh that divides, and rank those that fit."""
     list: bool = False
     """Name the topologies."""
-    json: Path | None = None
+    json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """File to write the plan to."""
+    overrides: tyro.conf.Suppress[tuple[str, ...]] = ()
 
+    @classmethod
+    def parse(cls, arguments: Sequence[str]) -> "Plan":
+        """Options that are not of `plan` belong to the recipe."""
+        options, overrides = tyro.cli(cls, prog="upalm plan", args=arguments, return_unknown_args=True)
+        return replace(options, overrides=tuple(overrides))
 
-def main(words: list[str]) -> None:
-    """`upalm plan ...`.
+    def __call__(self) -> None:
+        """Print the plan, or the ranked meshes.
 
-    Raises:
-        ValueError: unknown recipe, config or topology; a mesh that does not divide; no compiler.
-    """
-    options, overrides = tyro.cli(Options, prog="upalm plan", args=words, return_unknown_args=True)
-    if options.list:
-        return _list()
-    if len(options.words) != 2:
-        raise ValueError(f"upalm plan {' '.join(options.words)}: expected RECIPE CONFIG, see `upalm plan --help`.")
-    if options.slices < 1 or options.decode < 0:
-        raise ValueError(f"--slices {options.slices} --decode {options.decode}: expected at least 1, and at least 0.")
-    if options.topology == "here" and options.slices > 1:
-        raise ValueError(f"--slices {options.slices} needs a --topology: this machine's devices are what they are.")
-    request = Request(*options.words, tuple(overrides), options.topology, options.slices, options.decode)
-    console = Console(highlight=False)
-    if not options.find_mesh:
-        found = plan_in_subprocess(request, console)
-        _show(found, console)
-    else:
-        found = _tried(request, console)
-        found.sort(key=lambda f: (not f["fits"], f["step_seconds"] or float("inf"), f["memory_gib"]["total"]))
-        _rank(found, console)
-    if options.json is not None:
-        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        Raises:
+            ValueError: unknown recipe, config or topology; a mesh that does not divide; no compiler.
+        """
+        if self.list:
+            return _list()
+        if len(self.recipe) != 2:
+            raise ValueError(f"upalm plan {' '.join(self.recipe)}: expected RECIPE CONFIG, see `upalm plan --help`.")
+        if self.slices < 1 or self.decode < 0:
+            raise ValueError(f"--slices {self.slices} --decode {self.decode}: expected at least 1, and at least 0.")
+        if self.topology == "here" and self.slices > 1:
+            raise ValueError(f"--slices {self.slices} needs a --topology: this machine's devices are what they are.")
+        request = Request(*self.recipe, self.overrides, self.topology, self.slices, self.decode)
+        console = Console(highlight=False)
+        if not self.find_mesh:
+            found = plan_in_subprocess(request, console)
+            _show(found, console)
+        else:
+            found = _tried(request, console)
+            found.sort(key=lambda f: (not f["fits"], f["step_seconds"] or float("inf"), f["memory_gib"]["total"]))
+            _rank(found, console)
+        if self.json is not None:
+            self.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 # --- Output ---------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
-"""`upalm run` and `upalm recipes`."""
+"""`upalm run`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -10,45 +11,34 @@ from upalm.training import recipes
 
 
 @dataclass(frozen=True)
-class Recipes:
-    """List the recipes, or copy one to edit: `upalm recipes`, `upalm recipes cp palm_tiny .`."""
-
-    words: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Nothing, or `cp NAME PLACE`."""
-
-    def __call__(self) -> None:
-        if not self.words:
-            for name in recipes.names():
-                print(f"{name:14} {recipes.summary(name)}")
-        elif len(self.words) == 3 and self.words[0] == "cp":
-            print(recipes.copy(self.words[1], Path(self.words[2])))
-        else:
-            raise ValueError(f"upalm recipes {' '.join(self.words)}: expected nothing, or `cp NAME PLACE`.")
-
-
-@dataclass(frozen=True)
 class Run:
-    """Run a recipe, `upalm run NAME CONFIG [--overrides]` or `upalm run ./mine.py ...`, or `upalm run --from OUT`."""
+    """Train with a recipe, or resume a run folder.
 
-    words: tyro.conf.Positional[tuple[str, ...]] = ()
-    """The recipe, and what goes to it; `upalm run NAME --help` lists its settings."""
+    `upalm run RECIPE CONFIG --option value ...` trains; `upalm run RECIPE CONFIG --help` lists the recipe's options.
+    `upalm recipes` lists the recipes; a file such as ./mine.py is one, too.
+    `upalm run --from FOLDER` resumes a run by the settings in its folder; with --out it repeats the run elsewhere.
+    """
+
+    recipe: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[RECIPE [CONFIG] ...]")] = ()
+    """Name or file of a recipe, one of its configs, and the recipe's options."""
+    from_: Annotated[Path | None, tyro.conf.arg(name="from", metavar="FOLDER")] = None
+    """Folder of a run, whose config.json holds all its settings."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+    """With --from: another folder, to repeat the run there."""
+
+    @classmethod
+    def parse(cls, arguments: Sequence[str]) -> "Run":
+        """What follows a recipe's name belongs to the recipe."""
+        if arguments and not arguments[0].startswith("-"):
+            return cls(tuple(arguments))
+        return tyro.cli(cls, prog="upalm run", args=arguments)
 
     def __call__(self) -> None:
-        if not self.words:
-            raise ValueError(f"upalm run needs a recipe: there are {', '.join(recipes.names())}.")
-        recipes.run(self.words[0], list(self.words[1:]))
+        if self.from_ is not None:
+            from upalm.training.launch import again  # imports JAX
 
-
-@dataclass(frozen=True)
-class Again:
-    """Run what a run folder says: `upalm run --from FOLDER` goes on with it, with --out it is run anew elsewhere."""
-
-    from_: Annotated[Path, tyro.conf.arg(name="from")]
-    """Folder of the run, whose config.json has all its settings."""
-    out: Path | None = None
-    """Another folder, to run it anew."""
-
-    def __call__(self) -> None:
-        from upalm.training.launch import again  # imports JAX
-
-        again(self.from_, {} if self.out is None else {"out": self.out})
+            again(self.from_, {} if self.out is None else {"out": self.out})
+        elif self.recipe:
+            recipes.run(self.recipe[0], list(self.recipe[1:]))
+        else:
+            raise ValueError(f"expected a recipe or --from FOLDER; the recipes are {', '.join(recipes.names())}.")

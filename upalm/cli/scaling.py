@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 from rich.table import Table
@@ -16,13 +17,13 @@ from upalm.training import progress
 
 @dataclass(frozen=True)
 class Scaling:
-    """How much compute UL2R saves: savings rates, their intervals, and the paper's Figure 1 for your own runs.
+    """Compute how much training UL2R saves, from evaluations.
 
     Of every checkpoint along a causal run, of UL2R continuations of some, and of causal continuations of the same (the
     control), give the results.json that `upalm eval --suite` wrote.
     """
 
-    runs: tyro.conf.Positional[tuple[Path, ...]] = ()
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[RESULTS ...]")] = ()
     """results.json files, or folders to search for them."""
     paper: bool = False
     """Analyse the paper's own Table 8 instead."""
@@ -54,8 +55,3 @@ def _table(measure: str, found: Sequence[Saving]) -> Table:
     for row in _rows(found):
         table.add_row(*row)
     return table
-
-
-def main(words: list[str]) -> None:
-    """`upalm scaling ...`."""
-    tyro.cli(Scaling, prog="upalm scaling", args=words)()

@@ -1,5 +1,6 @@
 """Recipes: runnable files with named configs, found beside the package or in a checkout, never imported."""
 
+import ast
 import runpy
 import shutil
 import sys
@@ -70,9 +71,23 @@ def run(name: str, arguments: list[str]) -> None:
     runpy.run_path(str(path), run_name="__main__")
 
 
-def configs(name: str) -> list[str]:
-    """Names of a recipe's configs; none for a recipe with settings of its own."""
-    return list(runpy.run_path(str(find(name))).get("CONFIGS", {}))
+def configs(name: str) -> dict[str, str]:
+    """Summaries of a recipe's configs; none for a recipe with settings of its own.
+
+    They are read from the file's text where `CONFIGS` is written out, since running a recipe imports JAX.
+    """
+    for node in ast.parse(find(name).read_text(encoding="utf-8")).body:
+        match node:
+            case ast.Assign([ast.Name("CONFIGS")], ast.Dict(keys, values)):
+                try:
+                    return {ast.literal_eval(k): ast.literal_eval(v.elts[0]) for k, v in zip(keys, values, strict=True)}
+                except (AttributeError, ValueError):  # computed, not written out
+                    break
+            case ast.Assign([ast.Name("CONFIGS")]):
+                break
+    else:
+        return {}
+    return {config: summary for config, (summary, _) in runpy.run_path(str(find(name)))["CONFIGS"].items()}
 
 
 def contents(name: str) -> tuple[dict[str, Any], Any]:
