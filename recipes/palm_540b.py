@@ -2,7 +2,7 @@
 
 Paper:    PaLM (arXiv:2204.02311) sections 4 and 5.
 Command:  upalm data build TEXT --out data/palm --vocab-size 256000
-          upalm run palm_540b 540b --data.source data/palm --keep.folder gs://BUCKET/palm_540b   (on every host)
+          upalm run palm_540b 540b --data.source data/palm --checkpoints.folder gs://BUCKET/palm_540b   (on every host)
 Hardware: 6144 TPU v4 chips, two pods of 3072 (`upalm plan palm_540b 540b --topology v4:12x16x16 --slices 2`), and the
           paper's mesh: 2 replicas x 256 data x 12 model; the table has Google's 256,128 rows, which 12 divides (the
           last 128 are never used).
@@ -32,7 +32,7 @@ PALM_540B = TrainConfig(
     n_steps=255_000,
     save_every=500,
     eval_every=5000,
-    keep=CheckpointConfig(minutes=30.0, last=3, every=10_000),
+    checkpoints=CheckpointConfig(minutes=30.0, last=3, every=10_000),
     mesh=MeshConfig(replicas=2, model=12),
     spikes=SpikeConfig(threshold=1.0, remedy="rewind", rewind_steps=100, skip_batches=300),
 )

@@ -3,7 +3,7 @@
 Paper:    PaLM (arXiv:2204.02311) sections 4 and 5; when its batch grew is not published,
           we switch at the same share of the tokens as the 540B (fact sheet A21).
 Command:  upalm data build TEXT --out data/palm --vocab-size 256000
-          upalm run palm_62b 62b --data.source data/palm --keep.folder gs://BUCKET/palm_62b   (on every host)
+          upalm run palm_62b 62b --data.source data/palm --checkpoints.folder gs://BUCKET/palm_62b   (on every host)
 Hardware: 512 TPU v4 chips (v4:8x8x8); how many the paper used is not published.
 Cost:     3.08e23 FLOPs: 620,000 v4 chip-hours at 50% MFU; arithmetic, not measured here.
 Expected: the paper's own figures need its data; nothing was trained at this size here.
@@ -29,7 +29,7 @@ PALM_62B = TrainConfig(
     n_steps=404_484,
     save_every=500,
     eval_every=5000,
-    keep=CheckpointConfig(minutes=30.0, last=3, every=10_000),
+    checkpoints=CheckpointConfig(minutes=30.0, last=3, every=10_000),
     mesh=MeshConfig(model=4),
     spikes=SpikeConfig(threshold=1.0),
 )

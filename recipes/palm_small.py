@@ -28,7 +28,7 @@ SMALL = TrainConfig(
     n_steps=50_000,
     save_every=1000,
     eval_every=1000,
-    keep=CheckpointConfig(minutes=30.0, last=2, every=10_000),
+    checkpoints=CheckpointConfig(minutes=30.0, last=2, every=10_000),
 )
 ONE_B = replace(
     SMALL,

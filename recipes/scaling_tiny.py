@@ -78,7 +78,7 @@ class ScalingTiny:
             n_steps=max(self.starts),
             save_every=every,
             eval_every=every,
-            keep=CheckpointConfig(every=every),
+            checkpoints=CheckpointConfig(every=every),
         )
 
     def fork(self, size: str, start: int, kind: str, seed: int) -> TrainConfig:
@@ -93,7 +93,7 @@ class ScalingTiny:
             n_steps=self.n_steps,
             save_every=self.n_steps,
             eval_every=self.n_steps,
-            keep=CheckpointConfig(last=1),
+            checkpoints=CheckpointConfig(last=1),
             seed=seed + 1,  # other data order and noise than the base's
         )
 

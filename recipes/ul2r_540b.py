@@ -28,7 +28,7 @@ UL2R_540B = TrainConfig(
     n_steps=20_000,
     save_every=500,
     eval_every=1000,
-    keep=CheckpointConfig(minutes=30.0, last=3, every=5000),
+    checkpoints=CheckpointConfig(minutes=30.0, last=3, every=5000),
     mesh=MeshConfig(model=16),
 )
 CAUSAL = replace(UL2R_540B, out=Path("runs/causal_540b"), data=replace(UL2R_540B.data, mixture="causal"))

@@ -29,7 +29,7 @@ UL2R_62B = TrainConfig(
     n_steps=20_000,
     save_every=500,
     eval_every=1000,
-    keep=CheckpointConfig(minutes=30.0, last=3, every=5000),
+    checkpoints=CheckpointConfig(minutes=30.0, last=3, every=5000),
     mesh=MeshConfig(model=4),
 )
 CAUSAL = replace(UL2R_62B, out=Path("runs/causal_62b"), data=replace(UL2R_62B.data, mixture="causal"))

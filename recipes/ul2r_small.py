@@ -25,7 +25,7 @@ SMALL = TrainConfig(
     n_steps=2000,
     save_every=500,
     eval_every=500,
-    keep=CheckpointConfig(minutes=30.0),
+    checkpoints=CheckpointConfig(minutes=30.0),
 )
 ONE_B = replace(
     SMALL,

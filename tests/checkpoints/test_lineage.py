@@ -27,7 +27,7 @@ def runs(tmp_path_factory, source_text):
         n_steps=6,
         save_every=3,
         eval_every=6,
-        keep=CheckpointConfig(every=3),
+        checkpoints=CheckpointConfig(every=3),
     )
     run(base)
     data = replace(base.data, mixture="ul2r", batch_size=2, batch_ramp=(), joint_budget=True)

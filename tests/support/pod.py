@@ -57,8 +57,8 @@ class Pod:
             command += [str(self.folder / "tiny.py"), "tiny", "--out", str(self.folder / out)] if recipe else []
             command += map(str, words)
             if n > 1:
-                command += ["--hosts.coordinator", f"127.0.0.1:{port}", "--hosts.n-processes", str(n)]
-                command += ["--hosts.process-id", str(i), "--hosts.heartbeat-seconds", "10"]
+                command += ["--processes.coordinator", f"127.0.0.1:{port}", "--processes.n-processes", str(n)]
+                command += ["--processes.process-id", str(i), "--processes.heartbeat-seconds", "10"]
             command += map(str, (each or {}).get(i, ()))
             given = os.environ | flags | (env or {})
             pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}

@@ -32,7 +32,7 @@ from upalm.training import loop
 from upalm.training import step as step_module
 from upalm.training import step as train
 from upalm.training.config import CheckpointConfig, LoggingConfig, Scratch, TrainConfig
-from upalm.training.launch import again, run
+from upalm.training.launch import rerun, run
 from upalm.training.metrics import OF_THE_MACHINE, read
 from upalm.training.optim import Adafactor, Schedule
 from upalm.training.spikes import LossSpike, SpikeConfig, SpikeDetector
@@ -221,7 +221,7 @@ def test_a_full_disk_ends_with_an_error_and_the_last_checkpoint_whole(config, tm
     try:
         model = dataclasses.replace(MODEL, d_model=64, d_ff=256)
         config = dataclasses.replace(
-            config, out=disk / "run", start=Scratch(model), keep=CheckpointConfig(last=10), n_steps=30
+            config, out=disk / "run", start=Scratch(model), checkpoints=CheckpointConfig(last=10), n_steps=30
         )
         with pytest.raises(OSError, match=r"could not be written \(.*\); the last good one is .*/steps/\d+\.") as said:
             run(config)
@@ -232,7 +232,7 @@ def test_a_full_disk_ends_with_an_error_and_the_last_checkpoint_whole(config, tm
         load_model(config.out)
         subprocess.run(["mount", "-o", "remount,size=60m", str(disk)], check=True)
         run(config)
-        plain = dataclasses.replace(config, out=tmp_path / "plain", keep=CheckpointConfig())
+        plain = dataclasses.replace(config, out=tmp_path / "plain", checkpoints=CheckpointConfig())
         run(plain)
         assert same(params(config.out), params(plain.out))
     finally:
@@ -278,7 +278,7 @@ def test_a_spike_stops_the_run_and_says_where(config, spoiled):
 def test_palms_remedy_goes_back_and_skips(config, spoiled, tmp_path):
     """A spike at step 8: back to step 3, leaving out 3 batches, so that step 4 takes batch 6, and batch 7 is next."""
     remedy = SpikeConfig(remedy="rewind", rewind_steps=4, skip_batches=6)
-    config = dataclasses.replace(config, spikes=remedy, keep=CheckpointConfig(last=10))
+    config = dataclasses.replace(config, spikes=remedy, checkpoints=CheckpointConfig(last=10))
     run(config)
     rows = lines(config.out)
     [event] = [row for row in rows if "event" in row]
@@ -303,26 +303,30 @@ def test_the_remedy_needs_an_earlier_checkpoint_and_has_an_end(config, spoiled, 
         run(far)
     short = SpikeConfig(remedy="rewind", rewind_steps=4, skip_batches=1, most=1)
     with pytest.raises(FloatingPointError, match="at step 7 .*Batches were skipped 1 times already"):
-        run(dataclasses.replace(config, spikes=short, keep=CheckpointConfig(last=10)))
+        run(dataclasses.replace(config, spikes=short, checkpoints=CheckpointConfig(last=10)))
 
 
 # --- What is kept, and what the engineer sees ---
 
 
 def test_newest_and_every_nth_checkpoint_are_kept(config):
-    run(dataclasses.replace(config, save_every=1, keep=CheckpointConfig(last=2, every=5)))
+    run(dataclasses.replace(config, save_every=1, checkpoints=CheckpointConfig(last=2, every=5)))
     assert sorted(int(p.name) for p in (config.out / "steps").iterdir()) == [5, 10, 11, 12]
 
 
 def test_checkpoints_by_the_clock(config, monkeypatch):
     now = iter(range(0, 10**6, 40))  # every look at the clock is 40 seconds later
     monkeypatch.setattr(loop.time, "monotonic", lambda: next(now))
-    run(dataclasses.replace(config, save_every=1000, eval_every=1000, keep=CheckpointConfig(last=100, minutes=10.0)))
+    run(
+        dataclasses.replace(
+            config, save_every=1000, eval_every=1000, checkpoints=CheckpointConfig(last=100, minutes=10.0)
+        )
+    )
     assert len(list((config.out / "steps").iterdir())) > 1
 
 
 def test_a_folder_of_checkpoints_of_its_own(config, tmp_path):
-    run(dataclasses.replace(config, keep=CheckpointConfig(folder=str(tmp_path / "elsewhere"))))
+    run(dataclasses.replace(config, checkpoints=CheckpointConfig(folder=str(tmp_path / "elsewhere"))))
     assert (tmp_path / "elsewhere" / "steps" / "12").is_dir()
     assert not (config.out / "steps").exists()
 
@@ -333,9 +337,9 @@ def test_a_folder_of_checkpoints_of_its_own(config, tmp_path):
 def test_checkpoints_in_a_bucket(config, tmp_path):
     """Written to and read from an object store; the folder of the run may be lost."""
     folder = f"{os.environ['UPALM_TEST_BUCKET']}/{tmp_path.name}-{os.getpid()}"
-    config = dataclasses.replace(config, n_steps=6, keep=CheckpointConfig(folder=folder))
+    config = dataclasses.replace(config, n_steps=6, checkpoints=CheckpointConfig(folder=folder))
     run(config)
-    plain = dataclasses.replace(config, out=tmp_path / "plain", keep=CheckpointConfig())
+    plain = dataclasses.replace(config, out=tmp_path / "plain", checkpoints=CheckpointConfig())
     run(plain)
     shutil.rmtree(config.out)
     with pytest.raises(ValueError, match="n_steps: 6 there, 7 here"):
@@ -359,10 +363,10 @@ def test_changed_settings_are_shown_and_refused_unless_told(config, capsys):
 def test_checkpoints_know_the_settings_without_the_folder(config, tmp_path):
     """On a new machine, whose disk has no config.json."""
     elsewhere = CheckpointConfig(folder=str(tmp_path / "bucket"))
-    run(dataclasses.replace(config, keep=elsewhere, n_steps=6))
+    run(dataclasses.replace(config, checkpoints=elsewhere, n_steps=6))
     shutil.rmtree(config.out)
     with pytest.raises(ValueError, match="n_steps: 6 there, 12 here"):
-        run(dataclasses.replace(config, keep=elsewhere))
+        run(dataclasses.replace(config, checkpoints=elsewhere))
 
 
 def test_another_tokenizer_is_refused(config, tmp_path, source_text):
@@ -387,7 +391,7 @@ def test_a_run_folder_repeats_itself(config, tmp_path, monkeypatch):
     [manifest] = described["data_manifests"].values()
     assert len(manifest) == 64
     with pytest.raises(ValueError, match="no checkpoint at"):
-        again(tmp_path / "nowhere", {})
+        rerun(tmp_path / "nowhere", {})
 
 
 def test_metrics_say_what_an_engineer_asks(config, monkeypatch):
@@ -412,7 +416,7 @@ def test_tensorboard_has_the_same_numbers(config):
     from tensorboardX.event_file_writer import EventsWriter  # noqa: F401
     from tensorboardX.proto.event_pb2 import Event
 
-    run(dataclasses.replace(config, n_steps=3, watched=LoggingConfig(writers=("tensorboard",))))
+    run(dataclasses.replace(config, n_steps=3, logging=LoggingConfig(writers=("tensorboard",))))
     [path] = (config.out / "tensorboard").iterdir()
     content, found = path.read_bytes(), {}
     while content:  # records: length, its checksum, the event, its checksum
@@ -429,12 +433,12 @@ def test_tensorboard_has_the_same_numbers(config):
 def test_weights_and_biases_offline(config, monkeypatch):
     pytest.importorskip("wandb", reason="wandb is absent: pip install '.[loggers]'")
     monkeypatch.setenv("WANDB_MODE", "offline")
-    run(dataclasses.replace(config, n_steps=3, watched=LoggingConfig(writers=("wandb",))))
+    run(dataclasses.replace(config, n_steps=3, logging=LoggingConfig(writers=("wandb",))))
     assert list((config.out / "wandb").glob("offline-run-*/*.wandb"))
 
 
 def test_a_profile_of_some_steps(config):
-    run(dataclasses.replace(config, n_steps=4, watched=LoggingConfig(profile=(2, 3))))
+    run(dataclasses.replace(config, n_steps=4, logging=LoggingConfig(profile=(2, 3))))
     assert list((config.out / "profile").rglob("*.xplane.pb"))
 
 

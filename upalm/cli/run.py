@@ -35,9 +35,9 @@ class Run:
 
     def __call__(self) -> None:
         if self.from_ is not None:
-            from upalm.training.launch import again  # imports JAX
+            from upalm.training.launch import rerun  # imports JAX
 
-            again(self.from_, {} if self.out is None else {"out": self.out})
+            rerun(self.from_, {} if self.out is None else {"out": self.out})
         elif self.recipe:
             recipes.run(self.recipe[0], list(self.recipe[1:]))
         else:

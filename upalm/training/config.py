@@ -14,13 +14,16 @@ from upalm.model.config import ModelConfig
 from upalm.training.optim import Adafactor, Optimizer
 from upalm.training.spikes import SpikeConfig
 
-FORMER_NAMES = {
+FORMER_CLASSES = {
     "Keep": "CheckpointConfig",
     "Watched": "LoggingConfig",
     "Hosts": "ProcessConfig",
     "Spikes": "SpikeConfig",
 }
-"""Classes that config.json of earlier versions calls by another name."""
+"""Current names of classes that config.json of earlier versions names."""
+
+FORMER_FIELDS = {"keep": "checkpoints", "watched": "logging", "hosts": "processes"}
+"""Current names of fields of `TrainConfig` that config.json of earlier versions names."""
 
 
 def to_json(settings: Any) -> Any:
@@ -42,8 +45,8 @@ def from_json(kind: Any, found: Any) -> Any:
     if dataclasses.is_dataclass(kind) or get_origin(kind) in (Union, types.UnionType):
         options: list[Any] = [k for k in get_args(kind) or (kind,) if dataclasses.is_dataclass(k)]
         if isinstance(found, dict) and options:
-            name = FORMER_NAMES.get(found.get("class", ""), found.get("class"))
-            chosen = next((k for k in options if k.__name__ == name), None)
+            found = _current_names(found)
+            chosen = next((k for k in options if k.__name__ == found.get("class")), None)
             if chosen is None:
                 names = [k.__name__ for k in options]
                 raise ValueError(f"the settings have {found.get('class')!r} where one of {names} is expected.")
@@ -61,15 +64,22 @@ def from_json(kind: Any, found: Any) -> Any:
 
 def differences(there: dict[str, Any], here: dict[str, Any], within: str = "") -> list[str]:
     """What differs, each by its dotted name and both values. A field newer than the stored settings had its default."""
-    found, defaults = [], _defaults(here.get("class", "TrainConfig"))
+    found, defaults, there = [], _defaults(here.get("class", "TrainConfig")), _current_names(there)
     for name in sorted(there.keys() | here.keys()):
         a, b = there.get(name, defaults.get(name)), here.get(name)
-        a = FORMER_NAMES.get(a, a) if name == "class" and isinstance(a, str) else a
         if isinstance(a, dict) and isinstance(b, dict):
             found += differences(a, b, f"{within}{name}.")
         elif a != b:
             found.append(f"{within}{name}: {a} there, {b} here")
     return found
+
+
+def _current_names(stored: dict[str, Any]) -> dict[str, Any]:
+    """Stored settings with the class and field names of this version."""
+    name = stored.get("class")
+    former_fields = FORMER_FIELDS if name == "TrainConfig" else {}
+    renamed = {former_fields.get(key, key): value for key, value in stored.items()}
+    return renamed | {"class": FORMER_CLASSES.get(name, name)} if name else renamed
 
 
 def _defaults(class_name: str) -> dict[str, Any]:
@@ -153,11 +163,11 @@ class TrainConfig:
     """Steps between evaluations of the validation loss."""
     eval_batches: int = 8
     """Validation batches."""
-    keep: CheckpointConfig = field(default_factory=CheckpointConfig)
+    checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
-    hosts: ProcessConfig = field(default_factory=ProcessConfig)
+    processes: ProcessConfig = field(default_factory=ProcessConfig)
     spikes: SpikeConfig = field(default_factory=SpikeConfig)
-    watched: LoggingConfig = field(default_factory=LoggingConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
     changed: bool = False
     """Go on with a run although its settings differ from those it was begun with."""
 
@@ -171,7 +181,7 @@ class TrainConfig:
 
     def identity(self) -> dict[str, Any]:
         """As JSON, without what does not change the numbers but by rounding."""
-        free = {"out", "log_every", "save_every", "keep", "mesh", "hosts", "watched", "changed"}
+        free = {"out", "log_every", "save_every", "checkpoints", "mesh", "processes", "logging", "changed"}
         fields = {k: v for k, v in to_json(self).items() if k not in {*free, "class"}}
         fields["data"] = {k: v for k, v in fields["data"].items() if k != "n_workers"}
         return fields | {"denoisers": [repr(d) for d in ul2r.mixture(self.data.mixture)]}

@@ -28,7 +28,7 @@ from upalm.training.loop import check_folder, fit
 
 def run(config: TrainConfig) -> Path:
     """Prepare text, tokenizer and weights, and train. Returns the run folder."""
-    config.hosts.connect()
+    config.processes.connect()
     enable_compilation_cache()
     with survives_its_peers():
         mesh = config.mesh.build()
@@ -52,7 +52,7 @@ def run(config: TrainConfig) -> Path:
     return config.out
 
 
-def again(folder: Path, changes: dict[str, Any]) -> Path:
+def rerun(folder: Path, changes: dict[str, Any]) -> Path:
     """Run what a run folder says, to its end, or with `changes` such as another `out`.
 
     Raises:

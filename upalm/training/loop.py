@@ -103,10 +103,10 @@ class _Run:
         self.tokenizer_hash = tokenizer.hash
         self.optimizer = config.optimizer.build(config.n_steps)
         self.checkpoints = Checkpoints(
-            config.keep.folder or config.out, keep=config.keep.last, keep_every=config.keep.every
+            config.checkpoints.folder or config.out, keep=config.checkpoints.last, keep_every=config.checkpoints.every
         )
         self.step, self.state = self._first_state(model)
-        writers = config.watched.writers
+        writers = config.logging.writers
         self.log = metrics.Metrics(config.out / "metrics.jsonl", self.step, writers)
         self.model_config = model.config
         self.requests, self.saved_at = processes.Requests(self.mesh), time.monotonic()
@@ -295,11 +295,11 @@ class _Run:
 
     def _is_due(self) -> bool:
         """Whether the first process has been without a checkpoint for long enough."""
-        minutes = self.config.keep.minutes
+        minutes = self.config.checkpoints.minutes
         return bool(minutes and processes.is_first() and time.monotonic() - self.saved_at > 60 * minutes)
 
     def _profile(self) -> None:
-        first, last = self.config.watched.profile
+        first, last = self.config.logging.profile
         if first and self.step + 1 == first:
             jax.profiler.start_trace(str(self.config.out / "profile"))
         elif first and self.step == last:

@@ -3,7 +3,7 @@
 from copy import deepcopy
 from pathlib import Path
 
-from upalm.training.config import TrainConfig, differences
+from upalm.training.config import CheckpointConfig, LoggingConfig, TrainConfig, differences, from_json, to_json
 
 
 def test_settings_of_an_earlier_version_are_the_same_run():
@@ -16,3 +16,12 @@ def test_settings_of_an_earlier_version_are_the_same_run():
     assert differences(stored, here) == []
     stored["start"]["model"]["n_layers"] = 3
     assert differences(stored, here) == ["start.model.n_layers: 3 there, 32 here"]
+
+
+def test_fields_of_an_earlier_version_are_read():
+    config = TrainConfig(Path("run"), checkpoints=CheckpointConfig(last=5), logging=LoggingConfig(profile=(2, 3)))
+    stored = to_json(config)
+    for former, current in {"keep": "checkpoints", "watched": "logging", "hosts": "processes"}.items():
+        stored[former] = stored.pop(current)
+    stored["keep"]["class"], stored["watched"]["class"], stored["hosts"]["class"] = "Keep", "Watched", "Hosts"
+    assert from_json(TrainConfig, stored) == config
