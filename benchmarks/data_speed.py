@@ -32,7 +32,7 @@ SOURCE = ("count_below", V, 2)  # ids of the documents; the clock stands while t
 def loader(docs, seq_len, batch_size, n_workers=0):
     """Documents written to shards, and read from them."""
     folder = epath.Path(tempfile.mkdtemp())
-    blocks = list(shards._cut(tokens_module.Tokens.joined(docs)))
+    blocks = list(shards._cut(tokens_module.Tokens.concatenate(docs)))
     manifest = shards.Manifest(1, HASH, V + 200, "<u2", False, "benchmark", complete=True)
     manifest.shards = [shards._write(folder, "train-00000.array_record", "train", blocks, "<u2")]
     manifest.write(folder)

@@ -47,7 +47,7 @@ def test_prompts_are_the_inputs_of_training(tokenizer, denoiser):
     segmenter = ul2r.Segmenter(denoiser, ul2r.Budget.joint(128), tokenizer.symbols)
     a, b = (np.array(tokenizer.encode(x)) for x in ("def f(x", "return x"))
     mask = np.r_[np.zeros(len(a), bool), True, True, np.zeros(len(b), bool)]
-    example = segmenter.framed(ul2r.corrupt(np.r_[a, 7, 7, b], mask, tokenizer.symbols.sentinels))
+    example = segmenter.frame(ul2r.corrupt(np.r_[a, 7, 7, b], mask, tokenizer.symbols.sentinels))
     assert prompts.prompt_ids(tokenizer, "def f(x<extra_id_0>return x", denoiser.mode) == example.inputs.tolist()
 
 

@@ -29,7 +29,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def batch():
-    tokens = Tokens.of([np.random.default_rng(i).integers(7, 100, 150).tolist() for i in range(4)])
+    tokens = Tokens.from_documents([np.random.default_rng(i).integers(7, 100, 150).tolist() for i in range(4)])
     config = DataConfig(seq_len=64, batch_size=3)
     batch = Loader(tokens, config, SYMBOLS, seed=0).batch(0)
     for field in batch:

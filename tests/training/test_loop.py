@@ -48,7 +48,7 @@ def config(tmp_path):
 @pytest.fixture(scope="module")
 def tokens(tokenizer, source_text):
     pieces = [source_text[i : i + 3000] for i in range(0, 60_000, 3000)]
-    return Tokens.of(tokenizer.encode_documents(pieces))
+    return Tokens.from_documents(tokenizer.encode_documents(pieces))
 
 
 def fit(config, tokenizer, tokens, model=None):

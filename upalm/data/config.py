@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
+
+import tyro
 
 from upalm import ul2r
 from upalm.data import sources
@@ -16,23 +18,24 @@ Corpus = Tokens | Shards
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What the model is trained on."""
+    """Text, mixture and batches that a model is trained on."""
 
     source: str = sources.STDLIB
-    """`stdlib` (Python's own source files), a text file or a folder of them (see upalm.text), or a folder made by
-    `upalm data build`. Several built folders are mixed by weight: `wiki=0.7,code=0.3`."""
-    mixture: str = "ul2r"
-    """Name of a mixture (ul2r, ul2r_eos, ul2r_split_x, ul2, prefix_lm, causal), or denoisers written as in Python:
-    `SpanCorruption(name='r', mode='nlu', mean_span=3.0, corruption_rate=0.15), PrefixLM(name='s', mode='s2s')`."""
+    """`stdlib` (Python's own source files), a text file, a folder of text files, or a folder that `upalm data build`
+    wrote. Several built folders are mixed by weight: `wiki=0.7,code=0.3`."""
+    mixture: Annotated[str | ul2r.Mixture, tyro.conf.arg(constructor=str)] = "ul2r"
+    """Name of a mixture (ul2r, ul2r_eos, ul2r_split_x, ul2, prefix_lm, causal), or denoisers as in Python:
+    `SpanCorruption(name='r', mode='nlu', mean_span=3.0, corruption_rate=0.15), PrefixLM(name='s', mode='s2s')`.
+    A tuple of denoisers is kept as its text."""
     seq_len: int = 256
-    """Positions in a row."""
+    """Positions per row."""
     batch_size: int = 16
-    """Rows in a batch, of all processes together."""
+    """Rows per batch, over all processes together."""
     batch_ramp: tuple[tuple[int, int], ...] = ()
-    """(step, rows) from which on a batch has that many rows; `batch_size` before. PaLM 540B: 512, then
-    ((50000, 1024), (115000, 2048))."""
+    """(step, rows): from that step on, a batch has that many rows; before the first, `batch_size`. PaLM 540B: 512,
+    then ((50000, 1024), (115000, 2048))."""
     layout: Literal["concatenated", "documents"] = "concatenated"
-    """Chunks are cut from the documents end to end, as in the paper, or never reach over a document's end."""
+    """Cut chunks from the documents end to end, as in the paper, or never across the end of a document."""
     joint_budget: bool = False
     """Let inputs and targets share the row, instead of half a row each as in the paper."""
     skip_undecodable: bool = False
@@ -41,36 +44,34 @@ class DataConfig:
     """Loader processes; 0 is a thread. The batches are the same."""
 
     def __post_init__(self):
-        ul2r.mixture(self.mixture)
+        denoisers = ul2r.mixture(self.mixture)
+        if not isinstance(self.mixture, str):
+            object.__setattr__(self, "mixture", ul2r.mixture_text(denoisers))
         if self.seq_len < 8 or self.batch_size < 1 or self.n_workers < 0:
             raise ValueError(
                 f"seq_len {self.seq_len}, batch_size {self.batch_size}, n_workers {self.n_workers}: "
                 "expected at least 8, 1 and 0."
             )
-
         steps = [0, *(step for step, _ in self.batch_ramp)]
         if any(a >= b for a, b in pairwise(steps)) or any(rows < 1 for _, rows in self.batch_ramp):
             raise ValueError(f"batch_ramp {self.batch_ramp}: expected rising steps above 0, and at least 1 row.")
 
     def batch_sizes(self) -> list[int]:
-        """All that there are, in order."""
+        """Return every batch size of the ramp, in order."""
         return [self.batch_size, *(rows for _, rows in self.batch_ramp)]
 
     def batch_size_at(self, step: int) -> int:
-        """Rows in the batch of a step."""
+        """Return the rows in the batch of a step."""
         return [rows for first, rows in ((0, self.batch_size), *self.batch_ramp) if first <= step][-1]
 
     def rows_before(self, step: int) -> int:
-        """Rows in the batches of all earlier steps."""
+        """Return the rows in the batches of all earlier steps."""
         edges = [0, *(first for first, _ in self.batch_ramp if first < step), step]
         return sum(n * (b - a) for n, (a, b) in zip(self.batch_sizes(), pairwise(edges), strict=False))
 
     def budget(self) -> ul2r.Budget:
-        """How long segments may get."""
+        """Return how long segments may get."""
         return (ul2r.Budget.joint if self.joint_budget else ul2r.Budget.split)(self.seq_len)
-
-
-# --- Sources --------------------------------------------------------------------------------------
 
 
 class Weighted(NamedTuple):
@@ -81,7 +82,7 @@ class Weighted(NamedTuple):
 
 
 def built_folders(source: str) -> dict[str, float]:
-    """Folders of shards that a source names, with their weights; empty if it is text.
+    """Return the folders of shards that a source names, with their weights; none if it is text.
 
     Raises:
         ValueError: a weight that is not above 0, or a folder that holds no shards.
@@ -97,23 +98,23 @@ def built_folders(source: str) -> dict[str, float]:
             weights[folder] = float(weight)
         except ValueError as e:
             raise ValueError(f"weight {weight!r} in {source!r}: expected folder=number,folder=number,...") from e
-        if not weights[folder] > 0:
-            raise ValueError(f"weight {weight} of {folder!r}: expected above 0.")
+        if not 0 < weights[folder] < float("inf"):
+            raise ValueError(f"weight {weight} of {folder!r}: expected above 0 and finite.")
         if not is_folder_of_shards(folder):
             raise ValueError(f"no shards at {folder!r}: only folders made by `upalm data build` can be mixed.")
     return weights
 
 
 def manifests(source: str) -> dict[str, str]:
-    """SHA-256 of the manifest of each folder of shards that a source names: what was trained on, to the byte."""
+    """Return the SHA-256 of the manifest of each folder of shards that a source names."""
     return {folder: manifest_hash(folder) for folder in built_folders(source)}
 
 
 def open_source(config: DataConfig, tokenizer: Tokenizer) -> tuple[list[Weighted], list[Weighted]]:
-    """Training and validation corpora. Text is tokenised now; shards must be of this tokenizer.
+    """Open the training and validation corpora of a source, tokenising text now.
 
     Raises:
-        ValueError: from `text.load` or `Shards`.
+        ValueError: a source that `sources.load` or `Shards` refuses, such as shards of another tokenizer.
     """
     if folders := built_folders(config.source):
         train, validation = (

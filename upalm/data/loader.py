@@ -1,4 +1,4 @@
-"""Text -> tokens -> UL2R rows -> batches. A batch is a pure function of (seed, step).
+"""Grain loader: any batch is a pure function of (seed, step).
 
 Dims: B batch rows, T positions.
 """
@@ -22,33 +22,31 @@ from upalm.data.tokens import Tokens
 from upalm.ul2r.rows import Batch
 from upalm.ul2r.symbols import Symbols
 
-_WINDOW_BLOCKS = 64
+WINDOW_BLOCKS = 64
+"""Blocks of about 64 Ki tokens that are shuffled together: 4M tokens."""
 
-
-_WINDOWS_HELD = 2
-
-
-# --- The loader -----------------------------------------------------------------------------------
+WINDOWS_IN_MEMORY = 2
+"""Windows of a corpus that stay in memory."""
 
 
 class Loader:
-    """Packs the epochs of tokenised corpora into rows; `batch(step)` finds any of them without making those before.
+    """Packs epochs of tokenised corpora into rows; `batch(step)` builds any batch without those before it.
 
-    An epoch's blocks are shuffled and taken by windows of about 4M tokens. A window's documents are shuffled, joined,
-    and cut into rows by `plan_rows`, which needs no more than their lengths; then the rows are shuffled. Noise comes
-    from (seed, corpus, row): fresh in every epoch, and the same for every number of processes and workers.
+    The blocks of an epoch are shuffled and taken in windows of about 4M tokens. The documents of a window are
+    shuffled, joined, and cut into rows by `plan_rows`, which needs only their lengths; then the rows are shuffled.
+    Noise comes from (seed, corpus, row): fresh in every epoch, and the same for every number of processes and workers.
 
     Args:
         source: a corpus, or several with weights, whose rows are then interleaved evenly.
         config: batch and mixture.
-        symbols: of the tokenizer.
-        seed: decides order and noise.
-        rows: of a batch, those that this process makes, by batch size; all without it.
-        skips: (step, batches): from that step on, so many batches more are left out.
+        symbols: those of the tokenizer.
+        seed: decides order and noise; 0 to 2^64 - 1.
+        rows: the rows of a batch that this process builds, by batch size. Without it, this process builds all.
+        skips: (step, batches) pairs: from that step on, that many more batches are left out.
 
     Raises:
-        ValueError: an empty corpus, or what `ul2r.Segmenter` refuses; and when a row is made, a text with sentinels in
-            it.
+        ValueError: an empty corpus, or a denoiser that `ul2r.Segmenter` refuses. When a row is built: text that holds
+            sentinels, or a damaged shard.
     """
 
     def __init__(
@@ -74,23 +72,23 @@ class Loader:
         self.mixture = ul2r.SUPERVISED if self.corpora[0].is_supervised else ul2r.mixture(config.mixture)
         self.segmenters = [ul2r.Segmenter(d, config.budget(), symbols) for d in self.mixture]
         self._sentinels = set(symbols.sentinels)
-        self._interleaved = _interleaved([w for _, w in weighted])
-        self._first_rows = [[0] for _ in weighted]  # of each window planned so far, by corpus
+        self._interleaved = _interleave([w for _, w in weighted])
+        self._first_rows = [[0] for _ in weighted]  # first row of each window planned so far, by corpus
         self._windows: dict[tuple[int, int], tuple[Tokens, RowPlan]] = {}
 
     def _blocks(self, corpus_id: int, window: int) -> np.ndarray:
-        """Blocks of a window; windows are counted on through the epochs."""
+        """Blocks of a window; windows are numbered through all epochs."""
         n = len(self.corpora[corpus_id].block_tokens)
         epoch, place = divmod(window, self.windows_per_epoch(corpus_id))
         order = np.random.default_rng([self.seed, corpus_id, epoch, 0]).permutation(n)
-        return order[place * _WINDOW_BLOCKS : (place + 1) * _WINDOW_BLOCKS]
+        return order[place * WINDOW_BLOCKS : (place + 1) * WINDOW_BLOCKS]
 
     def windows_per_epoch(self, corpus_id: int = 0) -> int:
-        """Windows that an epoch of a corpus is taken by."""
-        return math.ceil(len(self.corpora[corpus_id].block_tokens) / _WINDOW_BLOCKS)
+        """Windows in an epoch of a corpus."""
+        return math.ceil(len(self.corpora[corpus_id].block_tokens) / WINDOW_BLOCKS)
 
     def plan(self, corpus_id: int, window: int) -> tuple[RowPlan, np.ndarray]:
-        """The rows of a window, and the order of its documents; from lengths alone."""
+        """Plan the rows of a window and the order of its documents, from lengths alone."""
         rng = np.random.default_rng([self.seed, corpus_id, window, 1])
         lengths = self.corpora[corpus_id].block_lengths(self._blocks(corpus_id, window))
         order = rng.permutation(len(lengths))
@@ -102,29 +100,30 @@ class Loader:
         return plan_rows(pieces, self.segmenters, self.config.seq_len, weights, rng), order
 
     def window(self, corpus_id: int, window: int) -> tuple[Tokens, RowPlan]:
-        """The documents of a window in their order, and its rows."""
+        """Return the documents of a window in their order, and its rows."""
         key = corpus_id, window
         if key not in self._windows:
             plan, order = self.plan(corpus_id, window)
-            tokens = self.corpora[corpus_id].read(self._blocks(corpus_id, window)).reordered(order)
+            tokens = self.corpora[corpus_id].read(self._blocks(corpus_id, window)).reorder(order)
             self._refuse_sentinels(tokens)
-            while len(self._windows) >= _WINDOWS_HELD * len(self.corpora):
+            while len(self._windows) >= WINDOWS_IN_MEMORY * len(self.corpora):
                 self._windows.pop(next(iter(self._windows)), None)  # the oldest
             self._windows[key] = tokens, plan
         return self._windows[key]
 
     def _refuse_sentinels(self, tokens: Tokens) -> None:
-        """Text that this project's tokenizer made has none; supervised targets may."""
+        """Refuse sentinels in plain text, which `Tokenizer.encode` never makes; supervised examples may hold them."""
         if self._sentinels and not tokens.is_supervised:
-            found = np.flatnonzero((tokens.ids >= min(self._sentinels)) & (tokens.ids <= max(self._sentinels)))
-            if bad := sorted(set(tokens.ids[found].tolist()) & self._sentinels):
+            in_range = (tokens.ids >= min(self._sentinels)) & (tokens.ids <= max(self._sentinels))
+            candidates = tokens.ids[in_range].tolist()
+            if bad := sorted(set(candidates) & self._sentinels):
                 raise ValueError(
-                    f"the text holds sentinels ({bad[:3]}, {len(found)} tokens): they mark gaps and nothing else. "
-                    "Tokenise it with upalm.tokenizer.Tokenizer.encode, which spells them in bytes."
+                    f"the text holds sentinels ({bad[:3]}, {len(candidates)} tokens): they mark gaps and nothing else. "
+                    "Tokenise it with upalm.data.Tokenizer.encode, which spells them in bytes."
                 )
 
     def _find(self, row: int) -> tuple[int, int, int]:
-        """Corpus, window, and place in it, of a row counted from the beginning of training."""
+        """Find corpus, window and place in the window of a row, numbered from the start of training."""
         corpus_id, row = self._interleaved[row] if self._interleaved is not None else (0, row)
         first_rows = self._first_rows[corpus_id]
         while row >= first_rows[-1]:
@@ -134,11 +133,11 @@ class Loader:
         return corpus_id, window, row - first_rows[window]
 
     def segments(self, row: int) -> Iterator[tuple[Segment, ul2r.Example]]:
-        """The denoised examples of a row, each with its plan."""
+        """Return the denoised examples of a row, each with its plan."""
         return self._segments(row, self._noise())
 
     def _noise(self) -> list["_Noise"]:
-        """Of each corpus. A thread makes its own."""
+        """Build the noise of each corpus; every thread needs its own."""
         return [_Noise(np.array([self.seed, corpus_id], np.uint64)) for corpus_id in range(len(self.corpora))]
 
     def _segments(self, row: int, noise: list["_Noise"]) -> Iterator[tuple[Segment, ul2r.Example]]:
@@ -152,30 +151,30 @@ class Loader:
                 yield segment, segmenter(chunk, rng)
             else:
                 n = int(tokens.n_inputs[np.searchsorted(tokens.offsets, segment.start, side="right") - 1])
-                yield segment, segmenter.framed(ul2r.Example(chunk[:n], chunk[n:]))
+                yield segment, segmenter.frame(ul2r.Example(chunk[:n], chunk[n:]))
 
     def batch(self, step: int) -> Batch:
-        """This process's rows of a step, [rows, T]."""
+        """Build this process's rows of a step, [rows, T]."""
         size, first = self.config.batch_size_at(step), self.first_row(step)
         numbers = np.arange(size) if self.rows is None else self.rows[size]
         batch, noise = Batch.empty(len(numbers), self.config.seq_len), self._noise()
         for b, number in enumerate((first + numbers).tolist()):
-            row, at = batch.row(b), 0
+            row, end = batch.row(b), 0
             for i, (segment, example) in enumerate(self._segments(number, noise)):
-                at = self.segmenters[segment.denoiser_id].write(row, at, example, i + 1, segment.denoiser_id)
+                end = self.segmenters[segment.denoiser_id].write(row, end, example, i + 1, segment.denoiser_id)
         return batch
 
     def first_row(self, step: int) -> int:
-        """The first row of a step's batch, counted from the beginning of training."""
-        skipped = sum(n * self.config.batch_size_at(at) for at, n in self.skips if at <= step)
+        """Return the first row of a step's batch, numbered from the start of training."""
+        skipped = sum(n * self.config.batch_size_at(first) for first, n in self.skips if first <= step)
         return self.config.rows_before(step) + skipped
 
     def batches(self, first_step: int, n_steps: int) -> Iterator[Batch]:
-        """Batches of `first_step` to `n_steps`, made by Grain ahead of their use. Its state is the step."""
+        """Iterate over the batches of steps `first_step` to `n_steps` - 1, which Grain builds ahead of their use."""
         return iter(self.dataset(first_step, n_steps))
 
     def dataset(self, first_step: int, n_steps: int) -> grain.IterDataset:
-        """The same as a Grain dataset, one element a batch."""
+        """Return the same batches as a Grain dataset, whose state is the step."""
         steps = grain.MapDataset.range(first_step, n_steps).map(self.batch)
         if not self.config.n_workers:
             return steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4))
@@ -183,25 +182,25 @@ class Loader:
             flags.FLAGS([sys.argv[0]])  # Grain's workers read absl's flags, which only absl's own programs parse
         options = grain.MultiprocessingOptions(num_workers=self.config.n_workers, per_worker_buffer_size=8)
         unthreaded = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-        return steps.map(Batch.packed).to_iter_dataset(unthreaded).mp_prefetch(options).map(Batch.unpacked)
+        return steps.map(Batch.pack).to_iter_dataset(unthreaded).mp_prefetch(options).map(Batch.unpack)
 
 
 class _Noise:
-    """Philox finds any of its streams at once: (seed, corpus) is the key, the row a place in the counter."""
+    """Random generators by row. Philox reaches any stream at once: (seed, corpus) is the key, the row the counter."""
 
     def __init__(self, key: np.ndarray):
         self._philox = np.random.Philox(key=key)
         self._generator, self._state = np.random.Generator(self._philox), self._philox.state
 
     def __call__(self, row: int) -> np.random.Generator:
-        """The generator of a row; valid until the next is asked for."""
+        """Return the generator of a row; it is valid until the next call."""
         self._state["state"]["counter"][2] = row
         self._philox.state = self._state  # an eighth of the time that a new generator takes
         return self._generator
 
 
-def _interleaved(weights: Sequence[float]) -> Any:
-    """Row -> (corpus, row of that corpus), by weight; Grain finds any in constant time. None for one corpus."""
+def _interleave(weights: Sequence[float]) -> Any:
+    """Map a row to (corpus, row of that corpus), by weight and in constant time; None for one corpus."""
     if len(weights) == 1:
         return None
     endless = 1 << 40
@@ -209,11 +208,8 @@ def _interleaved(weights: Sequence[float]) -> Any:
     return grain.MapDataset.mix(rows, weights=weights)
 
 
-# --- Statistics -----------------------------------------------------------------------------------
-
-
 class DenoiserCounts(NamedTuple):
-    """What a denoiser made of some rows."""
+    """Counts of one denoiser over some rows."""
 
     name: str
     examples: int
@@ -223,7 +219,7 @@ class DenoiserCounts(NamedTuple):
 
 
 class Statistics(NamedTuple):
-    """What is in some rows."""
+    """Counts over some rows: how full they are, and each denoiser's share."""
 
     rows: int
     positions: int
@@ -237,7 +233,7 @@ class Statistics(NamedTuple):
 
 
 def statistics(loader: Loader, n_rows: int) -> Statistics:
-    """Count the first `n_rows` rows."""
+    """Count what the first `n_rows` rows hold."""
     counts = {i: [0, 0, 0, 0] for i in range(len(loader.mixture))}
     filled = 0
     for row in range(n_rows):

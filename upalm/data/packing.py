@@ -1,4 +1,4 @@
-"""RowPlan which tokens and which denoiser fill each row, from document lengths alone."""
+"""Plan which tokens and which denoiser fill each row, from document lengths alone."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -7,10 +7,8 @@ import numpy as np
 
 from upalm import ul2r
 
-_SHORTEST_CHUNK = 8
-
-
-# --- Planning -------------------------------------------------------------------------------------
+MIN_CHUNK_TOKENS = 8
+"""A row ends rather than hold a shorter chunk, unless its document ends there."""
 
 
 class Segment(NamedTuple):
@@ -22,7 +20,7 @@ class Segment(NamedTuple):
 
 
 class RowPlan(NamedTuple):
-    """Rows of segments, in the order in which they are emitted."""
+    """Rows of segments, in the order in which the loader emits them."""
 
     segments: list[Segment]
     rows: list[tuple[int, int]]
@@ -38,30 +36,37 @@ def plan_rows(
 ) -> RowPlan:
     """Cut pieces of a stream into chunks that fill rows.
 
-    How long a segment gets is known before its noise is drawn, so the last chunk of a row is cut to the room left,
-    and the next row goes on where it ended: rows are full, and no token is dropped. A chunk is shorter than 8
-    tokens only where its piece ends; a row ends rather than hold one.
+    The length of a segment is known before its noise is drawn. The last chunk of a row is therefore cut to the room
+    that is left, and the next row continues where it ended: rows are full, and no token is dropped. A chunk is shorter
+    than `MIN_CHUNK_TOKENS` only where its piece ends.
+
+    Args:
+        pieces: first and last + 1 token of each stretch that chunks may not leave.
+        segmenters: one per denoiser.
+        seq_len: positions per row.
+        weights: share of examples of each denoiser, to any sum.
+        rng: draws the denoisers and the order of the rows.
     """
-    longest, emitted = [s.longest_chunks for s in segmenters], [s.segment_lengths for s in segmenters]
+    longest, lengths = [s.longest_chunks for s in segmenters], [s.segment_lengths for s in segmenters]
     draws = _denoiser_ids(weights, rng)
     segments, rows, first, room, denoiser_id = [], [], 0, seq_len, next(draws)
     for start, end in pieces:
         while start < end:
             n = min(longest[denoiser_id][room], end - start)
-            if n < _SHORTEST_CHUNK and n < end - start and room < seq_len:
+            if n < MIN_CHUNK_TOKENS and n < end - start and room < seq_len:
                 rows.append((first, len(segments)))  # the denoiser that was drawn begins the next row
                 first, room = len(segments), seq_len
                 continue
             segments.append(Segment(denoiser_id, start, start + n))
-            room -= emitted[denoiser_id][n]
+            room -= lengths[denoiser_id][n]
             start += n
             denoiser_id = next(draws)
     rows.append((first, len(segments)))
-    return RowPlan(segments, [rows[i] for i in rng.permutation(len(rows))])  # else a batch is all of one document
+    return RowPlan(segments, [rows[i] for i in rng.permutation(len(rows))])  # else a batch holds one document only
 
 
 def plan_pairs(pieces: Sequence[tuple[int, int]], segmenter: ul2r.Segmenter, seq_len: int) -> RowPlan:
-    """One segment for each supervised example; a row ends where the next does not fit.
+    """Plan one segment per supervised example; a row ends where the next example does not fit.
 
     Raises:
         ValueError: an example longer than a row.

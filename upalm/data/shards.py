@@ -22,7 +22,7 @@ from etils import epath
 
 from upalm.data import sources
 from upalm.data.tokenizer import Tokenizer
-from upalm.data.tokens import _APART, Tokens, encode
+from upalm.data.tokens import BUILD_APART, Tokens, encode
 from upalm.files import is_remote, sha256_file, write_atomically
 
 _FORMAT = 1
@@ -258,7 +258,7 @@ def build(
         if n_read == 0:
             break
         if manifest.shards and supervised != manifest.supervised:
-            raise ValueError(f"{source!r} has both plain text and (inputs, targets) examples: {_APART}")
+            raise ValueError(f"{source!r} has both plain text and (inputs, targets) examples: {BUILD_APART}")
         manifest.supervised = bool(supervised)
         for split, blocks in made.items():
             if blocks:
@@ -319,7 +319,7 @@ def _shard(
                 continue
             tokens = encode(tokenizer, chosen)
             if supervised not in (None, tokens.is_supervised):
-                raise ValueError(f"plain text among (inputs, targets) examples near {chosen[0].name}: {_APART}")
+                raise ValueError(f"plain text among (inputs, targets) examples near {chosen[0].name}: {BUILD_APART}")
             supervised = tokens.is_supervised
             n_tokens += tokens.n_tokens
             for one in _cut(tokens):

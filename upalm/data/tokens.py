@@ -1,6 +1,6 @@
 """Tokenised documents in memory."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,7 +9,8 @@ from upalm.data import sources
 from upalm.data.tokenizer import Tokenizer
 from upalm.ul2r.symbols import EOS_ID
 
-_APART = "build them into folders of their own."
+BUILD_APART = "build them into folders of their own."
+"""What to do with plain text and supervised examples in one source."""
 
 
 class Tokens(NamedTuple):
@@ -18,23 +19,27 @@ class Tokens(NamedTuple):
     ids: np.ndarray
     offsets: np.ndarray
     n_inputs: np.ndarray | None = None
-    """Of supervised examples: how many of a document's tokens are inputs. None for plain text."""
+    """For supervised examples: how many of a document's tokens are inputs. None for plain text."""
 
     @classmethod
-    def of(cls, documents: Sequence[Sequence[int]], eos_id: int = EOS_ID) -> "Tokens":
-        """Concatenate, with an EOS after each document (PaLM's `[eod]`)."""
-        return cls.joined([*d, eos_id] for d in documents)
+    def from_documents(cls, documents: Iterable[Sequence[int]], eos_id: int = EOS_ID) -> "Tokens":
+        """Concatenate documents, with an EOS after each (PaLM's `[eod]`)."""
+        return cls.concatenate([*document, eos_id] for document in documents)
 
     @classmethod
-    def of_pairs(cls, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> "Tokens":
-        """Supervised examples: (inputs, targets). No EOS is added here: the loader ends targets with one."""
-        joined = cls.joined([*inputs, *targets] for inputs, targets in pairs)
-        return joined._replace(n_inputs=np.array([len(inputs) for inputs, _ in pairs], np.int32))
+    def from_pairs(cls, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> "Tokens":
+        """Concatenate supervised examples (inputs, targets). The loader, not this, ends targets with EOS."""
+        tokens = cls.concatenate([*inputs, *targets] for inputs, targets in pairs)
+        return tokens._replace(n_inputs=np.array([len(inputs) for inputs, _ in pairs], np.int32))
 
     @classmethod
-    def joined(cls, documents: Any) -> "Tokens":
-        """Concatenate."""
-        arrays = [np.asarray(d, np.int32) for d in documents]
+    def concatenate(cls, documents: Iterable[Any]) -> "Tokens":
+        """Concatenate documents as they are.
+
+        Raises:
+            ValueError: an id that is no integer, or does not fit int32.
+        """
+        arrays = [_as_ids(document) for document in documents]
         ids = np.concatenate(arrays) if arrays else np.empty(0, np.int32)
         return cls(ids, np.concatenate([[0], np.cumsum([len(a) for a in arrays])]).astype(np.int64))
 
@@ -45,7 +50,7 @@ class Tokens(NamedTuple):
 
     @property
     def n_tokens(self) -> int:
-        """Tokens in all."""
+        """Tokens in all documents together."""
         return len(self.ids)
 
     @property
@@ -55,7 +60,7 @@ class Tokens(NamedTuple):
 
     @property
     def block_tokens(self) -> np.ndarray:
-        """In memory there is a single block."""
+        """Tokens in each block; in memory there is a single block."""
         return np.array([len(self.ids)])
 
     def block_lengths(self, blocks: np.ndarray) -> np.ndarray:
@@ -63,29 +68,37 @@ class Tokens(NamedTuple):
         return np.concatenate([self.lengths for _ in blocks])
 
     def read(self, blocks: np.ndarray) -> "Tokens":
-        """The documents of some blocks, in order."""
+        """Return the documents of some blocks, in order."""
         return self
 
-    def reordered(self, order: np.ndarray) -> "Tokens":
-        """The documents in another order."""
+    def reorder(self, order: np.ndarray) -> "Tokens":
+        """Return the documents in another order."""
         ids = [self.ids[self.offsets[i] : self.offsets[i + 1]] for i in order]
         offsets = np.concatenate([[0], np.cumsum(self.lengths[order])])
         n_inputs = None if self.n_inputs is None else self.n_inputs[order]
         return Tokens(np.concatenate(ids), offsets, n_inputs)
 
 
+def _as_ids(document: Any) -> np.ndarray:
+    ids = np.asarray(document)
+    if not len(ids):
+        return np.empty(0, np.int32)
+    if ids.ndim != 1 or ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() > np.iinfo(np.int32).max:
+        raise ValueError(f"token ids are {str(ids)[:80]}, expected a row of integers from 0 to 2^31 - 1.")
+    return ids.astype(np.int32)
+
+
 def encode(tokenizer: Tokenizer, documents: Sequence[sources.Document]) -> Tokens:
-    """Tokenise on all cores.
+    """Tokenise documents on all cores.
 
     Raises:
         ValueError: plain text among supervised examples.
     """
     targets = tokenizer.encode_documents([d.text for d in documents])
-    given = [d.inputs for d in documents]
-    if all(x is None for x in given):
-        return Tokens.of(targets, tokenizer.symbols.eos_id)
-    for document in documents:
-        if document.inputs is None:
-            raise ValueError(f"{document.name} is plain text among (inputs, targets) examples: {_APART}")
-    inputs = tokenizer.encode_documents([str(x) for x in given])
-    return Tokens.of_pairs(list(zip(inputs, targets, strict=True)))
+    inputs = [d.inputs for d in documents if d.inputs is not None]
+    if not inputs:
+        return Tokens.from_documents(targets, tokenizer.symbols.eos_id)
+    if len(inputs) < len(documents):
+        plain = next(d for d in documents if d.inputs is None)
+        raise ValueError(f"{plain.name} is plain text among (inputs, targets) examples: {BUILD_APART}")
+    return Tokens.from_pairs(list(zip(tokenizer.encode_documents(inputs), targets, strict=True)))

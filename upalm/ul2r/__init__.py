@@ -1,4 +1,4 @@
-"""UL2R, the objective of U-PaLM: denoisers, their mixture, and the decoder rows they make. NumPy only.
+"""UL2R, the objective of U-PaLM: denoisers, their mixture, and the decoder rows that they fill.
 
 A chunk of tokens becomes an `Example` of inputs (seen in both directions) and targets (predicted):
 
@@ -6,13 +6,14 @@ A chunk of tokens becomes an `Example` of inputs (seen in both directions) and t
     X  `[NLG]`  long spans, much masked   (mean 32, 50%)    25%
     S  `[S2S]`  everything after a random point             50%
 
+This folder needs NumPy alone: it can be copied into another project under any name.
+
 Paper: U-PaLM (arXiv:2210.11399) section 2.3; span sampling as in T5 (arXiv:1910.10683).
 """
 
 from .denoisers import Causal, Denoiser, PrefixLM, SpanCorruption
 from .mixtures import (
     CAUSAL,
-    DENOISERS,
     MIXTURES,
     PREFIX_LM,
     SUPERVISED,
@@ -25,6 +26,7 @@ from .mixtures import (
     S,
     X,
     mixture,
+    mixture_text,
 )
 from .rows import Batch, Budget, Segmenter, write_segment
 from .spans import Example, corrupt, restore, span_counts, span_noise_mask

@@ -8,12 +8,14 @@ import numpy as np
 from .spans import Example, corrupt, span_counts, span_noise_mask
 from .symbols import MODES, N_SENTINELS, Symbols
 
-# --- Denoisers ------------------------------------------------------------------------------------
-
 
 @dataclass(frozen=True, kw_only=True)
 class Denoiser:
-    """What a mixture is made of. A new denoiser defines `lengths` and `__call__`."""
+    """A way to split a chunk of tokens into inputs and targets.
+
+    A denoiser of your own is a frozen dataclass that defines `lengths`, `__call__` and, if it uses sentinels,
+    `n_sentinels` (examples/my_denoiser.py).
+    """
 
     name: str
     """Shown in metrics and errors."""
@@ -29,19 +31,19 @@ class Denoiser:
     def __post_init__(self):
         if self.mode not in (*MODES, "none"):
             raise ValueError(f"{self.name}: mode is {self.mode!r}, expected one of {[*MODES, 'none']}.")
-        if not self.weight > 0:
-            raise ValueError(f"{self.name}: weight is {self.weight}, expected above 0.")
+        if not 0 < self.weight < float("inf"):
+            raise ValueError(f"{self.name}: weight is {self.weight}, expected above 0 and finite.")
 
     def lengths(self, length: int) -> tuple[int, int]:
-        """The most tokens that inputs and targets of a chunk of `length` can have, sentinels included."""
+        """Return the most tokens that inputs and targets of a chunk can have, sentinels included."""
         raise TypeError(f"{type(self).__name__} must define lengths().")
 
     def n_sentinels(self, length: int) -> int:
-        """Sentinels that a chunk of `length` needs; each stands once in inputs and once in targets."""
+        """Return how many sentinels a chunk needs; each stands once in the inputs and once in the targets."""
         return 0
 
     def __call__(self, tokens: np.ndarray, rng: np.random.Generator, symbols: Symbols) -> Example:
-        """Denoise a chunk into `length + 2 * n_sentinels(length)` tokens, whatever `rng` gives."""
+        """Denoise a chunk into exactly `length + 2 * n_sentinels(length)` tokens, whatever `rng` draws."""
         raise TypeError(f"{type(self).__name__} must define __call__().")
 
 
@@ -54,14 +56,14 @@ class SpanCorruption(Denoiser):
     corruption_rate: float
     """Share of tokens that are noise (r), in (0, 1)."""
     max_spans: int | None = None
-    """Cap on the spans of a chunk (longer spans instead); without one, a mixture that needs more than 100
+    """Cap on the spans per chunk, which makes them longer. Without a cap, a mixture that needs more than 100
     sentinels is refused."""
     roll: bool = False
     """Rotate the noise mask, so that a single span is not always the tail."""
 
     def __post_init__(self):
         super().__post_init__()
-        if not self.mean_span >= 1:
+        if not 1 <= self.mean_span < float("inf"):
             raise ValueError(f"{self.name}: mean_span is {self.mean_span}, expected at least 1 token.")
         if not 0 < self.corruption_rate < 1:
             raise ValueError(f"{self.name}: corruption_rate is {self.corruption_rate}, expected in (0, 1).")
@@ -86,10 +88,10 @@ class SpanCorruption(Denoiser):
 
 @dataclass(frozen=True, kw_only=True)
 class PrefixLM(Denoiser):
-    """S denoiser: split a chunk at a random point, predict the rest from a bidirectional prefix.
+    """S denoiser: split a chunk at a random point; predict the rest from a bidirectional prefix.
 
-    The split is uniform in [1, length - 1] (section 2.3). With `corruption_rate` r below 0.5 at least a
-    share 1 - 2r is prefix, so that the mean target share is r (UL2's Table 1: 0.25). No sentinel stands
+    The split is uniform in [1, length - 1] (section 2.3). With `corruption_rate` r below 0.5, at least a
+    share 1 - 2r is prefix, so that the mean share of targets is r (UL2's Table 1: 0.25). No sentinel stands
     between the halves. A chunk of one token is all target.
     """
 
@@ -115,7 +117,7 @@ class PrefixLM(Denoiser):
 
 @dataclass(frozen=True, kw_only=True)
 class Causal(Denoiser):
-    """Plain language modelling: no inputs, no mode token, no EOS but those of the text."""
+    """Plain language modelling: no inputs, no mode token, and no EOS beyond those of the text."""
 
     ends_with_eos: ClassVar[bool] = False
 

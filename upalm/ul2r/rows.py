@@ -1,4 +1,7 @@
-"""Batch: segments packed into decoder rows, shifted right, with prefix masks (U-PaLM section 2.2)."""
+"""Batch: segments packed into decoder rows, shifted right, with prefix masks (U-PaLM section 2.2).
+
+Dims: B batch rows, T positions.
+"""
 
 from typing import Any, NamedTuple
 
@@ -8,9 +11,12 @@ from .denoisers import Denoiser
 from .spans import Example
 from .symbols import Symbols
 
+MAX_NARROW_POSITIONS = np.iinfo(np.int16).max
+"""Rows of up to 32,767 positions have int16 positions and segment ids; longer rows have int32."""
+
 
 class Batch(NamedTuple):
-    """Rows of packed segments, 18 bytes a token; never a T x T mask.
+    """Rows of packed segments: 18 bytes per token (22 in rows above 32,767 positions), never a T x T mask.
 
     One segment with inputs [7, 8, 5] and targets [3, 9], then one with [8, 4] and [6], in a row of 9:
 
@@ -28,42 +34,49 @@ class Batch(NamedTuple):
     input_tokens: Any  # int32[B, T]
     target_tokens: Any  # int32[B, T]
     loss_weights: Any  # float32[B, T]
-    positions: Any  # int16[B, T]
-    segment_ids: Any  # int16[B, T]
+    positions: Any  # int16[B, T], or int32
+    segment_ids: Any  # int16[B, T], or int32
     prefix_mask: Any  # bool[B, T]
     denoiser_ids: Any  # int8[B, T]
 
     @classmethod
     def empty(cls, *shape: int) -> "Batch":
-        """All padding, to be filled in place."""
-        return cls(*(np.zeros(shape, dtype) for dtype in _DTYPES))
+        """Return a batch that is all padding, to be filled in place."""
+        return cls(*(np.zeros(shape, dtype) for dtype in _dtypes(shape[-1])))
 
     def row(self, i: int) -> "Batch":
-        """Views of one row, to read or to fill in place."""
+        """Return views of row i, to read or to fill in place."""
         return Batch(*(x[i] for x in self))
 
-    def packed(self) -> np.ndarray:
-        """uint8[B, 18 T]: one array in place of seven, which is what it costs to move between processes."""
+    def pack(self) -> np.ndarray:
+        """Join the fields into uint8[B, 18 T]: one array is cheaper to move between processes than seven."""
         return np.concatenate([np.ascontiguousarray(x).view(np.uint8) for x in self], axis=-1)
 
     @classmethod
-    def unpacked(cls, rows: np.ndarray) -> "Batch":
-        """The inverse of `packed`."""
-        seq_len = rows.shape[-1] // sum(dtype().itemsize for dtype in _DTYPES)
-        edges = np.cumsum([seq_len * dtype().itemsize for dtype in _DTYPES])[:-1]
+    def unpack(cls, rows: np.ndarray) -> "Batch":
+        """Split the bytes that `pack` joined into fields."""
+        row_bytes = rows.shape[-1]
+        seq_len = next(n for n in (row_bytes // 18, row_bytes // 22) if n * _bytes_per_token(n) == row_bytes)
+        edges = np.cumsum([seq_len * dtype.itemsize for dtype in _dtypes(seq_len)])[:-1]
         fields = np.split(np.asarray(rows), edges, axis=-1)
-        return cls(*(np.ascontiguousarray(x).view(dtype) for x, dtype in zip(fields, _DTYPES, strict=True)))
+        return cls(*(np.ascontiguousarray(x).view(dtype) for x, dtype in zip(fields, _dtypes(seq_len), strict=True)))
 
     def causal(self) -> "Batch":
-        """The same rows under a plain causal mask."""
+        """Return the same rows under a plain causal mask."""
         return self._replace(prefix_mask=self.prefix_mask & False)
 
 
-_DTYPES = (np.int32, np.int32, np.float32, np.int16, np.int16, np.bool_, np.int8)
+def _dtypes(seq_len: int) -> list[np.dtype]:
+    count = np.int16 if seq_len <= MAX_NARROW_POSITIONS else np.int32
+    return [np.dtype(x) for x in (np.int32, np.int32, np.float32, count, count, np.bool_, np.int8)]
+
+
+def _bytes_per_token(seq_len: int) -> int:
+    return sum(dtype.itemsize for dtype in _dtypes(seq_len))
 
 
 class Budget(NamedTuple):
-    """How long the inputs, the targets and the whole of a segment may get, mode token and EOS counted."""
+    """The longest inputs, targets and whole segment in positions, mode token and EOS included."""
 
     inputs: int
     targets: int
@@ -81,10 +94,10 @@ class Budget(NamedTuple):
 
 
 class Segmenter:
-    """One denoiser under a budget: chunk -> segment, with lengths known before any sampling.
+    """One denoiser under a budget: turns chunks into segments whose lengths are known before any sampling.
 
     Raises:
-        ValueError: no chunk of two tokens fits, or the longest chunk needs more sentinels than there are.
+        ValueError: no chunk of two tokens fits, or the longest chunk needs more sentinels than the vocabulary has.
     """
 
     def __init__(self, denoiser: Denoiser, budget: Budget, symbols: Symbols):
@@ -104,18 +117,18 @@ class Segmenter:
         if denoiser.n_sentinels(n) > len(symbols.sentinels):
             raise ValueError(
                 f"denoiser {denoiser.name!r} needs {denoiser.n_sentinels(n)} sentinels for chunks of {n} "
-                f"tokens and there are {len(symbols.sentinels)}: shorten seq_len or set max_spans."
+                f"tokens, the vocabulary has {len(symbols.sentinels)}: shorten seq_len or set max_spans."
             )
         self.segment_lengths = [self.segment_length(i) for i in range(n + 1)]
-        """Positions that a chunk takes, by its tokens."""
+        """`segment_lengths[n]`: positions that a chunk of n tokens takes."""
         # the running maximum: a denoiser of yours may need less room for more tokens
-        most = np.maximum.accumulate(self.segment_lengths)
-        longest = np.searchsorted(most, np.arange(budget.total + 1), side="right") - 1
+        room_needed = np.maximum.accumulate(self.segment_lengths)
+        longest = np.searchsorted(room_needed, np.arange(budget.total + 1), side="right") - 1
         self.longest_chunks = np.maximum(longest, 0).tolist()
-        """The most tokens whose segment fits, by the room there is; 0 if none does."""
+        """`longest_chunks[room]`: the longest chunk that fits in `room` positions, or 0."""
 
     def segment_length(self, n_tokens: int) -> int:
-        """Positions of a row that a chunk takes: mode token, tokens, each sentinel twice, EOS."""
+        """Return the positions that a chunk takes: mode token, tokens, each sentinel twice, EOS."""
         n_added = len(self.mode_ids) + len(self.inputs_eos_ids) + len(self.eos_ids)
         return n_tokens + 2 * self.denoiser.n_sentinels(n_tokens) + n_added
 
@@ -123,39 +136,39 @@ class Segmenter:
         n_inputs, n_targets = self.denoiser.lengths(n_tokens)
         n_inputs += len(self.mode_ids) + len(self.inputs_eos_ids)
         n_targets += len(self.eos_ids)
-        # without inputs there are no two halves: the targets have the row
+        # without inputs, the targets have the whole row
         halves_fit = n_inputs == 0 or (n_inputs <= budget.inputs and n_targets <= budget.targets)
         return halves_fit and self.segment_length(n_tokens) <= budget.total
 
     def __call__(self, tokens: np.ndarray, rng: np.random.Generator) -> Example:
-        """A chunk denoised and framed."""
-        return self.framed(self.denoiser(tokens, rng, self.symbols))
+        """Denoise a chunk and frame it."""
+        return self.frame(self.denoiser(tokens, rng, self.symbols))
 
-    def framed(self, example: Example) -> Example:
-        """Inputs with their mode token (and EOS, where asked for), targets with their EOS."""
+    def frame(self, example: Example) -> Example:
+        """Add mode token and EOS: inputs end with EOS if the denoiser says so, targets as a rule."""
         inputs = (self.mode_ids, example.inputs, self.inputs_eos_ids)
         return Example(np.concatenate(inputs), np.concatenate((example.targets, self.eos_ids)))
 
-    def write(self, row: Batch, at: int, example: Example, segment_id: int, denoiser_id: int) -> int:
-        """`write_segment` with this vocabulary's BOS."""
-        return write_segment(row, at, example, segment_id, denoiser_id, self.symbols.bos_id)
+    def write(self, row: Batch, start: int, example: Example, segment_id: int, denoiser_id: int) -> int:
+        """Call `write_segment` with this vocabulary's BOS."""
+        return write_segment(row, start, example, segment_id, denoiser_id, self.symbols.bos_id)
 
 
-def write_segment(row: Batch, at: int, example: Example, segment_id: int, denoiser_id: int, bos_id: int) -> int:
-    """Write a segment into a row of `Batch` at position `at`; returns the position after it.
+def write_segment(row: Batch, start: int, example: Example, segment_id: int, denoiser_id: int, bos_id: int) -> int:
+    """Write a segment into a row of a `Batch` from position `start` on; return the position after it.
 
     The shift to the right happens here and nowhere else.
 
     Paper: U-PaLM section 2.2: inputs and targets are joined first, then packed.
     """
     n_inputs = len(example.inputs)
-    end = at + n_inputs + len(example.targets)
-    np.concatenate(example, out=row.target_tokens[at:end], casting="same_kind")
-    row.input_tokens[at] = bos_id
-    row.input_tokens[at + 1 : end] = row.target_tokens[at : end - 1]
-    row.loss_weights[at + n_inputs : end] = 1
-    row.positions[at:end] = np.arange(end - at, dtype=np.int16)
-    row.segment_ids[at:end] = segment_id
-    row.prefix_mask[at : min(at + n_inputs + 1, end)] = True
-    row.denoiser_ids[at:end] = denoiser_id
+    end = start + n_inputs + len(example.targets)
+    np.concatenate(example, out=row.target_tokens[start:end], casting="same_kind")
+    row.input_tokens[start] = bos_id
+    row.input_tokens[start + 1 : end] = row.target_tokens[start : end - 1]
+    row.loss_weights[start + n_inputs : end] = 1
+    row.positions[start:end] = np.arange(end - start)
+    row.segment_ids[start:end] = segment_id
+    row.prefix_mask[start : min(start + n_inputs + 1, end)] = True
+    row.denoiser_ids[start:end] = denoiser_id
     return end

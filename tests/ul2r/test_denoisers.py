@@ -1,0 +1,90 @@
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.denoisers import DENOISERS, SYMBOLS
+
+from upalm import ul2r
+
+
+@settings(max_examples=300, deadline=None)
+@given(denoiser=DENOISERS, length=st.integers(1, 300), seed=st.integers(0, 2**32))
+def test_lengths_are_known_before_sampling(denoiser, length, seed):
+    example = denoiser(np.arange(length, dtype=np.int32), np.random.default_rng(seed), SYMBOLS)
+    most_inputs, most_targets = denoiser.lengths(length)
+    assert len(example.inputs) <= most_inputs
+    assert len(example.targets) <= most_targets
+    assert len(example.inputs) + len(example.targets) == length + 2 * denoiser.n_sentinels(length)
+
+
+def test_prefix_split_is_uniform():
+    rng = np.random.default_rng(0)
+    splits = [len(ul2r.S(np.arange(11), rng, SYMBOLS).inputs) for _ in range(20_000)]
+    counts = np.bincount(splits, minlength=11)
+    assert counts[0] == 0
+    assert ((counts[1:] - 2000) ** 2 / 2000).sum() < 27.9
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"mean_span": 0.5}, "mean_span"), ({"corruption_rate": 1.0}, "corruption_rate"), ({"mode": "abc"}, "mode")],
+)
+def test_bad_denoisers(change, message):
+    with pytest.raises(ValueError, match=message):
+        ul2r.SpanCorruption(**{"name": "r", "mean_span": 3.0, "corruption_rate": 0.15} | change)
+
+
+def parts_law(total, n_parts):
+    """P(a part has j tokens), j = 1, 2, ..., when all compositions of `total` into `n_parts` are equally likely."""
+    if n_parts == 1:
+        return np.eye(total)[-1]
+    ways = [math.comb(total - j - 1, n_parts - 2) if j < total else 0 for j in range(1, total + 1)]
+    return np.array([w / math.comb(total - 1, n_parts - 1) for w in ways])
+
+
+def assert_follows(counts, law):
+    """Chi-squared test at p = 0.0001, with cells of fewer than ten expected joined."""
+    order = np.argsort(-law)
+    n_cells = max(int((law * counts.sum() >= 10).sum()), 1)
+    observed, expected = counts[order], law[order] * counts.sum()
+    cells = (
+        np.array([*observed[:n_cells], observed[n_cells:].sum()]),
+        np.array([*expected[:n_cells], expected[n_cells:].sum()]),
+    )
+    statistic = ((cells[0] - cells[1]) ** 2 / np.maximum(cells[1], 1e-9))[cells[1] > 1e-6].sum()
+    assert statistic < scipy.stats.chi2.isf(1e-4, max(n_cells - 1, 1)), (statistic, n_cells)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "denoiser",
+    {  # each law once: names and weights change none
+        (type(d), getattr(d, "mean_span", None), d.corruption_rate): d
+        for m in (ul2r.UL2R, ul2r.UL2R_SPLIT_X, ul2r.UL2)
+        for d in m
+    }.values(),
+    ids=repr,
+)
+def test_100_000_samples_follow_t5s_laws(denoiser):
+    length, n, rng = 150, 100_000, np.random.default_rng(0)
+    if isinstance(denoiser, ul2r.PrefixLM):
+        first = max(1, round((1 - 2 * denoiser.corruption_rate) * (length - 1)))
+        pivots = [len(denoiser(np.arange(length), rng, SYMBOLS).inputs) for _ in range(n)]
+        law = np.array([first <= p < length for p in range(length)]) / (length - first)
+        assert_follows(np.bincount(pivots, minlength=length), law)
+    elif isinstance(denoiser, ul2r.SpanCorruption):
+        n_noise = min(max(int(np.round(np.float32(length) * np.float32(denoiser.corruption_rate))), 1), length - 1)
+        n_spans = max(int(np.round(np.float32(n_noise) / np.float32(denoiser.mean_span))), 1)
+        n_spans = min(n_spans, denoiser.max_spans or n_spans)
+        sizes = (length, denoiser.mean_span, denoiser.corruption_rate, rng)
+        masks = np.stack([ul2r.span_noise_mask(*sizes, max_spans=denoiser.max_spans) for _ in range(n)])
+        ends = masks & ~np.pad(masks, ((0, 0), (0, 1)))[:, 1:]
+        assert (masks.sum(1) == n_noise).all() and (ends.sum(1) == n_spans).all()
+        first_kept = masks.argmax(1)
+        first_span = ends.argmax(1) + 1 - first_kept
+        assert_follows(np.bincount(first_span, minlength=n_noise + 1)[1:], parts_law(n_noise, n_spans))
+        n_kept = length - n_noise
+        assert_follows(np.bincount(first_kept, minlength=n_kept + 1)[1:], parts_law(n_kept, n_spans))
