@@ -99,7 +99,8 @@ for name, mixture in ul2r.MIXTURES.items():
             symbols = ul2r.Symbols(tuple(range(1999, 1899, -1)), {})
             example = denoiser(tokens, np.random.default_rng(0), symbols)
             assert np.array_equal(ul2r.restore(example, symbols.sentinels), tokens)
-outside = {m.split(".")[0] for m in sys.modules} - set(sys.stdlib_module_names) - {"numpy", "borrowed", "__main__", "cython_runtime"}
+known = {*sys.stdlib_module_names, "numpy", "borrowed", "__main__", "cython_runtime"}
+outside = {m.split(".")[0] for m in sys.modules} - known
 print(sorted(m for m in outside if not m.startswith(("_", "sitecustomize"))))
 """
 
