@@ -1,71 +1,170 @@
-"""Source tokens per second of the loader, through Grain from ArrayRecord shards, beside other implementations.
+"""Source tokens per second of the loader on one core, through Grain from ArrayRecord, beside T5's preprocessors.
 
-cd benchmarks; export PYTHONPATH=.
-python $UPALM_BENCH/data_peers.py --plugin data_speed:make --plugin-name upalm --only upalm,t5_seqio_packed
-python data_speed.py                                     # 0, 1 and 2 loader processes
+    python benchmarks/data_speed.py --seq-len 1024 --mixture ul2r_split_x --only t5_seqio upalm
+    python benchmarks/data_speed.py --seq-len 1024 --mixture ul2r
+    python benchmarks/data_speed.py --workers 0 1 2           # loader processes in place of the reading thread
 
-UPALM_BENCH holds `data_peers.py`, which has the peers, the clock and the options (`--help`). UPALM_MIXTURE chooses the
-mixture (ul2r). No batch is made ahead of the clock: Grain reads without threads.
+A source token is one of the documents' own: sentinels, mode tokens, EOS and padding do not count. No batch is made
+ahead of the clock, since Grain reads without threads here. Contenders take turns, each in its own process; counting is
+not timed. The peer makes `ul2r_split_x` and needs: pip install t5 seqio tensorflow
 """
 
+import itertools
+import json
 import os
 import tempfile
 import time
-from itertools import islice
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
-import grain
 import numpy as np
-from etils import epath
+import tyro
+from peers import clock
 
 from upalm.data import shards
-from upalm.data import tokens as tokens_module
 from upalm.data.config import DataConfig
 from upalm.data.loader import Loader
+from upalm.data.tokenizer import Tokenizer
 from upalm.ul2r.symbols import Symbols
 
-MIXTURE = os.environ.get("UPALM_MIXTURE", "ul2r")
-V = 32_000
-HASH = "benchmark"
-SOURCE = ("count_below", V, 2)  # ids of the documents; the clock stands while they are counted
+VOCAB_SIZE = 32_000  # of the documents; their ids begin after PAD, EOS and UNK
+FIRST_ID = 3
+MODES = {"nlu": (VOCAB_SIZE,), "nlg": (VOCAB_SIZE + 1,), "s2s": (VOCAB_SIZE + 2,)}
+SENTINELS = tuple(range(VOCAB_SIZE + 199, VOCAB_SIZE + 99, -1))
+SPLIT_X = [  # mode, mean span, rate, weight: `ul2r_split_x`
+    (VOCAB_SIZE, 3.0, 0.15, 0.25),
+    (VOCAB_SIZE + 1, 32.0, 0.15, 0.125),
+    (VOCAB_SIZE + 1, 3.0, 0.5, 0.125),
+    (VOCAB_SIZE + 2, None, 0.5, 0.5),
+]
 
 
-def loader(docs, seq_len, batch_size, n_workers=0):
-    """Documents written to shards, and read from them."""
-    folder = epath.Path(tempfile.mkdtemp())
-    blocks = list(shards._cut(tokens_module.Tokens.concatenate(docs)))
-    manifest = shards.Manifest(1, HASH, V + 200, "<u2", False, "benchmark", complete=True)
-    manifest.shards = [shards._write(folder, "train-00000.array_record", "train", blocks, "<u2")]
-    manifest.write(folder)
-    symbols = Symbols(tuple(range(V + 199, V + 99, -1)), {"nlu": (V,), "nlg": (V + 1,), "s2s": (V + 2,)})
-    config = DataConfig(mixture=MIXTURE, seq_len=seq_len, batch_size=batch_size, n_workers=n_workers)
-    return Loader(shards.Shards(str(folder), "train", HASH), config, symbols, seed=0)
+@dataclass(frozen=True)
+class Case:
+    seq_len: int = 1024
+    batch: int = 16
+    mixture: str = "ul2r"
+    only: tuple[Literal["t5_seqio", "upalm"], ...] = ("upalm",)
+    """Who takes part. Ratios are to the first."""
+    seconds: float = 5.0
+    """Length of a timed stretch."""
+    rounds: int = 3
+    workers: tuple[int, ...] = ()
+    """Compare these numbers of loader processes instead, on all cores."""
+    worker: str = ""
+    """Be this contender: the script sets it for the processes that it starts."""
 
 
-def make(docs, seq_len, batch_size, cfg):
-    """For data_peers.py."""
-    made = loader(docs, seq_len, batch_size)
-    steps = grain.MapDataset.range(1 << 40).map(made.batch)
-    for batch in steps.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)):
-        found = dict(tokens=batch.target_tokens, valid=batch.segment_ids, loss=batch.loss_weights)
-        extra = [batch.input_tokens, batch.positions, batch.prefix_mask, batch.denoiser_ids]
-        yield found | {"extra": extra}, SOURCE, 0
-
-
-def main():
+def make_documents(n: int = 4000) -> list[np.ndarray]:
+    """Documents of lognormal length, 589 on average after clipping."""
     rng = np.random.default_rng(0)
-    docs = [rng.integers(3, V, n) for n in np.clip(rng.lognormal(np.log(600) - 0.5, 1.0, 4000), 16, 32768).astype(int)]
-    for n_workers in (0, 1, 2):
-        made = loader(docs, 1024, 16, n_workers)
-        batches = made.batches(0, 1 << 40)  # of which the first 650: processes take seconds to end
-        for _ in islice(batches, 50):  # processes start, buffers fill
-            pass
-        tokens, start = 0, time.perf_counter()
-        for batch in islice(batches, 600):
-            tokens += int(((batch.target_tokens > 2) & (batch.target_tokens < V)).sum())
-        seconds = time.perf_counter() - start
-        print(f"{n_workers} loader processes: {tokens / seconds / 1e6:.1f} M source tokens/s")
-        batches.close()
+    lengths = np.clip(rng.lognormal(np.log(600) - 0.5, 1.0, n), 16, 32768).astype(int)
+    return [rng.integers(FIRST_ID, VOCAB_SIZE, length) for length in lengths]
+
+
+class Characters(Tokenizer):
+    """One character per id, so that a corpus of ids passes through files of text."""
+
+    START = 0x20000  # a block of ideographs without gaps
+
+    def __init__(self):
+        super().__init__()
+        self.vocab_size, self.symbols = VOCAB_SIZE + 200, Symbols(SENTINELS, MODES)
+        self.files = {"characters.txt": b"an id is the code point less 0x20000"}
+
+    def encode(self, text: str) -> list[int]:
+        return [ord(character) - self.START for character in text]
+
+    def encode_documents(self, texts: list[str]) -> list[list[int]]:
+        return [self.encode(text) for text in texts]
+
+    def _decode_text(self, ids: list[int]) -> str:
+        return "".join(chr(i + self.START) for i in ids)
+
+
+def build_loader(folder: Path, case: Case, n_workers: int) -> Loader:
+    """Shards of the documents, and the loader of this case."""
+    tokenizer = Characters()
+    with open(folder / "documents.jsonl", "w", encoding="utf-8") as file:
+        for document in make_documents():
+            file.write(json.dumps({"text": tokenizer.decode(document)}) + "\n")
+    shards.build(str(folder / "documents.jsonl"), str(folder / "shards"), tokenizer)
+    config = DataConfig(mixture=case.mixture, seq_len=case.seq_len, batch_size=case.batch, n_workers=n_workers)
+    source = shards.Shards(str(folder / "shards"), "train", tokenizer.hash)
+    return Loader(source, config, tokenizer.symbols, seed=0)
+
+
+def upalm_batches(case: Case):
+    """Target tokens of batch after batch, on the thread that asks for them."""
+    import grain
+
+    with tempfile.TemporaryDirectory() as folder:
+        loader = build_loader(Path(folder), case, 0)
+        steps = grain.MapDataset.range(1 << 40).map(loader.batch)
+        for batch in steps.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)):
+            yield batch.target_tokens
+
+
+def t5_batches(case: Case):
+    """The same of T5 and seqio."""
+    from peers import t5_seqio
+
+    if case.mixture != "ul2r_split_x":
+        raise SystemExit("t5_seqio makes ul2r_split_x: add --mixture ul2r_split_x.")
+    return t5_seqio.rows(make_documents(), SPLIT_X, VOCAB_SIZE + 200, case.seq_len, case.batch)
+
+
+def stretch(batches, seconds: float):
+    """A call that takes batches for some seconds, and counts afterwards."""
+
+    def call() -> dict[str, float]:
+        taken, started = [], time.perf_counter()
+        while time.perf_counter() - started < seconds:
+            taken.append(next(batches))
+        elapsed = time.perf_counter() - started
+        n_source = sum(int(((rows >= FIRST_ID) & (rows < VOCAB_SIZE)).sum()) for rows in taken)
+        n_full = sum(int((rows != 0).sum()) for rows in taken)
+        return {"rate": n_source / elapsed, "full": n_full / sum(rows.size for rows in taken)}
+
+    return call
+
+
+def compare_workers(case: Case) -> None:
+    """Loader processes, which need seconds to start: the first batches are not timed."""
+    for n_workers in case.workers:
+        with tempfile.TemporaryDirectory() as folder:
+            batches = build_loader(Path(folder), case, n_workers).batches(0, 1 << 40)
+            for _ in itertools.islice(batches, 50):
+                pass
+            rate = stretch((batch.target_tokens for batch in batches), case.seconds)()["rate"]
+            print(f"{n_workers} loader processes: {rate / 1e6:.1f} M source tokens/s", flush=True)
+
+
+def main(case: Case) -> None:
+    if case.workers:
+        return compare_workers(case)
+    if case.worker:
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+        batches = {"upalm": upalm_batches, "t5_seqio": t5_batches}[case.worker]
+        return clock.serve(lambda: stretch(batches(case), case.seconds))
+    records = clock.race(clock.workers(__file__, case.only), case.rounds)
+    base = records[case.only[0]].median("rate")
+    header = ("contender", "M source tokens/s", "range", "ratio", "rows full")
+    clock.print_table(
+        header,
+        [
+            (
+                name,
+                f"{record.median('rate') / 1e6:.2f}",
+                f"{min(record.values('rate')) / 1e6:.2f} to {max(record.values('rate')) / 1e6:.2f}",
+                f"{record.median('rate') / base:.2f}",
+                f"{record.median('full'):.1%}",
+            )
+            for name, record in records.items()
+        ],
+    )
 
 
 if __name__ == "__main__":
-    main()
+    main(tyro.cli(Case, description=__doc__))

@@ -1,18 +1,42 @@
-"""Tokens per second of a training step beside other implementations, interleaved in one run.
+"""Tokens per second of a training step, beside transformers' Cohere: the same shape, batch and AdamW, in float32.
 
-UPALM_BENCH=DIR python benchmarks/train_speed.py --config tiny --only hf_cohere_compile,upalm --base hf_cohere_compile
+    python benchmarks/train_speed.py --config tiny --rounds 7
 
-DIR holds `train_peers.py`, which has the peers, the clock and the options (`--help`).
+Contenders take turns, each in its own process, with every core. Peers need: pip install torch transformers
 """
 
-import os
-import sys
+import importlib.util
+from dataclasses import dataclass
+from typing import Literal
 
-sys.path.insert(0, os.environ["UPALM_BENCH"])
-import train_peers
+import tyro
+from peers import clock
+from peers.shapes import ADAMW, SHAPES, Shape, random_rows
+
+Contender = Literal["cohere_compile", "cohere", "upalm"]
 
 
-def upalm(dims, tokens):
+@dataclass(frozen=True)
+class Case:
+    config: Literal["smoke", "tiny", "small"] = "tiny"
+    rounds: int = 7
+    only: tuple[Contender, ...] = ("cohere_compile", "upalm")
+    """Who takes part. Ratios are to the first."""
+    worker: str = ""
+    """Be this contender: the script sets it for the processes that it starts."""
+
+
+def build(case: Case):
+    shape = SHAPES[case.config]
+    rows = random_rows(shape.batch_size, shape.seq_len + 1, shape.vocab_size)
+    if case.worker == "upalm":
+        return upalm_step(shape, rows)
+    from peers import cohere
+
+    return cohere.train_step(shape, rows, compiled=case.worker == "cohere_compile")
+
+
+def upalm_step(shape: Shape, rows):
     import jax
     import optax
 
@@ -20,49 +44,63 @@ def upalm(dims, tokens):
     from upalm.training.step import TrainState, microbatched, train_step
     from upalm.ul2r.rows import Batch
 
-    batch = Batch.empty(tokens.shape[0], tokens.shape[1] - 1)
-    batch.input_tokens[:], batch.target_tokens[:] = tokens[:, :-1], tokens[:, 1:]
+    batch = Batch.empty(shape.batch_size, shape.seq_len)
+    batch.input_tokens[:], batch.target_tokens[:] = rows[:, :-1], rows[:, 1:]
     batch.loss_weights[:], batch.segment_ids[:] = 1, 1
-    batch.positions[:] = range(batch.positions.shape[1])
+    batch.positions[:] = range(shape.seq_len)
     batches = jax.tree.map(jax.numpy.asarray, microbatched(batch, 1))
+    model = Decoder(model_config(shape), key=jax.random.key(0))
+    optimizer = optax.adamw(**ADAMW)
+    states = [TrainState(model, jax.jit(optimizer.init)(model))]
 
-    model = Decoder(config(dims), key=jax.random.key(0))
-    rate, betas, eps, decay = train_peers.LR, train_peers.BETAS, train_peers.EPS, train_peers.DECAY
-    optimizer = optax.adamw(rate, *betas, eps=eps, weight_decay=decay)
-    hold = [TrainState(model, jax.jit(optimizer.init)(model))]
+    def step() -> dict[str, float]:
+        states[0], reported = train_step(states[0], batches, optimizer=optimizer, n_denoisers=1)
+        return {"loss": float(reported.sums.nll.sum() / reported.sums.weight.sum())}
 
-    def step():
-        hold[0], reported = train_step(hold[0], batches, optimizer=optimizer, n_denoisers=1)
-        return float(reported.sums.nll.sum() / reported.sums.weight.sum())
-
-    step.parameters = train_peers.count(model)
     return step
 
 
-def config(dims):
+def model_config(shape: Shape):
     from upalm.model.config import ModelConfig
 
     return ModelConfig(
-        vocab_size=dims["vocab"],
-        d_model=dims["d_model"],
-        n_layers=dims["layers"],
-        n_heads=dims["heads"],
-        d_head=dims["head_dim"],
-        d_ff=dims["d_ff"],
-        seq_len=2 * dims["seq"],
+        vocab_size=shape.vocab_size,
+        d_model=shape.d_model,
+        n_layers=shape.n_layers,
+        n_heads=shape.n_heads,
+        d_head=shape.d_head,
+        d_ff=shape.d_ff,
+        seq_len=2 * shape.seq_len,
     )
 
 
-def prepare_worker(argv):
-    """Peers are started as `--worker NAME[:N]`; ours runs as the `upalm` command does."""
-    if any(word.split(":")[0] == "upalm" for flag, word in zip(argv, argv[1:], strict=False) if flag == "--worker"):
-        from upalm.cli.huge_pages import use_huge_pages
+def main(case: Case) -> None:
+    if case.worker:
+        if case.worker == "upalm":
+            from upalm.cli.huge_pages import use_huge_pages
 
-        use_huge_pages()
+            use_huge_pages()  # as the `upalm` command does
+        return clock.serve(lambda: build(case))
+    names = case.only if importlib.util.find_spec("torch") else ("upalm",)
+    records = clock.race(clock.workers(__file__, names), case.rounds)
+    shape, base = SHAPES[case.config], records[names[0]].median()
+    header = ("contender", "tokens/s", "ratio", "range, s", "peak memory, MB", "first step after, s", "loss")
+    clock.print_table(
+        header,
+        [
+            (
+                name,
+                f"{shape.batch_size * shape.seq_len / record.median():.0f}",
+                f"{base / record.median():.2f}",
+                f"{min(record.values()):.3f} to {max(record.values()):.3f}",
+                f"{record.median('peak_mb'):.0f}",
+                f"{record.first_seconds:.1f}",
+                f"{record.samples[-1]['loss']:.4f}",
+            )
+            for name, record in records.items()
+        ],
+    )
 
 
 if __name__ == "__main__":
-    prepare_worker(sys.argv)
-    train_peers.CONTENDERS["upalm"] = upalm
-    train_peers.__file__ = __file__  # its workers are started from this file
-    train_peers.main()
+    main(tyro.cli(Case, description=__doc__))

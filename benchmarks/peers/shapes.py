@@ -1,0 +1,36 @@
+"""Shapes that several implementations build the same model from, and the optimizer's settings."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Shape(NamedTuple):
+    """A PaLM: one key-value head, SwiGLU, tied embeddings."""
+
+    n_layers: int
+    d_model: int
+    n_heads: int
+    d_head: int
+    d_ff: int
+    vocab_size: int
+    seq_len: int
+    batch_size: int
+
+    def weight_bytes(self) -> int:
+        """All matrices in float32: what one decoding step must read."""
+        per_layer = self.d_model * (2 * self.n_heads * self.d_head + 2 * self.d_head + 3 * self.d_ff)
+        return 4 * (self.n_layers * per_layer + self.vocab_size * self.d_model)
+
+
+SHAPES = {
+    "smoke": Shape(2, 128, 2, 64, 512, 512, 64, 2),
+    "tiny": Shape(4, 256, 4, 64, 1024, 4096, 256, 16),
+    "small": Shape(8, 512, 8, 64, 2048, 8192, 512, 8),
+}
+ADAMW = {"learning_rate": 3e-4, "b1": 0.9, "b2": 0.95, "eps": 1e-8, "weight_decay": 0.1}
+
+
+def random_rows(n_rows: int, length: int, vocab_size: int) -> np.ndarray:
+    """Token ids, the same for every contender."""
+    return np.random.default_rng(0).integers(0, vocab_size, (n_rows, length))
