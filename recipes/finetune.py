@@ -13,6 +13,7 @@ from pathlib import Path
 import tyro
 
 from upalm.data.config import DataConfig
+from upalm.training import recipes
 from upalm.training.config import Continue, TrainConfig
 from upalm.training.launch import run
 from upalm.training.optim import Adafactor, Schedule
@@ -30,4 +31,4 @@ CONSTANT = TrainConfig(
 CONFIGS = {"constant": ("15,000 steps at a learning rate of 5e-5.", CONSTANT)}
 
 if __name__ == "__main__":
-    run(tyro.extras.overridable_config_cli(CONFIGS))
+    run(recipes.choose(CONFIGS, __doc__))

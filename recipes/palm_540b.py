@@ -19,6 +19,7 @@ import tyro
 from upalm.data.config import DataConfig
 from upalm.distributed.sharding import MeshConfig
 from upalm.model.config import PALM
+from upalm.training import recipes
 from upalm.training.config import CheckpointConfig, Scratch, TrainConfig
 from upalm.training.launch import run
 from upalm.training.optim import Adafactor, Schedule
@@ -40,4 +41,4 @@ PALM_540B = TrainConfig(
 CONFIGS = {"540b": ("540.35B parameters, 780B tokens; rewinds and skips batches at a loss spike.", PALM_540B)}
 
 if __name__ == "__main__":
-    run(tyro.extras.overridable_config_cli(CONFIGS))
+    run(recipes.choose(CONFIGS, __doc__))

@@ -16,6 +16,7 @@ import tyro
 from upalm.data.config import DataConfig
 from upalm.distributed.sharding import MeshConfig
 from upalm.model.config import PALM
+from upalm.training import recipes
 from upalm.training.config import CheckpointConfig, Scratch, TrainConfig
 from upalm.training.launch import run
 from upalm.training.optim import Adafactor, Schedule
@@ -37,4 +38,4 @@ PALM_8B = TrainConfig(
 CONFIGS = {"8b": ("8.63B parameters, 780B tokens.", PALM_8B)}
 
 if __name__ == "__main__":
-    run(tyro.extras.overridable_config_cli(CONFIGS))
+    run(recipes.choose(CONFIGS, __doc__))

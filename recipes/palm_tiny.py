@@ -10,11 +10,10 @@ Expected: validation loss, see docs/results.md.
 import shutil
 from pathlib import Path
 
-import tyro
-
 from upalm.checkpoints.folder import export, load_model
 from upalm.data.config import DataConfig
 from upalm.model.config import PALM
+from upalm.training import recipes
 from upalm.training.config import Scratch, TrainConfig
 from upalm.training.launch import run
 from upalm.training.optim import Adafactor, Schedule
@@ -32,7 +31,7 @@ TINY = TrainConfig(
 CONFIGS = {"tiny": ("A 1.2M-parameter PaLM on the standard library, about an hour on 2 cores.", TINY)}
 
 if __name__ == "__main__":
-    chosen = tyro.extras.overridable_config_cli(CONFIGS)
+    chosen = recipes.choose(CONFIGS, __doc__)
     folder = run(chosen)
     shutil.copytree(folder, folder / "export", ignore=lambda *_: ["steps", "export"], dirs_exist_ok=True)
     export(folder / "export", *load_model(folder), chosen.identity())

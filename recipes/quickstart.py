@@ -272,4 +272,4 @@ def write_report(args: Quickstart, forks, models, tokenizer, tokens, lines, rows
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Quickstart, description=__doc__))
+    main(recipes.parse(Quickstart, __doc__))

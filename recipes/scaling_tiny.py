@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import tyro
 
 from upalm.checkpoints.folder import load_model
 from upalm.cli.scaling import Scaling
@@ -34,6 +33,7 @@ from upalm.evals.tasks import synthetic
 from upalm.inference.decoding import Attention
 from upalm.model.config import PALM
 from upalm.model.palm import Decoder
+from upalm.training import recipes
 from upalm.training.config import CheckpointConfig, Continue, Scratch, TrainConfig
 from upalm.training.launch import run
 from upalm.training.optim import Adafactor, Schedule
@@ -192,4 +192,4 @@ def value(result: dict, measure: str) -> float:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(ScalingTiny, description=__doc__))
+    main(recipes.parse(ScalingTiny, __doc__))

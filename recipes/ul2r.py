@@ -17,6 +17,7 @@ from typing import Annotated
 import tyro
 
 from upalm.data.config import DataConfig
+from upalm.training import recipes
 from upalm.training.config import Continue, TrainConfig
 from upalm.training.launch import run
 from upalm.training.optim import Adafactor, Schedule
@@ -65,4 +66,4 @@ class Ul2r:
 
 
 if __name__ == "__main__":
-    run(tyro.cli(Ul2r, prog="upalm run ul2r").config())
+    run(recipes.parse(Ul2r, __doc__).config())

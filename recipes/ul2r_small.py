@@ -13,6 +13,7 @@ from pathlib import Path
 import tyro
 
 from upalm.data.config import DataConfig
+from upalm.training import recipes
 from upalm.training.config import CheckpointConfig, Continue, TrainConfig
 from upalm.training.launch import run
 from upalm.training.optim import Adafactor, Schedule
@@ -43,4 +44,4 @@ CONFIGS = {
 }
 
 if __name__ == "__main__":
-    run(tyro.extras.overridable_config_cli(CONFIGS))
+    run(recipes.choose(CONFIGS, __doc__))

@@ -9,10 +9,9 @@ Expected: docs/results.md. Measure with: upalm run quickstart --checkpoint runs/
 from dataclasses import replace
 from pathlib import Path
 
-import tyro
-
 import upalm
 from upalm.data.config import DataConfig
+from upalm.training import recipes
 from upalm.training.config import Continue, TrainConfig
 from upalm.training.launch import run
 from upalm.training.optim import Adafactor, Schedule
@@ -32,4 +31,4 @@ CONFIGS = {
 }
 
 if __name__ == "__main__":
-    run(tyro.extras.overridable_config_cli(CONFIGS))
+    run(recipes.choose(CONFIGS, __doc__))

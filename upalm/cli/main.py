@@ -95,9 +95,9 @@ def parse(name: str, arguments: list[str]) -> Any:
     command = getattr(import_module(module), attribute)
     if hasattr(command, "parse"):
         return command.parse(arguments)
-    import tyro
+    from upalm import arguments as parser  # imports tyro
 
-    return tyro.cli(command, prog=f"upalm {name}", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
+    return parser.parse(command, arguments, f"upalm {name}")
 
 
 def table(group: str = "") -> str:

@@ -10,6 +10,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from upalm import arguments
 from upalm.planning.search import Request, _tried, plan_in_subprocess
 
 
@@ -38,9 +39,9 @@ class Plan:
     overrides: tyro.conf.Suppress[tuple[str, ...]] = ()
 
     @classmethod
-    def parse(cls, arguments: Sequence[str]) -> "Plan":
+    def parse(cls, words: Sequence[str]) -> "Plan":
         """Options that are not of `plan` belong to the recipe."""
-        options, overrides = tyro.cli(cls, prog="upalm plan", args=arguments, return_unknown_args=True)
+        options, overrides = arguments.parse_known(cls, words, "upalm plan")
         return replace(options, overrides=tuple(overrides))
 
     def __call__(self) -> None:

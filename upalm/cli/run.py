@@ -7,6 +7,7 @@ from typing import Annotated
 
 import tyro
 
+from upalm import arguments
 from upalm.training import recipes
 
 
@@ -27,11 +28,11 @@ class Run:
     """With --from: another folder, to repeat the run there."""
 
     @classmethod
-    def parse(cls, arguments: Sequence[str]) -> "Run":
+    def parse(cls, words: Sequence[str]) -> "Run":
         """What follows a recipe's name belongs to the recipe."""
-        if arguments and not arguments[0].startswith("-"):
-            return cls(tuple(arguments))
-        return tyro.cli(cls, prog="upalm run", args=arguments)
+        if words and not words[0].startswith("-"):
+            return cls(tuple(words))
+        return arguments.parse(cls, words, "upalm run")
 
     def __call__(self) -> None:
         if self.from_ is not None:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import tyro
 from rich.console import Console
 
+from upalm import arguments
 from upalm.training import recipes
 
 
@@ -58,8 +59,10 @@ def resolve_config(request: Request) -> tuple[Any, Any]:
     configs, expected = recipes.contents(request.recipe)
     if request.config not in configs:
         raise ValueError(f"recipe {request.recipe!r} has no config {request.config!r}: it has {', '.join(configs)}.")
-    defaults = {name: (text, _without_missing(config)) for name, (text, config) in configs.items()}
-    config = tyro.extras.overridable_config_cli(defaults, args=[request.config, *request.overrides])
+    config = _without_missing(configs[request.config][1])
+    config = arguments.parse(
+        type(config), request.overrides, f"upalm plan {request.recipe} {request.config}", default=config
+    )
     if isinstance(config.start, Scratch):
         return config, config.start.model
     if expected is not None and config.start.checkpoint == _UNNAMED:

@@ -4,11 +4,14 @@ import ast
 import runpy
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from upalm import arguments
 from upalm.spelling import suggest
 
+T = TypeVar("T")
 _PACKAGE = Path(__file__).parents[1]
 
 
@@ -56,19 +59,76 @@ def copy(name: str, to: Path) -> Path:
     return target
 
 
-def run(name: str, arguments: list[str]) -> None:
+def run(name: str, words: list[str]) -> None:
     """Run a recipe as a program.
 
     Raises:
         ValueError: unknown recipe or config, with the nearest names.
     """
     path = find(name)
-    known = configs(name)
-    chosen = next((a for a in arguments if not a.startswith("-")), None)
-    if known and not {"-h", "--help"} & set(arguments) and (not arguments or arguments[0] not in known):
-        raise ValueError(f"recipe {name!r} has no config {chosen!r}: {suggest(chosen or '', known)}")
-    sys.argv = [str(path), *arguments]
+    if known := configs(name):
+        split(known, words, f"upalm run {name}")
+    sys.argv = [str(path), *words]
     runpy.run_path(str(path), run_name="__main__")
+
+
+def choose(configs: Mapping[str, tuple[str, T]], description: str) -> T:
+    """Parse the command line of a recipe: the name of a config, and options that change it.
+
+    The name may be left out if there is one config. `--data` is short for --data.source, and `--checkpoint` or `-c` for
+    --start.checkpoint.
+
+    Raises:
+        ValueError: unknown config, with the nearest name.
+        SystemExit: status 0 after help, 2 after a mistake in an option.
+    """
+    program, words = _program(), sys.argv[1:]
+    name, words = split({name: summary for name, (summary, _) in configs.items()}, words, program)
+    if not name:
+        lines = [description.strip(), "", f"usage: {program} CONFIG [OPTIONS]", ""]
+        print("\n".join([*lines, *(f"  {name:10} {summary}" for name, (summary, _) in configs.items())]))
+        sys.exit(0)
+    summary, config = configs[name]
+    heading = f"{description.strip()}\n\n{name}: {summary}\n{SHORT_FORMS}"
+    words = [_SHORT.get(head, head) + equals + value for head, equals, value in (w.partition("=") for w in words)]
+    return arguments.parse(type(config), words, f"{program} {name}", heading=heading, default=config)
+
+
+def parse(settings: type[T], description: str) -> T:
+    """Parse the command line of a recipe whose settings are a dataclass of its own.
+
+    Raises:
+        SystemExit: status 0 after help, 2 after a mistake.
+    """
+    return arguments.parse(settings, sys.argv[1:], _program(), heading=description)
+
+
+def _program() -> str:
+    """The command that runs the recipe."""
+    path = Path(sys.argv[0])
+    return f"upalm run {path.stem if path.parent == folder() else path}"
+
+
+_SHORT = {"--data": "--data.source", "--checkpoint": "--start.checkpoint", "-c": "--start.checkpoint"}
+SHORT_FORMS = "--data is short for --data.source; --checkpoint and -c for --start.checkpoint."
+
+
+def split(configs: Mapping[str, str], words: list[str], program: str) -> tuple[str, list[str]]:
+    """The config that a command line names, or "" for help without one; and the words after it.
+
+    Raises:
+        ValueError: unknown config, with the nearest name.
+    """
+    if words and words[0] in configs:
+        return words[0], words[1:]
+    if len(configs) == 1 and (not words or words[0].startswith("-")):
+        return next(iter(configs)), words
+    if {"-h", "--help"} & set(words[:1]):
+        return "", words
+    given = next((word for word in words if not word.startswith("-")), None)
+    if given is None:
+        raise ValueError(f"{program} needs a config: choose one of {', '.join(configs)}.")
+    raise ValueError(f"{program} has no config {given!r}: {suggest(given, configs)}")
 
 
 def configs(name: str) -> dict[str, str]:
@@ -76,18 +136,19 @@ def configs(name: str) -> dict[str, str]:
 
     They are read from the file's text where `CONFIGS` is written out, since running a recipe imports JAX.
     """
-    for node in ast.parse(find(name).read_text(encoding="utf-8")).body:
+    text = find(name).read_text(encoding="utf-8")
+    for node in ast.parse(text).body:
         match node:
             case ast.Assign([ast.Name("CONFIGS")], ast.Dict(keys, values)):
-                try:
-                    return {ast.literal_eval(k): ast.literal_eval(v.elts[0]) for k, v in zip(keys, values, strict=True)}
-                except (AttributeError, ValueError):  # computed, not written out
-                    break
-            case ast.Assign([ast.Name("CONFIGS")]):
-                break
-    else:
-        return {}
-    return {config: summary for config, (summary, _) in runpy.run_path(str(find(name)))["CONFIGS"].items()}
+                found = {}
+                for pair in zip(keys, values, strict=True):
+                    match pair:
+                        case ast.Constant(config), ast.Tuple([ast.Constant(summary), _]):
+                            found[config] = summary
+                if len(found) == len(keys):
+                    return found
+    computed = runpy.run_path(str(find(name))).get("CONFIGS", {}) if "CONFIGS" in text else {}
+    return {config: summary for config, (summary, _) in computed.items()}
 
 
 def contents(name: str) -> tuple[dict[str, Any], Any]:
