@@ -55,7 +55,7 @@ def _wants_help(words: Sequence[str]) -> bool:
 
 
 def _cli(target: Any, words: Sequence[str], program: str, **how: Any) -> Any:
-    for_reading = _wants_help(words)  # an error's box is taken away again
+    for_reading = _wants_help(words)  # an error is taken out of its box
     tyro._experimental_options["ansi_codes"] = for_reading and not os.environ.get("NO_COLOR")
     tyro._experimental_options["utf8_boxes"] = for_reading
     config = (tyro.conf.AvoidSubcommands, tyro.conf.FlagCreatePairsOff)
@@ -113,8 +113,8 @@ def _captured(said: io.StringIO) -> Iterator[None]:
 
 
 def _plain(boxed: str, target: str, words: Sequence[str], program: str) -> str:
-    """Tyro's error without its box, with the option that the user typed."""
-    lines = [line[1:].rstrip("| ")[1:] for line in boxed.splitlines() if line.startswith("|")]
+    """Take an error of tyro out of its box, and name the option that the user typed."""
+    lines = [line[2:].rstrip() for line in boxed.splitlines()[2:]]
     message = "\n".join(line for line in lines if "full helptext" not in line and not line.startswith(f"    {program}"))
     message = re.sub(r"\n-+(?=\n|$)|\nArgument helptext:", "", message).strip()
     for python, ours in _PYTHON_WORDS.items():
