@@ -36,7 +36,7 @@ def source(tmp_path, texts):
 def built(source, tmp_path, tokenizer, monkeypatch):
     """Several shards of several blocks."""
     monkeypatch.setattr(shards, "_BLOCK_TOKENS", 1000)
-    monkeypatch.setattr(shards, "_ENCODED_AT_ONCE", 20)
+    monkeypatch.setattr(shards, "_DOCUMENTS_AT_ONCE", 20)
     shards.build(str(source), str(tmp_path / "built"), tokenizer, shard_tokens=4000)
     return tmp_path / "built"
 
@@ -119,7 +119,7 @@ def test_shards_train_like_text_in_memory(built, source, tokenizer):
 
 
 def test_windows_of_blocks_cover_an_epoch(built, tokenizer, monkeypatch):
-    monkeypatch.setattr("upalm.data.loader._WINDOW_BLOCKS", 3)
+    monkeypatch.setattr("upalm.data.loader.WINDOW_BLOCKS", 3)
     config = DataConfig(source=str(built), seq_len=128, batch_size=4)
     made = Loader(open_source(config, tokenizer)[0], config, tokenizer.symbols, seed=0)
     n = made.windows_per_epoch()
@@ -175,7 +175,7 @@ def test_another_tokenizer_or_source_is_refused(built, source, tokenizer):
     with pytest.raises(ValueError, match="was tokenised with"):
         shards.Shards(str(built), "train", "0123")
     source.write_text(source.read_text() + '{"text": "more"}\n')
-    with pytest.raises(ValueError, match="another files"):
+    with pytest.raises(ValueError, match="1 other source files, such as text.jsonl"):
         shards.build(str(source), str(built), tokenizer)
 
 
@@ -224,7 +224,7 @@ def test_shards_on_an_object_store(bucket, built, source, tokenizer):
     manifest = shards.build(str(source), folder, tokenizer, shard_tokens=4000)
     assert [s.sha256 for s in manifest.shards] == [s.sha256 for s in shards.Manifest.read(built).shards]
     assert shards.build(str(source), folder, tokenizer, shard_tokens=4000) == manifest, "a second build does nothing"
-    data.Build(str(source), folder)()
+    data.Build(str(source), folder, tokenizer=str(built))()
     data.Check(folder)()
     assert decoded(folder, "train", tokenizer) == decoded(built, "train", tokenizer)
     config = DataConfig(source=folder, seq_len=64, batch_size=4)

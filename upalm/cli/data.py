@@ -14,7 +14,7 @@ from rich.text import Text
 from upalm.cli import options
 from upalm.data import shards, sources
 from upalm.data.config import DataConfig, built_folders, open_source
-from upalm.data.hf_tokenizer import has_tokenizer, load_tokenizer
+from upalm.data.hf_tokenizer import load_tokenizer
 from upalm.data.loader import Loader, Statistics, statistics
 from upalm.data.tokenizer import SentencePiece, Tokenizer
 from upalm.evals import report
@@ -49,15 +49,15 @@ def _coloured(tokenizer: Tokenizer, ids: np.ndarray, style: str) -> Text:
     return shown
 
 
-def statistics_table(found: Statistics) -> Table:
+def statistics_table(counted: Statistics) -> Table:
     """Shares of examples, source tokens and loss tokens by denoiser, and how full rows are."""
-    counts = np.array([(d.examples, d.source_tokens, d.loss_tokens) for d in found.denoisers])
+    counts = np.array([(d.examples, d.source_tokens, d.loss_tokens) for d in counted.denoisers])
     totals = np.maximum(counts.sum(0), 1)
-    lost = f"{found.padding} of {found.positions} positions are padding"
-    table = Table(title=f"{found.rows} rows, {found.fill:.2%} full ({lost})")
-    for name in ("denoiser", "examples", "source tokens", "loss tokens", "spans an example"):
+    padding = f"{counted.padding} of {counted.positions} positions are padding"
+    table = Table(title=f"{counted.rows} rows, {counted.fill:.2%} full ({padding})")
+    for name in ("denoiser", "examples", "source tokens", "loss tokens", "spans per example"):
         table.add_column(name, justify="left" if name == "denoiser" else "right")
-    for d, numbers in zip(found.denoisers, counts, strict=True):
+    for d, numbers in zip(counted.denoisers, counts, strict=True):
         shares = (f"{n} ({n / total:.1%})" for n, total in zip(numbers, totals, strict=True))
         table.add_row(d.name, *shares, f"{d.spans / max(d.examples, 1):.1f}")
     return table
@@ -87,27 +87,37 @@ class Build:
     tokenizer: str | None = None
     """Checkpoint folder, folder of shards, or SentencePiece model."""
     vocab_size: int = 32_000
-    """Of the tokenizer that is trained on the text if none is given."""
+    """Largest vocabulary of the tokenizer that is trained on a sample of the text, if none is given."""
+    include: tuple[str, ...] = ()
+    """Patterns such as '*.py': exactly the matching files of a folder are read, as plain text if their kind is not
+    known."""
     skip_undecodable: bool = False
     """Leave out text that is not UTF-8, and list it, instead of stopping."""
 
     def __call__(self) -> None:
-        if self.tokenizer is not None:
-            tokenizer = load_tokenizer(self.tokenizer)
-        elif has_tokenizer(self.out):  # going on
-            tokenizer = load_tokenizer(self.out)
-        else:
-            skipped = [] if self.skip_undecodable else None
-            texts = (d.text for d in sources.documents(self.data, skipped=skipped))
-            tokenizer = SentencePiece.train(texts, self.vocab_size)
+        text = sources.TextSource(self.data, self.include, self.skip_undecodable, "--")
+        tokenizer = self._tokenizer(text)
+        trained_vocab_size = 0 if self.tokenizer is not None else self.vocab_size
         with Count("tokenised", ("documents", "tokens")) as count:
-            made = shards.build(
-                self.data, self.out, tokenizer, skip_undecodable=self.skip_undecodable, progress=count.update
+            manifest = shards.build(
+                text, self.out, tokenizer, trained_vocab_size=trained_vocab_size, progress=count.update
             )
-        counts = ", ".join(f"{made.n_tokens(split):,} {split} tokens" for split in shards.SPLITS)
-        print(f"{made.documents:,} documents, {counts}, {len(made.shards)} shards in {self.out}")
-        if made.skipped:
-            print(f"left out {len(made.skipped)} that are not UTF-8 (in manifest.json): {', '.join(made.skipped[:5])}")
+        counts = ", ".join(f"{manifest.n_tokens(split):,} {split} tokens" for split in shards.SPLITS)
+        print(f"{manifest.documents:,} documents, {counts}, {len(manifest.shards)} shards in {self.out}")
+        text.skipped = manifest.skipped
+        for note in text.notes():
+            print(f"{note} (all are listed in manifest.json)" if manifest.skipped else note)
+
+    def _tokenizer(self, text: sources.TextSource) -> Tokenizer:
+        """The one that is given, that of shards to resume, or one trained on the text."""
+        if self.tokenizer is not None:
+            return load_tokenizer(self.tokenizer)
+        if shards.is_folder_of_shards(self.out):
+            return load_tokenizer(self.out)
+        tokenizer = SentencePiece.train(sources.sample(text.documents()), self.vocab_size, at_most=True)
+        if tokenizer.vocab_size < self.vocab_size:
+            print(f"the text supports a vocabulary of {tokenizer.vocab_size:,}, not of {self.vocab_size:,}")
+        return tokenizer
 
 
 @dataclass(frozen=True)
@@ -118,10 +128,11 @@ class Check:
     """Folder that `upalm data build` wrote."""
 
     def __call__(self) -> None:
+        tokenizer = load_tokenizer(self.data)
         for split in shards.SPLITS:
-            found = shards.Shards(self.data, split, load_tokenizer(self.data).hash)
-            found.check()
-            print(f"{split}: {len(found.shards)} shards, {found.n_tokens:,} tokens: whole")
+            corpus = shards.Shards(self.data, split, tokenizer.hash)
+            corpus.check()
+            print(f"{split}: {len(corpus.shards)} shards, {corpus.n_tokens:,} tokens: whole")
 
 
 @dataclass(frozen=True)
@@ -130,7 +141,7 @@ class Show:
 
     data: options.Data = DataConfig.source
     """`stdlib`, text, or a folder that `upalm data build` wrote."""
-    mixture: str = DataConfig.mixture
+    mixture: str = "ul2r"
     """Name of a mixture (ul2r, ul2r_eos, ul2r_split_x, ul2, prefix_lm, causal), or denoisers as in Python."""
     seq_len: int = DataConfig.seq_len
     """Positions per row."""
@@ -140,6 +151,8 @@ class Show:
     """Cut chunks from the documents end to end, or never across a document's end."""
     joint_budget: bool = False
     """Let inputs and targets share the row, instead of half a row each."""
+    include: tuple[str, ...] = ()
+    """Patterns such as '*.py': exactly the matching files of a folder are read."""
     skip_undecodable: bool = False
     """Leave out text that is not UTF-8, instead of stopping."""
     tokenizer: str = str(SHIPPED)
@@ -161,11 +174,12 @@ class Show:
             self.batch_size,
             layout=self.layout,
             joint_budget=self.joint_budget,
+            include=self.include,
             skip_undecodable=self.skip_undecodable,
         )
         folders = built_folders(config.source)
         tokenizer = load_tokenizer(next(iter(folders), self.tokenizer))
-        loader = Loader(open_source(config, tokenizer)[0], config, tokenizer.symbols, seed=self.seed)
+        loader = Loader(open_source(config, tokenizer, "--")[0], config, tokenizer.symbols, seed=self.seed)
         console = Console(highlight=False)
         legend = zip(("mode token", "inputs", "sentinels", "targets"), COLOURS, strict=True)
         console.print(Text.assemble(*((f"{name}  ", style) for name, style in legend)))

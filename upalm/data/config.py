@@ -38,6 +38,9 @@ class DataConfig:
     """Cut chunks from the documents end to end, as in the paper, or never across the end of a document."""
     joint_budget: bool = False
     """Let inputs and targets share the row, instead of half a row each as in the paper."""
+    include: tuple[str, ...] = ()
+    """Patterns such as `*.py`: exactly the matching files of a folder are read, as plain text if their kind is not
+    known. Without any: .txt, .jsonl, .parquet and .arrow."""
     skip_undecodable: bool = False
     """Leave out text that is not UTF-8, and count it, instead of stopping."""
     n_workers: int = 0
@@ -72,6 +75,11 @@ class DataConfig:
     def budget(self) -> ul2r.Budget:
         """Return how long segments may get."""
         return (ul2r.Budget.joint if self.joint_budget else ul2r.Budget.split)(self.seq_len)
+
+
+def text_source(config: DataConfig, option_prefix: str = "--data.") -> sources.TextSource:
+    """Find the text files of a configuration."""
+    return sources.TextSource(config.source, config.include, config.skip_undecodable, option_prefix)
 
 
 class Weighted(NamedTuple):
@@ -110,11 +118,18 @@ def manifests(source: str) -> dict[str, str]:
     return {folder: manifest_hash(folder) for folder in built_folders(source)}
 
 
-def open_source(config: DataConfig, tokenizer: Tokenizer) -> tuple[list[Weighted], list[Weighted]]:
+def open_source(
+    config: DataConfig, tokenizer: Tokenizer, option_prefix: str = "--data."
+) -> tuple[list[Weighted], list[Weighted]]:
     """Open the training and validation corpora of a source, tokenising text now.
 
+    Args:
+        config: source, and how it is read.
+        tokenizer: the model's.
+        option_prefix: what precedes the settings of `config` on the command line, for hints in errors.
+
     Raises:
-        ValueError: a source that `sources.load` or `Shards` refuses, such as shards of another tokenizer.
+        ValueError: a source that `TextSource` or `Shards` refuses, such as shards of another tokenizer.
     """
     if folders := built_folders(config.source):
         train, validation = (
@@ -122,7 +137,8 @@ def open_source(config: DataConfig, tokenizer: Tokenizer) -> tuple[list[Weighted
             for split in SPLITS
         )
         return train, validation
-    corpus = sources.load(config.source, skip_undecodable=config.skip_undecodable)
-    if corpus.skipped:
-        print(f"skipped {len(corpus.skipped)} that are not UTF-8: {', '.join(corpus.skipped[:5])} ...")
+    text = text_source(config, option_prefix)
+    corpus = text.load()
+    for note in text.notes():
+        print(note)
     return [Weighted(encode(tokenizer, corpus.train))], [Weighted(encode(tokenizer, corpus.validation))]

@@ -1,4 +1,4 @@
-"""Tokenised text on disk: ArrayRecord shards beside a manifest, made by `upalm data build`.
+"""Tokenised documents on disk: ArrayRecord shards and their manifest.
 
 manifest.json               tokenizer hash, counts, sources, and each shard's blocks, size and checksum
 tokenizer.model             SentencePiece; or tokenizer.json and symbols.json
@@ -25,26 +25,21 @@ from upalm.data.tokenizer import Tokenizer
 from upalm.data.tokens import BUILD_APART, Tokens, encode
 from upalm.files import is_remote, sha256_file, write_atomically
 
-_FORMAT = 1
-
-
-_BLOCK_TOKENS = 1 << 16
-
-
-_SHARD_TOKENS = 1 << 26
-
-
-_ENCODED_AT_ONCE = 256  # documents
-
-
 SPLITS = ("train", "validation")
 
+_FORMAT = 1
+_BLOCK_TOKENS = 1 << 16
+_SHARD_TOKENS = 1 << 26
+_DOCUMENTS_AT_ONCE = 256
 
 # --- Records --------------------------------------------------------------------------------------
 
 
 def _to_bytes(tokens: Tokens, dtype: str) -> bytes:
     """Number of documents, lengths, numbers of inputs if supervised, ids; little-endian."""
+    low, high, largest = tokens.ids.min(initial=0), tokens.ids.max(initial=0), np.iinfo(dtype).max
+    if low < 0 or high > largest:
+        raise ValueError(f"token ids are {low} to {high}: shards of {dtype} hold 0 to {largest}.")
     head = [np.array([len(tokens.lengths)]), tokens.lengths]
     head += [] if tokens.n_inputs is None else [tokens.n_inputs]
     return np.concatenate(head).astype("<i4").tobytes() + tokens.ids.astype(dtype).tobytes()
@@ -65,7 +60,7 @@ def _from_bytes(record: bytes, dtype: str, supervised: bool) -> Tokens:
 
 @dataclass
 class Shard:
-    """A file of blocks, as the manifest has it."""
+    """A file of blocks, as the manifest describes it."""
 
     name: str
     split: str
@@ -80,7 +75,7 @@ class Shard:
 
 @dataclass
 class Manifest:
-    """What a folder of shards holds."""
+    """Contents of a folder of shards, and the request that they answer."""
 
     format: int
     tokenizer_hash: str
@@ -89,12 +84,18 @@ class Manifest:
     supervised: bool
     source: str
     documents: int = 0
-    """Read from the source so far; where an interrupted build goes on."""
+    """Documents read from the source so far: where an interrupted build resumes."""
     complete: bool = False
     skipped: list[str] = field(default_factory=list)
-    """Files and lines that were left out because they are not UTF-8."""
+    """Files and rows that were left out because they are not UTF-8."""
+    skip_undecodable: bool = False
+    """Whether they are left out, instead of stopping."""
+    trained_vocab_size: int = 0
+    """Size wanted of the vocabulary that was trained on the text; 0 if the tokenizer was given."""
     files: dict[str, int] = field(default_factory=dict)
-    """Source files and their bytes."""
+    """Bytes of each source file, by its path within the source."""
+    sha256: dict[str, str] = field(default_factory=dict)
+    """Checksum of each source file; empty in shards of earlier versions."""
     shards: list[Shard] = field(default_factory=list)
 
     @classmethod
@@ -108,10 +109,10 @@ class Manifest:
         if not path.exists():
             raise ValueError(f"no shards at {folder}: there is no manifest.json. Make them with `upalm data build`.")
         try:
-            found = json.loads(path.read_text())
-            shards = [Shard(**shard) for shard in found.pop("shards")]
-            manifest = cls(**found, shards=shards)
-        except (ValueError, KeyError, TypeError) as e:
+            content = json.loads(path.read_text())
+            shards = [Shard(**shard) for shard in content.pop("shards")]
+            manifest = cls(**content, shards=shards)
+        except (ValueError, KeyError, TypeError, AttributeError) as e:
             raise ValueError(f"{path} is no manifest of shards, or is damaged: {e}.") from e
         if manifest.format != _FORMAT:
             raise ValueError(f"{path} has format {manifest.format}, expected {_FORMAT}.")
@@ -122,17 +123,17 @@ class Manifest:
         write_atomically(folder / "manifest.json", json.dumps(asdict(self)) + "\n")
 
     def n_tokens(self, split: str) -> int:
-        """Tokens of a split."""
+        """Count the tokens of a split."""
         return sum(s.tokens for s in self.shards if s.split == split)
 
 
 def manifest_hash(folder: str) -> str:
-    """SHA-256 of a folder's manifest, which has the checksum of every shard."""
+    """Return the SHA-256 of a folder's manifest, which holds the checksum of every shard."""
     return sha256_file(epath.Path(folder) / "manifest.json")
 
 
 def is_folder_of_shards(source: str) -> bool:
-    """Whether `source` was made by `build` (and is not a checkpoint)."""
+    """Tell whether `build` wrote `source` (a checkpoint, too, has a manifest)."""
     path = epath.Path(source) / "manifest.json"
     return path.exists() and '"shards"' in path.read_text()
 
@@ -148,7 +149,7 @@ class Shards:
         """
         self.folder, self.manifest = epath.Path(folder), Manifest.read(folder)
         if not self.manifest.complete:
-            raise ValueError(f"{folder} is unfinished: run the same `upalm data build` again to go on.")
+            raise ValueError(f"{folder} is unfinished: run the same `upalm data build` again to resume it.")
         if self.manifest.tokenizer_hash != tokenizer_hash:
             raise ValueError(
                 f"{folder} was tokenised with {self.manifest.tokenizer_hash}, the model has {tokenizer_hash}: "
@@ -160,13 +161,14 @@ class Shards:
         self.is_supervised = self.manifest.supervised
         self.block_tokens = np.concatenate([np.array(s.block_tokens) for s in self.shards])
         self.n_tokens = int(self.block_tokens.sum())
-        self._lengths = np.concatenate([self._checked(s) for s in self.shards])
+        self._lengths = np.concatenate([self._read_lengths(s) for s in self.shards])
         n_documents = np.concatenate([np.array(s.block_documents) for s in self.shards])
         self._first_documents = np.concatenate([[0], np.cumsum(n_documents)])
         self._first_blocks = np.concatenate([[0], np.cumsum([len(s.block_tokens) for s in self.shards])])
         self._readers: dict[int, Any] = {}
 
-    def _checked(self, shard: Shard) -> np.ndarray:
+    def _read_lengths(self, shard: Shard) -> np.ndarray:
+        """Lengths of the documents of a shard, whose files are checked."""
         path, lengths = self.folder / shard.name, self.folder / _lengths_name(shard.name)
         for p in (path, lengths):
             if not p.exists():
@@ -189,21 +191,18 @@ class Shards:
                 raise ValueError(f"{self.folder / shard.name} is damaged: its checksum is not the manifest's.")
 
     def block_lengths(self, blocks: np.ndarray) -> np.ndarray:
-        """Lengths of the documents of some blocks, in order."""
+        """Return the lengths of the documents of some blocks, in order."""
         first = self._first_documents
         return np.concatenate([self._lengths[first[b] : first[b + 1]] for b in blocks])
 
     def read(self, blocks: np.ndarray) -> Tokens:
-        """The documents of some blocks, in order.
+        """Return the documents of some blocks, in order.
 
         Raises:
             ValueError: a block cannot be read; its shard is named.
         """
-        found = [self._read(int(b)) for b in blocks]
-        ids = np.concatenate([t.ids for t in found]).astype(np.int32)
-        offsets = np.concatenate([[0], np.cumsum(np.concatenate([t.lengths for t in found]))])
-        n_inputs = np.concatenate([t.n_inputs for t in found]) if self.is_supervised else None  # pyright: ignore
-        return Tokens(ids, offsets, n_inputs)
+        tokens = _merge([self._read(int(b)) for b in blocks])
+        return tokens._replace(ids=tokens.ids.astype(np.int32))
 
     def _read(self, block: int) -> Tokens:
         i = int(np.searchsorted(self._first_blocks, block, side="right")) - 1
@@ -224,107 +223,146 @@ class Shards:
 
 
 def build(
-    source: str,
+    source: str | sources.TextSource,
     folder: str,
     tokenizer: Tokenizer,
     *,
-    skip_undecodable: bool = False,
+    trained_vocab_size: int = 0,
     shard_tokens: int = _SHARD_TOKENS,
     progress: Callable[[int, int], None] = lambda documents, tokens: None,
 ) -> Manifest:
-    """Tokenise a source into shards. Called again after an interruption, it goes on after the last whole shard.
+    """Tokenise a source into shards. Called again after an interruption, it resumes after the last whole shard.
 
     Args:
-        source: what `text.documents` reads.
-        folder: to write to.
+        source: text files; a string is as `TextSource` takes it.
+        folder: where shards are written.
         tokenizer: stored beside the shards.
-        skip_undecodable: leave out what is not UTF-8, and list it in the manifest, instead of stopping.
-        shard_tokens: tokens after which a new shard is begun.
-        progress: called with the documents and tokens done so far.
+        trained_vocab_size: size wanted of the vocabulary, if the tokenizer was trained on this text.
+        shard_tokens: tokens after which a new shard begins.
+        progress: called with the documents and tokens so far.
 
     Raises:
-        ValueError: bad source (see `text.documents`), or a folder that holds something else.
+        ValueError: a source that `TextSource` refuses, or too small for both splits; or a folder that answers another
+            request.
     """
-    out, manifest = epath.Path(folder), _opened(source, folder, tokenizer)
+    text = sources.TextSource(source) if isinstance(source, str) else source
+    out, manifest = epath.Path(folder), _open_manifest(text, folder, tokenizer, trained_vocab_size)
     if manifest.complete:
         return manifest
-    skipped: list[str] = []
-    documents = sources.documents(source, skipped=skipped if skip_undecodable else None)
+    documents = text.documents()
     for _ in islice(documents, manifest.documents):  # tokenised before the interruption
         pass
     while True:
         done = manifest.documents, sum(s.tokens for s in manifest.shards)
-        made, n_read, supervised = _shard(documents, tokenizer, shard_tokens, done, progress)
+        blocks, n_read, supervised = _next_shard(documents, tokenizer, shard_tokens, done, progress)
         if n_read == 0:
             break
         if manifest.shards and supervised != manifest.supervised:
-            raise ValueError(f"{source!r} has both plain text and (inputs, targets) examples: {BUILD_APART}")
+            raise ValueError(f"{text.source!r} has both plain text and (inputs, targets) examples: {BUILD_APART}")
         manifest.supervised = bool(supervised)
-        for split, blocks in made.items():
-            if blocks:
+        for split in SPLITS:
+            if blocks[split]:
                 number = sum(s.split == split for s in manifest.shards)
-                manifest.shards.append(_write(out, f"{split}-{number:05d}.array_record", split, blocks, manifest.dtype))
+                name = f"{split}-{number:05d}.array_record"
+                manifest.shards.append(write_shard(out, name, split, blocks[split], manifest.dtype))
         manifest.documents += n_read
-        manifest.skipped = list(skipped)
+        manifest.skipped = list(text.skipped)
         manifest.write(out)
-    manifest.complete, manifest.skipped = True, list(skipped)
+    sources.check_splits(text.source, *(sum(s.documents for s in manifest.shards if s.split == x) for x in SPLITS))
+    manifest.complete, manifest.skipped = True, list(text.skipped)
     manifest.write(out)
     return manifest
 
 
-def _opened(source: str, folder: str, tokenizer: Tokenizer) -> Manifest:
-    """The manifest to go on with: a new one, or that of an interrupted build of the same source."""
+def _open_manifest(text: sources.TextSource, folder: str, tokenizer: Tokenizer, trained_vocab_size: int) -> Manifest:
+    """Start a manifest, or read that of an earlier build which answers the same request."""
     out = epath.Path(folder)
-    files = {str(path): path.stat().st_size for path, _ in sources.files(source)}
     dtype = "<u2" if tokenizer.vocab_size <= 1 << 16 else "<i4"
-    new = Manifest(_FORMAT, tokenizer.hash, tokenizer.vocab_size, dtype, False, source, files=files)
-    if not out.exists() or not any(out.iterdir()):
+    request = Manifest(
+        _FORMAT,
+        tokenizer.hash,
+        tokenizer.vocab_size,
+        dtype,
+        supervised=False,
+        source=text.source,
+        skip_undecodable=text.skip_undecodable,
+        trained_vocab_size=trained_vocab_size,
+        files={file.name: file.path.stat().st_size for file in text.files},
+        sha256=text.checksums(),
+    )
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{folder} is a file: choose another --out.")
+    names = {path.name for path in out.iterdir() if path.suffix != ".new"} if out.exists() else set()
+    if names <= tokenizer.files.keys():  # empty, or interrupted before there was a manifest
         out.mkdir(parents=True, exist_ok=True)
         tokenizer.save(out)
-        new.write(out)
-        return new
-    there = Manifest.read(out)
-    same = ("tokenizer_hash", "source", "files")
-    if changed := [name for name in same if getattr(there, name) != getattr(new, name)]:
-        raise ValueError(f"{folder} holds shards with another {', '.join(changed)}: choose another --out.")
-    return there
+        request.write(out)
+        return request
+    manifest = Manifest.read(out)
+    if differences := _differences(manifest, request):
+        raise ValueError(
+            f"{folder} holds shards of another request ({'; '.join(differences)}): choose another --out, or delete it."
+        )
+    return manifest
 
 
-def _shard(
+def _differences(manifest: Manifest, request: Manifest) -> list[str]:
+    """How the request of earlier shards differs from this one, in words."""
+    differences = []
+    if manifest.tokenizer_hash != request.tokenizer_hash:
+        differences.append(f"tokenizer {manifest.tokenizer_hash} there, {request.tokenizer_hash} here")
+    if manifest.trained_vocab_size != request.trained_vocab_size and manifest.sha256:
+        sizes = f"{manifest.trained_vocab_size or 'given'} there, {request.trained_vocab_size or 'given'} here"
+        differences.append(f"vocabulary: {sizes}")
+    if not manifest.sha256:  # earlier versions have sizes alone, under other names
+        if sorted(manifest.files.values()) != sorted(request.files.values()):
+            differences.append("other source files")
+    elif manifest.sha256 != request.sha256:
+        names = sorted(manifest.sha256.keys() | request.sha256.keys())
+        changed = [name for name in names if manifest.sha256.get(name) != request.sha256.get(name)]
+        differences.append(f"{len(changed)} other source files, such as {changed[0]}")
+    # what is undecodable decides the documents, once there are any
+    decided = manifest.skipped if manifest.complete else manifest.documents
+    if manifest.skip_undecodable != request.skip_undecodable and decided:
+        differences.append(f"skip_undecodable {manifest.skip_undecodable} there, {request.skip_undecodable} here")
+    return differences
+
+
+def _next_shard(
     documents: Iterator[sources.Document],
     tokenizer: Tokenizer,
     shard_tokens: int,
     done: tuple[int, int],
     progress: Callable[[int, int], None],
 ) -> tuple[dict[str, list[Tokens]], int, bool | None]:
-    """The blocks of the next shard of each split, the documents read, and whether they are supervised.
+    """Tokenise the next shard of each split: its blocks, the documents read, and whether they are supervised.
 
     Raises:
         ValueError: plain text among supervised examples.
     """
     blocks: dict[str, list[Tokens]] = {split: [] for split in SPLITS}
-    held: dict[str, list[Tokens]] = {split: [] for split in SPLITS}
+    pending: dict[str, list[Tokens]] = {split: [] for split in SPLITS}
     n_tokens, n_read, supervised = 0, 0, None
 
     def close(split: str) -> None:
-        if held[split]:
-            blocks[split].append(_merged(held[split]))
-            held[split] = []
+        if pending[split]:
+            blocks[split].append(_merge(pending[split]))
+            pending[split] = []
 
-    while n_tokens < shard_tokens and (some := list(islice(documents, _ENCODED_AT_ONCE))):
-        n_read += len(some)
+    while n_tokens < shard_tokens and (chunk := list(islice(documents, _DOCUMENTS_AT_ONCE))):
+        n_read += len(chunk)
         for split in SPLITS:
-            chosen = [d for d in some if sources.is_validation(d.name) == (split == "validation")]
-            if not chosen:
+            members = [d for d in chunk if sources.is_validation(d.name) == (split == "validation")]
+            if not members:
                 continue
-            tokens = encode(tokenizer, chosen)
+            tokens = encode(tokenizer, members)
             if supervised not in (None, tokens.is_supervised):
-                raise ValueError(f"plain text among (inputs, targets) examples near {chosen[0].name}: {BUILD_APART}")
+                raise ValueError(f"plain text among (inputs, targets) examples near {members[0].name}: {BUILD_APART}")
             supervised = tokens.is_supervised
             n_tokens += tokens.n_tokens
-            for one in _cut(tokens):
-                held[split].append(one)
-                if sum(t.n_tokens for t in held[split]) >= _BLOCK_TOKENS:
+            for block in split_blocks(tokens):
+                pending[split].append(block)
+                if sum(t.n_tokens for t in pending[split]) >= _BLOCK_TOKENS:
                     close(split)
         progress(done[0] + n_read, done[1] + n_tokens)
     for split in SPLITS:
@@ -332,8 +370,8 @@ def _shard(
     return blocks, n_read, supervised
 
 
-def _cut(tokens: Tokens) -> Iterator[Tokens]:
-    """Runs of whole documents of about a block."""
+def split_blocks(tokens: Tokens) -> Iterator[Tokens]:
+    """Cut into blocks of whole documents."""
     first = 0
     for last in range(1, len(tokens.offsets)):
         start, end = tokens.offsets[first], tokens.offsets[last]
@@ -343,14 +381,14 @@ def _cut(tokens: Tokens) -> Iterator[Tokens]:
             first = last
 
 
-def _merged(parts: list[Tokens]) -> Tokens:
+def _merge(parts: list[Tokens]) -> Tokens:
     lengths = np.concatenate([t.lengths for t in parts])
     n_inputs = None if parts[0].n_inputs is None else np.concatenate([t.n_inputs for t in parts])  # pyright: ignore
     return Tokens(np.concatenate([t.ids for t in parts]), np.concatenate([[0], np.cumsum(lengths)]), n_inputs)
 
 
-def _write(out: epath.Path, name: str, split: str, blocks: list[Tokens], dtype: str) -> Shard:
-    """Write a shard elsewhere and move it into place, so that what is there is whole."""
+def write_shard(out: epath.Path, name: str, split: str, blocks: list[Tokens], dtype: str) -> Shard:
+    """Write a shard under another name and move it into place, so that no half of one is ever read."""
     lengths = np.concatenate([b.lengths for b in blocks]).astype("<i4").tobytes()
     (out / _lengths_name(name)).write_bytes(lengths)
     # ArrayRecord reads from an object store, but writes to a disk only

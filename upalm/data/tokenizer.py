@@ -184,8 +184,10 @@ class SentencePiece(Tokenizer):
         return self._sp.decode([i for i in ids if i not in (PAD_ID, EOS_ID)])
 
     @classmethod
-    def train(cls, texts: Iterable[str], vocab_size: int, *, max_bytes: int = 4_000_000) -> "SentencePiece":
-        """Train on the first `max_bytes` of `texts`.
+    def train(
+        cls, texts: Iterable[str], vocab_size: int, *, max_bytes: int = 4_000_000, at_most: bool = False
+    ) -> "SentencePiece":
+        """Train on the first `max_bytes` of `texts`; with `at_most`, smaller where the text supports no more.
 
         Paper: PaLM (arXiv:2204.02311) section 4, vocabulary; unigram model, our choice (unstated there):
         its ids are sorted by probability, so that the last 100 subwords are the rarest.
@@ -199,6 +201,7 @@ class SentencePiece(Tokenizer):
                 sentence_iterator=_pieces_of(texts, max_bytes),
                 model_writer=out,
                 vocab_size=vocab_size,
+                hard_vocab_limit=not at_most,
                 model_type="unigram",
                 pad_id=PAD_ID,
                 eos_id=EOS_ID,

@@ -7,7 +7,7 @@ import numpy as np
 
 from upalm.data import sources
 from upalm.data.tokenizer import Tokenizer
-from upalm.ul2r.symbols import EOS_ID
+from upalm.ul2r.symbols import EOS_ID, SENTINEL_TEXT
 
 BUILD_APART = "build them into folders of their own."
 """What to do with plain text and supervised examples in one source."""
@@ -91,14 +91,32 @@ def _as_ids(document: Any) -> np.ndarray:
 def encode(tokenizer: Tokenizer, documents: Sequence[sources.Document]) -> Tokens:
     """Tokenise documents on all cores.
 
+    `<extra_id_i>` is sentinel i in supervised examples, as in prompts, and ordinary characters in plain text.
+
     Raises:
-        ValueError: plain text among supervised examples.
+        ValueError: plain text among supervised examples, or a sentinel that the vocabulary lacks.
     """
-    targets = tokenizer.encode_documents([d.text for d in documents])
     inputs = [d.inputs for d in documents if d.inputs is not None]
     if not inputs:
+        targets = tokenizer.encode_documents([d.text for d in documents])
         return Tokens.from_documents(targets, tokenizer.symbols.eos_id)
     if len(inputs) < len(documents):
         plain = next(d for d in documents if d.inputs is None)
         raise ValueError(f"{plain.name} is plain text among (inputs, targets) examples: {BUILD_APART}")
-    return Tokens.from_pairs(list(zip(tokenizer.encode_documents(inputs), targets, strict=True)))
+    halves = (_encode_with_sentinels(tokenizer, texts) for texts in (inputs, [d.text for d in documents]))
+    return Tokens.from_pairs(list(zip(*halves, strict=True)))
+
+
+def _encode_with_sentinels(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    sentinels = tokenizer.symbols.sentinels
+    last = f"<extra_id_{len(sentinels) - 1}>"
+    ids = tokenizer.encode_documents(list(texts))
+    for i, text in enumerate(texts):
+        first, *rest = SENTINEL_TEXT.split(text)  # text, number, text, number, text ...
+        if rest:
+            ids[i] = tokenizer.encode(first)
+            for number, part in zip(rest[::2], rest[1::2], strict=True):
+                if int(number) >= len(sentinels):
+                    raise ValueError(f"<extra_id_{number}> in {text[:80]!r}: expected <extra_id_0> to {last}.")
+                ids[i] = [*ids[i], sentinels[int(number)], *tokenizer.encode(part)]
+    return ids

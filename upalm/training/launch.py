@@ -13,8 +13,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 
 from upalm.checkpoints.folder import description, load_model, open_checkpoint
-from upalm.data import sources
-from upalm.data.config import built_folders, open_source
+from upalm.data.config import built_folders, open_source, text_source
 from upalm.data.hf_tokenizer import has_tokenizer, load_tokenizer
 from upalm.data.tokenizer import SentencePiece, Tokenizer
 from upalm.distributed import processes, runtime
@@ -134,6 +133,6 @@ def _tokenizer(config: TrainConfig, vocab_size: int) -> Tokenizer:
         return load_tokenizer(config.out)
     if folders := built_folders(config.data.source):
         return load_tokenizer(next(iter(folders)))
-    corpus = sources.load(config.data.source, skip_undecodable=config.data.skip_undecodable)
+    corpus = text_source(config.data).load()
     order = np.random.default_rng(config.seed).permutation(len(corpus.train))
     return SentencePiece.train((corpus.train[i].text for i in order), vocab_size)
