@@ -264,7 +264,7 @@ def build(
             if blocks[split]:
                 number = sum(s.split == split for s in manifest.shards)
                 name = f"{split}-{number:05d}.array_record"
-                manifest.shards.append(write_shard(out, name, split, blocks[split], manifest.dtype))
+                manifest.shards.append(_write_shard(out, name, split, blocks[split], manifest.dtype))
         manifest.documents += n_read
         manifest.skipped = list(text.skipped)
         manifest.write(out)
@@ -360,7 +360,7 @@ def _next_shard(
                 raise ValueError(f"plain text among (inputs, targets) examples near {members[0].name}: {BUILD_APART}")
             supervised = tokens.is_supervised
             n_tokens += tokens.n_tokens
-            for block in split_blocks(tokens):
+            for block in _split_blocks(tokens):
                 pending[split].append(block)
                 if sum(t.n_tokens for t in pending[split]) >= _BLOCK_TOKENS:
                     close(split)
@@ -370,7 +370,7 @@ def _next_shard(
     return blocks, n_read, supervised
 
 
-def split_blocks(tokens: Tokens) -> Iterator[Tokens]:
+def _split_blocks(tokens: Tokens) -> Iterator[Tokens]:
     """Cut into blocks of whole documents."""
     first = 0
     for last in range(1, len(tokens.offsets)):
@@ -387,7 +387,7 @@ def _merge(parts: list[Tokens]) -> Tokens:
     return Tokens(np.concatenate([t.ids for t in parts]), np.concatenate([[0], np.cumsum(lengths)]), n_inputs)
 
 
-def write_shard(out: epath.Path, name: str, split: str, blocks: list[Tokens], dtype: str) -> Shard:
+def _write_shard(out: epath.Path, name: str, split: str, blocks: list[Tokens], dtype: str) -> Shard:
     """Write a shard under another name and move it into place, so that no half of one is ever read."""
     lengths = np.concatenate([b.lengths for b in blocks]).astype("<i4").tobytes()
     (out / _lengths_name(name)).write_bytes(lengths)
