@@ -1,7 +1,7 @@
 """Pretrain PaLM 62B as its paper did: Adafactor, 1e-2 and then 1/sqrt(step), a batch ramp, one epoch.
 
 Paper:    PaLM (arXiv:2204.02311) sections 4 and 5; when its batch grew is not published,
-          we switch at the same share of the tokens as the 540B (fact sheet A21).
+          we switch at the same share of the tokens as the 540B.
 Command:  upalm data build TEXT --out data/palm --vocab-size 256000
           upalm run palm_62b 62b --data.source data/palm --checkpoints.folder gs://BUCKET/palm_62b   (on every host)
 Hardware: 512 TPU v4 chips (v4:8x8x8); how many the paper used is not published.

@@ -1,7 +1,7 @@
 """Pretrain PaLM 8B as its paper did: Adafactor, 1e-2 and then 1/sqrt(step), a batch ramp, one epoch.
 
 Paper:    PaLM (arXiv:2204.02311) sections 4 and 5; when its batch grew is not published,
-          we switch at the same share of the tokens as the 540B (fact sheet A21).
+          we switch at the same share of the tokens as the 540B.
 Command:  upalm data build TEXT --out data/palm --vocab-size 256000
           upalm run palm_8b 8b --data.source data/palm --checkpoints.folder gs://BUCKET/palm_8b   (on every host)
 Hardware: 256 TPU v4 chips (v4:4x8x8); how many the paper used is not published.

@@ -1,7 +1,7 @@
 """UL2R of PaLM 8B: 20,000 steps from its weights with U-PaLM's three denoisers and a bidirectional prefix.
 
 Paper:    U-PaLM (arXiv:2210.11399) section 2: cosine 1e-4 to 1e-6, weights only;
-          the batch for this size is not published, 128 is the largest it names (fact sheet A20).
+          the batch for this size is not published, 128 is the largest it names.
 Command:  upalm run ul2r_8b 8b --start.checkpoint CHECKPOINT --data.source SHARDS   (on every host)
 Hardware: 64 TPU v4 chips (v4:4x4x4), the paper's.
 Cost:     5.2B tokens, 2.9e20 FLOPs: 580 v4 chip-hours at 50% MFU; arithmetic, not measured.

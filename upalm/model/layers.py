@@ -19,7 +19,7 @@ from upalm.model.config import ModelConfig
 def normalise(x: Float[Array, "... D"], scale: Array | None, config: "ModelConfig") -> Float[Array, "... D"]:
     """RMS norm (or layer norm) in fp32: `x / rms(x) * (norm_offset + scale)`.
 
-    Paper: PaLM section 2 says LayerNorm; Google's code has T5's RMS norm with a zero-centred scale (fact sheet A18),
+    Paper: PaLM section 2 says LayerNorm; Google's code has T5's RMS norm with a zero-centred scale,
     and so have we.
     """
     x32 = x.astype(jnp.float32)
