@@ -1,9 +1,9 @@
 """The weight products of one decoding step by themselves, at the 34M shape of `generate_speed.py --config small`.
 
-JAX_PLATFORMS=cpu python benchmarks/decode_products.py --rows 1 16
+python benchmarks/decode_products.py --rows 1 16
 
-`upalm` multiplies as `decode` does, `two a layer` has one product for all that reads the norm and one for both outputs,
-`torch` (where it is installed) is linear layers. They take turns; medians and the range of the rounds. XLA_FLAGS count,
+`upalm` multiplies as `decode` does. `two per layer` has one product for all that reads the norm, one for both outputs.
+`torch` (where it is installed) has linear layers. They take turns; medians and the range of the rounds. XLA_FLAGS count,
 and `taskset -c 0` before the command gives one core's.
 """
 
@@ -11,6 +11,7 @@ import importlib.util
 import os
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -75,24 +76,30 @@ def of_torch(n_rows: int) -> Callable[[], None]:
     return run
 
 
-def main(rows: tuple[int, ...] = (1, 16), rounds: int = 7) -> None:
-    """Milliseconds a step."""
-    for n_rows in rows:
-        ways = {"upalm": of_xla(SEPARATE, n_rows), "two a layer": of_xla(TWO, n_rows)}
+@dataclass(frozen=True)
+class Case:
+    rows: tuple[int, ...] = (1, 16)
+    rounds: int = 7
+
+
+def main(case: Case) -> None:
+    """Print milliseconds per step."""
+    for n_rows in case.rows:
+        ways = {"upalm": of_xla(SEPARATE, n_rows), "two per layer": of_xla(TWO, n_rows)}
         if importlib.util.find_spec("torch"):
             ways["torch"] = of_torch(n_rows)
         seconds = {name: [] for name in ways}
         for way in ways.values():
             way()  # compiles
-        for _ in range(rounds):
+        for _ in range(case.rounds):
             for name, way in ways.items():
                 started = time.perf_counter()
                 way()
                 seconds[name].append((time.perf_counter() - started) / STEPS)
         for name, found in seconds.items():
             low, mid, high = (1e3 * np.quantile(found, q) for q in (0, 0.5, 1))
-            print(f"{n_rows:3} rows, {name:11}: {mid:5.1f} ms [{low:.1f}, {high:.1f}]")
+            print(f"{n_rows:3} rows, {name:13}: {mid:5.1f} ms [{low:.1f}, {high:.1f}]")
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    main(tyro.cli(Case, description=__doc__))

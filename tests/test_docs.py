@@ -1,26 +1,53 @@
+"""The README, the pages and the examples: their code runs, their commands parse, their links and names exist."""
+
+import importlib.util
 import re
 import runpy
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import tyro
 from support.cohere import oracle
 
+from upalm.cli import main
+from upalm.training import recipes
+
 ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
+IDS = [page.name for page in PAGES]
 
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+def blocks(page: Path, language: str) -> list[str]:
+    """The fenced blocks of a language; "" has the commands."""
+    fenced = re.findall(r"^```(.*?)\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+    return [text for name, text in fenced if name == language]
+
+
+def commands(program: str) -> list[tuple[str, list[str]]]:
+    """Every documented call of a program: the page, and the words after the program."""
+    found = []
+    for page in PAGES:
+        for line in "\n".join(blocks(page, "")).splitlines():
+            for part in line.split(" #")[0].split("&&"):
+                words = shlex.split(part.replace("...", ""))
+                if words[: len(program.split())] == program.split():
+                    found.append((page.name, words[len(program.split()) :]))
+    return found
 
 
 @pytest.mark.filterwarnings("ignore:this model was never trained on gaps")
-def test_python_in_the_pages_runs():
-    found = {page.name: re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL) for page in PAGES}
-    assert found["README.md"] and found["infilling.md"]
-    for name, blocks in found.items():
-        names = {}
-        for block in blocks:
-            exec(compile(block, name, "exec"), names)
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_python_in_the_pages_runs(page):
+    names = {}
+    for block in blocks(page, "python"):
+        exec(compile(block, page.name, "exec"), names)
+
+
+def test_pages_have_python_to_run():
+    assert {"README.md", "infilling.md"} <= {page.name for page in PAGES if blocks(page, "python")}
 
 
 @pytest.mark.filterwarnings("ignore:this model was never trained on gaps")
@@ -34,17 +61,84 @@ def test_examples_run(path, monkeypatch, capsys):
     assert capsys.readouterr().out
 
 
+def test_documented_commands_parse():
+    found = commands("upalm")
+    assert len(found) > 30
+    for page, words in found:
+        if any(word in ("RECIPE", "CONFIG") for word in words):
+            continue
+        try:
+            name, rest = main.split(words)
+            main.parse(name, rest)
+        except (SystemExit, ValueError) as e:
+            raise AssertionError(f"{page}: upalm {shlex.join(words)}: {e}") from e
+        if name == "run" and not rest[0].startswith("-"):
+            assert recipes.find(rest[0])
+
+
+def test_documented_benchmarks_parse(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    found = [(page, words) for page, words in commands("python") if words[0].startswith("benchmarks/")]
+
+    assert len({words[0] for _, words in found}) >= 6
+    for page, (script, *options) in found:
+        spec = importlib.util.spec_from_file_location(Path(script).stem, ROOT / script)
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, spec.name, module)
+        spec.loader.exec_module(module)
+        try:
+            tyro.cli(module.Case, args=options)
+        except SystemExit as e:
+            raise AssertionError(f"{page}: {script} {options}") from e
+
+
 def test_pages_name_tests_that_exist():
     sources = "".join(p.read_text() for folder in ("tests", "upalm") for p in (ROOT / folder).rglob("*.py"))
     names = {page.name: re.findall(r"`(test_\w+)`", page.read_text()) for page in PAGES}
     assert len(names["paper_map.md"]) > 15
-    assert [n for some in names.values() for n in some if f"def {n}(" not in sources] == []
+    missing = {page: [n for n in some if f"def {n}(" not in sources] for page, some in names.items()}
+    assert {page: some for page, some in missing.items() if some} == {}
 
 
-def test_local_links_lead_somewhere():
-    for page in PAGES:
-        for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
-            assert (page.parent / link).exists(), f"{page.name}: {link}"
+def anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_local_links_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^):]+)\)", page.read_text()):
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_readme_has_the_tree_of_the_packages():
+    """A row per package, its modules and packages in order of the alphabet."""
+    rows = re.findall(r"^\| \[(\w+)\]\(upalm/\1\) \| .+? \| (.*) \|$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    listed = {name: re.findall(r"\[(\w+/?)\]", modules) for name, modules in rows}
+    packages = sorted(p for p in (ROOT / "upalm").iterdir() if (p / "__init__.py").is_file())
+    assert listed.keys() == {p.name for p in packages}
+    for package in packages:
+        modules = sorted(p.stem for p in package.glob("*.py") if p.stem != "__init__")
+        folders = sorted(f"{p.parent.name}/" for p in package.glob("*/__init__.py"))
+        assert sorted(listed[package.name]) == sorted([*modules, *folders]), package.name
+
+
+def test_glossary_has_one_entry_per_word():
+    terms = re.findall(r"^\*\*(.+)\*\*$", (ROOT / "docs" / "glossary.md").read_text(), re.MULTILINE)
+    assert len(terms) >= 15 and len(set(terms)) == len(terms)
+
+
+def test_nothing_cites_what_readers_cannot_open():
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("this is no git checkout: there is no list of files")
+    words = re.compile(r"fact[ -]sheet", re.IGNORECASE)
+    for path in map(ROOT.joinpath, listed.stdout.split()):
+        if path.suffix in (".py", ".md", ".toml") and path != Path(__file__) and path.exists():
+            assert not words.search(path.read_text()), path
 
 
 _WITHOUT = """

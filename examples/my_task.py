@@ -1,0 +1,44 @@
+"""An evaluation task of your own, and a suite with it: is a number in a list?
+
+python examples/my_task.py                                   # writes the questions, and evaluates the shipped model
+upalm eval --suite ./examples/my_task.py --data questions/   # the same suite on a checkpoint of yours
+"""
+
+import json
+import random
+import tempfile
+from pathlib import Path
+
+import upalm
+from upalm.checkpoints import load_model
+from upalm.evals import Question, Ranked, Scorer, Source, Suite, run_suite
+from upalm.evals.benchmark_files import BenchmarkRow
+
+
+def ask(row: BenchmarkRow) -> Question:
+    """A row of the file as a question with two choices, of which `gold` is right."""
+    return Question(f"[{row.text('items')}] has {row.text('item')}:", (" no", " yes"), (row.number("label"),))
+
+
+TASK = Ranked("membership", (Source("membership.jsonl", ask, shots=2),))  # the first two rows are exemplars
+SUITE = Suite("mine", "tasks of my own", (TASK,))
+
+
+def write_questions(folder: Path, n: int) -> None:
+    """Lists of four digits; half of the questions have the answer yes."""
+    rng = random.Random(0)
+    with open(folder / "membership.jsonl", "w", encoding="utf-8") as file:
+        for i in range(n):
+            digits = rng.sample(range(10), 5)
+            row = {"items": " ".join(map(str, digits[:4])), "item": str(digits[3 + (i % 2 == 0)]), "label": i % 2}
+            file.write(json.dumps(row) + "\n")
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        write_questions(Path(folder), 42)
+        model, tokenizer = load_model(Path(upalm.__file__).parent / "assets" / "palm_tiny")
+        found = run_suite(Scorer(model, tokenizer), SUITE, Path(folder), Path(folder) / "records")
+        score = found.results["membership"].score
+        print(f"accuracy {score.mean:.2f} [{score.low:.2f}, {score.high:.2f}] on {score.n} questions, chance 0.50")
+        assert score.n == 40
