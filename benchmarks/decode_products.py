@@ -3,7 +3,7 @@
 python benchmarks/decode_products.py --rows 1 16
 
 `upalm` multiplies as `decode` does. `two per layer` has one product for all that reads the norm, one for both outputs.
-`torch` (where it is installed) has linear layers. They take turns; medians and the range of the rounds. XLA_FLAGS count,
+`torch` (where it is installed) has linear layers. They take turns; medians and range. XLA_FLAGS count,
 and `taskset -c 0` before the command gives one core's.
 """
 
