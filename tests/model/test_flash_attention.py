@@ -42,7 +42,7 @@ def test_values_and_gradients_are_the_plain_ones(kind, dtype):
     visible = packing("random" if kind.startswith("random") else kind, rng)
     q, d_out = (jnp.asarray(rng.normal(size=(2, T, n_heads, H)), dtype) for _ in range(2))
     k, v = (jnp.asarray(rng.normal(size=(2, T, H)), dtype) for _ in range(2))
-    expected, gradient = jax.vjp(lambda *qkv: attend(*qkv, visible), q, k, v)
+    expected, gradient = jax.vjp(lambda q, k, v: attend(q, k[:, None], v[:, None], visible), q, k, v)
 
     rows, scaled, d_rows = ranges_of(visible, n_heads), (q * H**-0.5).reshape(2, -1, H), d_out.reshape(2, -1, H)
     out, log_total = flash_attention.forward(scaled, k, v, rows, interpret=True)

@@ -23,7 +23,7 @@ from upalm.inference.sampling import Sampler
 from upalm.model.attention import KeyRange, KeyValue
 from upalm.model.config import ModelConfig
 from upalm.model.layers import TransposedWeight, normalise, rotary
-from upalm.model.palm import Block, Decoder, head_logits
+from upalm.model.palm import Block, Decoder, head_logits, scale_embeddings
 from upalm.ul2r.symbols import Symbols
 
 Attention = Literal["prefix", "causal"]
@@ -93,12 +93,12 @@ class DecodingModel(eqx.Module):
 
     def embed_tokens(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """Input embeddings in compute precision."""
-        return self.embed[tokens].astype(self.config.compute_dtype)
+        return scale_embeddings(self.embed[tokens].astype(self.config.compute_dtype), self.config)
 
 
 @jax.jit
 def _unstack(model: Decoder) -> tuple[Block, ...]:
-    return tuple(block.output_major(model.config.compute_dtype) for block in model.unstacked())
+    return tuple(block.transposed(model.config.compute_dtype) for block in model.unstacked())
 
 
 class Completion(NamedTuple):

@@ -1,7 +1,12 @@
-"""Prefix-LM masks as key ranges, multi-query attention, and the key-value cache."""
+"""Prefix-LM masks as key ranges; multi-query attention; key-value cache.
 
+Dims: B batch rows, T query positions, S key positions, N query heads, K key-value heads, H d_head;
+G = B x K key heads of all rows, R = T x N / K query rows that share a key head.
+"""
+
+from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,14 +26,33 @@ class KeyRange(NamedTuple):
     end: Int[Array, "B T"]
 
     def mask(self, n_keys: int) -> Bool[Array, "B T S"]:
-        """As a dense mask."""
+        """The dense mask over `n_keys` keys."""
         s = jnp.arange(n_keys)[None, None]
         return (self.start[..., None] <= s) & (s < self.end[..., None])
 
 
+def attention_reference(
+    q_BTNH: Float[Array, "B T N H"],
+    k_BKSH: Float[Array, "B K S H"],
+    v_BKSH: Float[Array, "B K S H"],
+    visible: KeyRange,
+) -> Float[Array, "B T N H"]:
+    """Attention by its definition, with a dense mask. `attend` computes the same in less time and memory.
+
+    Paper: PaLM section 2, multi-query attention: the query heads share K = 1 key-value head.
+    """
+    n_shared, d_head = q_BTNH.shape[2] // k_BKSH.shape[1], q_BTNH.shape[3]
+    k_BNSH, v_BNSH = (jnp.repeat(x, n_shared, axis=1) for x in (k_BKSH, v_BKSH))
+    scores_BNTS = jnp.einsum("BTNH,BNSH->BNTS", q_BTNH * d_head**-0.5, k_BNSH)
+    mask_B1TS = visible.mask(k_BKSH.shape[2])[:, None]
+    weights_BNTS = jax.nn.softmax(jnp.where(mask_B1TS, scores_BNTS, -jnp.inf))
+    return jnp.einsum("BNTS,BNSH->BTNH", weights_BNTS, v_BNSH)
+
+
 def key_range(segment_ids: Int[Array, "B T"], prefix_mask: Bool[Array, "B T"]) -> KeyRange:
-    """Prefix-LM attention with packing: from the start of a query's segment to the end of its prefix, or to
-    the query itself if that is later.
+    """Key ranges of prefix-LM attention over packed rows.
+
+    A query sees from the start of its segment to the end of its prefix, or to itself if that is later:
 
         segment_ids  1 1 1 1 2 2 2
         prefix_mask  1 1 0 0 1 0 0
@@ -42,148 +66,177 @@ def key_range(segment_ids: Int[Array, "B T"], prefix_mask: Bool[Array, "B T"]) -
     before = jnp.pad(segment_ids[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
     is_start = segment_ids != before
     start = lax.cummax(jnp.where(is_start, index, 0), axis=1)
-    # a prefix ends at the next position that is not of it
+    # a prefix ends at the next position outside it
     boundary = jnp.where(prefix_mask & ~is_start, n, index)
     after = jnp.pad(boundary[:, 1:], ((0, 0), (0, 1)), constant_values=n)
     prefix_end = lax.cummin(after, axis=1, reverse=True)
     return KeyRange(start, jnp.where(prefix_mask, prefix_end, index + 1))
 
 
+# --- Attention with its own gradient --------------------------------------------------------------
+
+
 @jax.custom_vjp
 def attend(
     q_BTNH: Float[Array, "B T N H"],
-    k_GSH: Float[Array, "G S H"],
-    v_GSH: Float[Array, "G S H"],
+    k_BKSH: Float[Array, "B K S H"],
+    v_BKSH: Float[Array, "B K S H"],
     visible: KeyRange,
 ) -> Float[Array, "B T N H"]:
     """Attention of N query heads over K shared key-value heads; K = 1 is PaLM's multi-query attention.
 
-    The backward pass forms the weights again from the scores and their log-sum-exp: nothing of size T x S is kept.
-    On TPUs it is `flash`, wherever the shapes fit its blocks.
+    The backward pass recomputes the weights from the scores and their log-sum-exp, so nothing of size T x S is kept.
+    On TPUs the kernels of `flash_attention` compute it, if the shapes fit their blocks. On a mesh each device has some
+    rows and some heads; heads are replicated if the mesh divides neither K nor, for K = 1, N.
     """
-    return _attend(q_BTNH, k_GSH, v_GSH, visible)[0]
+    return _attend_forward(q_BTNH, k_BKSH, v_BKSH, visible)[0]
 
 
-def _attend(q_BTNH, k_GSH, v_GSH, visible):
-    k_BKSH, v_BKSH = (x.reshape(len(q_BTNH), -1, *x.shape[1:]) for x in (k_GSH, v_GSH))
-    q, kv, ranges = _specs(q_BTNH, k_BKSH, visible)
-    specs = ((q, kv, kv, ranges), (q, PartitionSpec(*q[:3])))
-    out_BTNH, log_total_BTN = on_shards(_forward, *specs, q_BTNH, k_BKSH, v_BKSH, visible)
-    out_BTNH, log_total_BTN = (checkpoint_name(x, "attended") for x in (out_BTNH, log_total_BTN))
-    return out_BTNH, (q_BTNH, k_BKSH, v_BKSH, visible, out_BTNH, log_total_BTN)
+class _Saved(NamedTuple):
+    """Arrays that the backward pass needs."""
+
+    q: Float[Array, "B T N H"]
+    k: Float[Array, "B K S H"]
+    v: Float[Array, "B K S H"]
+    visible: KeyRange
+    out: Float[Array, "B T N H"]
+    log_total: Float[Array, "B T N"]
+    """Log-sum-exp of each query's scores."""
 
 
-def _attend_backward(saved, d_out_BTNH):
-    q_BTNH, k_BKSH, _, visible, _, _ = saved
-    q, kv, ranges = _specs(q_BTNH, k_BKSH, visible)
-    specs = ((q, kv, kv, ranges, q, PartitionSpec(*q[:3]), q), (q, kv, kv))
-    backward = partial(_backward, n_heads=q_BTNH.shape[2])
-    d_q_BTNH, *d_kv_BKSH = on_shards(backward, *specs, *saved, d_out_BTNH)
-    return d_q_BTNH, *(x.reshape(-1, *x.shape[2:]) for x in d_kv_BKSH), None
+def _attend_forward(q_BTNH, k_BKSH, v_BKSH, visible) -> tuple[Float[Array, "B T N H"], _Saved]:
+    specs = _specs(q_BTNH, k_BKSH, visible)
+    in_specs, out_specs = (specs.q, specs.k, specs.v, specs.visible), (specs.out, specs.log_total)
+    results = on_shards(_forward, in_specs, out_specs, q_BTNH, k_BKSH, v_BKSH, visible)
+    out_BTNH, log_total_BTN = (checkpoint_name(x, "attended") for x in results)
+    return out_BTNH, _Saved(q_BTNH, k_BKSH, v_BKSH, visible, out_BTNH, log_total_BTN)
 
 
-attend.defvjp(_attend, _attend_backward)
+def _attend_backward(saved: _Saved, d_out_BTNH) -> tuple[Array, Array, Array, None]:
+    specs = _specs(saved.q, saved.k, saved.visible)
+    backward = partial(_backward, n_heads=saved.q.shape[2])
+    gradients = on_shards(backward, (specs, specs.out), (specs.q, specs.k, specs.v), saved, d_out_BTNH)
+    return *gradients, None
 
 
-def _specs(q_BTNH, k_BKSH, visible):
-    """How queries, keys and ranges are split. A key head stays with the query heads that share it."""
+attend.defvjp(_attend_forward, _attend_backward)
+
+
+def _specs(q_BTNH: Array, k_BKSH: Array, visible: KeyRange) -> _Saved:
+    """Layout of each array on the mesh. A key head stays with the query heads that share it."""
     n_kv = k_BKSH.shape[1]
     heads = "heads" if n_kv == 1 or n_kv % axis_size("heads") == 0 else None
     q = act_spec(q_BTNH.shape, "batch", None, heads, None)
     kv = act_spec(k_BKSH.shape, "batch", heads if n_kv > 1 else None, None, None)
-    return q, kv, jax.tree.map(lambda x: act_spec(x.shape, "batch", None), visible)
+    ranges: Any = jax.tree.map(lambda x: act_spec(x.shape, "batch", None), visible)
+    specs: Any = _Saved(q, kv, kv, ranges, q, PartitionSpec(*q[:3]))  # pyright: ignore[reportArgumentType]
+    return specs
 
 
-def _forward(q_BTNH, k_BKSH, v_BKSH, visible):
-    k_GSH, v_GSH = (x.reshape(-1, *x.shape[2:]) for x in (k_BKSH, v_BKSH))
-    q_GRH = _scaled(q_BTNH, len(k_GSH))
+def _forward(
+    q_BTNH: Float[Array, "B T N H"], k_BKSH: Float[Array, "B K S H"], v_BKSH: Float[Array, "B K S H"], visible: KeyRange
+) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]:
+    """Attention of one device's rows and heads, and the log-sum-exp of the scores."""
+    n_heads, n_kv = q_BTNH.shape[2], k_BKSH.shape[1]
+    q_GRH, k_GSH, v_GSH = _scaled_rows(q_BTNH, n_kv), _merge(k_BKSH), _merge(v_BKSH)
 
-    def plain():
+    def plain() -> tuple[Array, Array]:
         scores_GRS = _scores(q_GRH, k_GSH, visible)
-        highest = jnp.max(scores_GRS, -1, keepdims=True)
-        weights = jnp.exp(scores_GRS - highest)
-        total = jnp.sum(weights, -1, keepdims=True)
-        out_GRH = jnp.einsum("GRS,GSH->GRH", weights.astype(v_GSH.dtype), v_GSH) / total
-        return out_GRH.astype(v_GSH.dtype), (highest + jnp.log(total))[..., 0]
+        highest_GR1 = jnp.max(scores_GRS, -1, keepdims=True)
+        weights_GRS = jnp.exp(scores_GRS - highest_GR1)
+        total_GR1 = jnp.sum(weights_GRS, -1, keepdims=True)
+        out_GRH = jnp.einsum("GRS,GSH->GRH", weights_GRS.astype(v_GSH.dtype), v_GSH) / total_GR1
+        return out_GRH.astype(v_GSH.dtype), (highest_GR1 + jnp.log(total_GR1))[..., 0]
 
-    def kernel():
-        return flash_attention.forward(q_GRH, k_GSH, v_GSH, _flash_rows(visible, q_BTNH, len(k_GSH)))
+    def kernel() -> tuple[Array, Array]:
+        return flash_attention.forward(q_GRH, k_GSH, v_GSH, _flash_rows(visible, q_GRH))
 
     out_GRH, log_total_GR = _fastest(kernel, plain, q_GRH, k_GSH)
-    return _by_position(out_GRH, q_BTNH), _by_position(log_total_GR[..., None], q_BTNH)[..., 0]
+    log_total_BTN1 = _by_position(log_total_GR[..., None], n_kv, n_heads)
+    return _by_position(out_GRH, n_kv, n_heads), log_total_BTN1[..., 0]
 
 
-def _backward(q_BTNH, k_BKSH, v_BKSH, visible, out_BTNH, log_total_BTN, d_out_BTNH, *, n_heads):
-    k_GSH, v_GSH = (x.reshape(-1, *x.shape[2:]) for x in (k_BKSH, v_BKSH))
-    n_groups, scale = len(k_GSH), q_BTNH.shape[-1] ** -0.5
-    q_GRH, out_GRH, d_out_GRH = _scaled(q_BTNH, n_groups), *(_by_key_head(x, n_groups) for x in (out_BTNH, d_out_BTNH))
-    log_total_GR1 = _by_key_head(log_total_BTN[..., None], n_groups)
+def _backward(
+    saved: _Saved, d_out_BTNH: Float[Array, "B T N H"], *, n_heads: int
+) -> tuple[Float[Array, "B T N H"], Float[Array, "B K S H"], Float[Array, "B K S H"]]:
+    """Gradients of one device's queries, keys and values; `n_heads` counts the heads of all devices."""
+    n_local_heads, d_head, n_kv = *saved.q.shape[2:], saved.k.shape[1]
+    q_GRH, k_GSH, v_GSH = _scaled_rows(saved.q, n_kv), _merge(saved.k), _merge(saved.v)
+    out_GRH, d_out_GRH = _by_key_head(saved.out, n_kv), _by_key_head(d_out_BTNH, n_kv)
+    log_total_GR1 = _by_key_head(saved.log_total[..., None], n_kv)
 
-    def plain():
-        weights = jnp.exp(_scores(q_GRH, k_GSH, visible) - log_total_GR1)
-        d_v = jnp.einsum("GRS,GRH->GSH", weights.astype(v_GSH.dtype), d_out_GRH)
-        d_weights = jnp.einsum("GRH,GSH->GRS", d_out_GRH, v_GSH, preferred_element_type=jnp.float32)
-        mean = jnp.sum((d_out_GRH * out_GRH).astype(jnp.float32), -1, keepdims=True)
-        d_scores = (weights * (d_weights - mean)).astype(q_GRH.dtype)
-        d_q, d_k = jnp.einsum("GRS,GSH->GRH", d_scores, k_GSH), jnp.einsum("GRS,GRH->GSH", d_scores, q_GRH)
-        return d_q, d_k, d_v
+    def plain() -> tuple[Array, Array, Array]:
+        weights_GRS = jnp.exp(_scores(q_GRH, k_GSH, saved.visible) - log_total_GR1)
+        d_v_GSH = jnp.einsum("GRS,GRH->GSH", weights_GRS.astype(v_GSH.dtype), d_out_GRH)
+        d_weights_GRS = jnp.einsum("GRH,GSH->GRS", d_out_GRH, v_GSH, preferred_element_type=jnp.float32)
+        mean_GR1 = jnp.sum((d_out_GRH * out_GRH).astype(jnp.float32), -1, keepdims=True)
+        d_scores_GRS = (weights_GRS * (d_weights_GRS - mean_GR1)).astype(q_GRH.dtype)
+        d_q_GRH = jnp.einsum("GRS,GSH->GRH", d_scores_GRS, k_GSH)
+        return d_q_GRH, jnp.einsum("GRS,GRH->GSH", d_scores_GRS, q_GRH), d_v_GSH
 
-    def kernel():
-        rows = _flash_rows(visible, q_BTNH, n_groups)
-        return flash_attention.backward(q_GRH, k_GSH, v_GSH, rows, out_GRH, log_total_GR1[..., 0], d_out_GRH)
+    def kernel() -> tuple[Array, Array, Array]:
+        rows, log_total_GR = _flash_rows(saved.visible, q_GRH), log_total_GR1[..., 0]
+        return flash_attention.backward(q_GRH, k_GSH, v_GSH, rows, out_GRH, log_total_GR, d_out_GRH)
 
-    d_q, d_k, d_v = _fastest(kernel, plain, q_GRH, k_GSH)
-    d_kv = tuple(x.reshape(k_BKSH.shape) for x in (d_k, d_v))
-    if k_BKSH.shape[1] == 1 and q_BTNH.shape[2] < n_heads:  # the other heads that share the keys are elsewhere
-        d_kv = sum_over("heads", d_kv)
-    return (_by_position(d_q, q_BTNH) * scale, *d_kv)
+    d_q_GRH, d_k_GSH, d_v_GSH = _fastest(kernel, plain, q_GRH, k_GSH)
+    d_k_BKSH, d_v_BKSH = d_k_GSH.reshape(saved.k.shape), d_v_GSH.reshape(saved.v.shape)
+    if n_kv == 1 and n_local_heads < n_heads:  # other devices have the other heads that share the keys
+        d_k_BKSH, d_v_BKSH = sum_over("heads", (d_k_BKSH, d_v_BKSH))
+    return _by_position(d_q_GRH, n_kv, n_local_heads) * d_head**-0.5, d_k_BKSH, d_v_BKSH
 
 
-def _fastest(kernel, plain, q_GRH, k_GSH):
+def _fastest(kernel: Callable[[], Any], plain: Callable[[], Any], q_GRH: Array, k_GSH: Array) -> Any:
+    """Result of the TPU kernel on TPUs, if it takes the shapes, and of `plain` elsewhere."""
     _, n_keys, d_head = k_GSH.shape
     if not flash_attention.fits(q_GRH.shape[1], n_keys, d_head, k_GSH.dtype.itemsize):
         return plain()
     return lax.platform_dependent(tpu=kernel, default=plain)
 
 
-def _scores(q_GRH, k_GSH, visible):
-    """Masked, fp32, [G, R, S]; R = T * N / K are all the query rows that share a key head."""
-    n_groups, r, _ = q_GRH.shape
-    scores = jnp.einsum("GRH,GSH->GRS", q_GRH, k_GSH, preferred_element_type=jnp.float32)
-    (b, t), mask_BTS = visible.start.shape, visible.mask(k_GSH.shape[1])
-    scores = scores.reshape(b, n_groups // b, t, r // t, -1)
-    scores = jnp.where(mask_BTS[:, None, :, None], scores, jnp.finfo(jnp.float32).min)
-    return scores.reshape(n_groups, r, -1)
+def _scores(q_GRH: Float[Array, "G R H"], k_GSH: Float[Array, "G S H"], visible: KeyRange) -> Float[Array, "G R S"]:
+    """Masked scores of scaled queries, fp32."""
+    scores_GRS = jnp.einsum("GRH,GSH->GRS", q_GRH, k_GSH, preferred_element_type=jnp.float32)
+    (g, r, s), (b, t) = scores_GRS.shape, visible.start.shape
+    by_position = scores_GRS.reshape(b, g // b, t, r // t, s)
+    masked = jnp.where(visible.mask(s)[:, None, :, None], by_position, jnp.finfo(jnp.float32).min)
+    return masked.reshape(g, r, s)
 
 
-def _flash_rows(visible, q_BTNH, n_groups):
-    (b, t, n, _), n_kv = q_BTNH.shape, n_groups // len(q_BTNH)
-    spread = (x[:, None, :, None] for x in visible)
-    start, end = (jnp.broadcast_to(x, (b, n_kv, t, n // n_kv)).reshape(n_groups, -1) for x in spread)
+def _flash_rows(visible: KeyRange, q_GRH: Float[Array, "G R H"]) -> flash_attention.RowRanges:
+    """Key range of every query row."""
+    (g, r, _), (b, t) = q_GRH.shape, visible.start.shape
+    start, end = (jnp.broadcast_to(x[:, None, :, None], (b, g // b, t, r // t)).reshape(g, r) for x in visible)
     return flash_attention.RowRanges(start, end)
 
 
-def _scaled(q_BTNH, n_groups):
-    return _by_key_head(q_BTNH * q_BTNH.shape[-1] ** -0.5, n_groups)
+def _merge(x_BKSH: Float[Array, "B K S H"]) -> Float[Array, "G S H"]:
+    """Batch rows and key heads on one axis."""
+    return x_BKSH.reshape(-1, *x_BKSH.shape[2:])
 
 
-def _by_key_head(x_BTNH, n_groups):
+def _scaled_rows(q_BTNH: Float[Array, "B T N H"], n_kv: int) -> Float[Array, "G R H"]:
+    return _by_key_head(q_BTNH * q_BTNH.shape[-1] ** -0.5, n_kv)
+
+
+def _by_key_head(x_BTNH: Float[Array, "B T N H"], n_kv: int) -> Float[Array, "G R H"]:
+    """The query rows that share a key head, on one axis."""
     b, t, n, h = x_BTNH.shape
-    n_kv = n_groups // b
-    return x_BTNH.reshape(b, t, n_kv, n // n_kv, h).swapaxes(1, 2).reshape(n_groups, -1, h)
+    return x_BTNH.reshape(b, t, n_kv, n // n_kv, h).swapaxes(1, 2).reshape(b * n_kv, -1, h)
 
 
-def _by_position(x_GRH, like_BTNH):
-    b, t, n, _ = like_BTNH.shape
-    n_kv, h = len(x_GRH) // b, x_GRH.shape[-1]
-    return x_GRH.reshape(b, n_kv, t, n // n_kv, h).swapaxes(1, 2).reshape(b, t, n, h)
+def _by_position(x_GRH: Float[Array, "G R H"], n_kv: int, n_heads: int) -> Float[Array, "B T N H"]:
+    """The inverse of `_by_key_head`."""
+    g, r, h = x_GRH.shape
+    return x_GRH.reshape(g // n_kv, n_kv, -1, n_heads // n_kv, h).swapaxes(1, 2).reshape(g // n_kv, -1, n_heads, h)
+
+
+# --- Cache ----------------------------------------------------------------------------------------
 
 
 class KeyValue(NamedTuple):
-    """Keys (already rotated) and values of one layer: 2 x K x H numbers a token.
+    """Keys (already rotated) and values of one layer: 2 x K x H numbers per token.
 
-    Rows and heads share an axis, row by row: so the product of attention reads the array that a step has written to,
-    and XLA does not copy it.
+    Rows and heads share an axis, because XLA:CPU then writes a step's slot in place and attends without a copy.
     """
 
     k: Float[Array, "G S H"]
@@ -191,14 +244,17 @@ class KeyValue(NamedTuple):
 
     @classmethod
     def of(cls, k_BSKH: Float[Array, "B S K H"], v_BSKH: Float[Array, "B S K H"]) -> "KeyValue":
-        """From the projections of a block."""
-        shape = (-1, k_BSKH.shape[1], k_BSKH.shape[3])
-        return cls(*(x.swapaxes(1, 2).reshape(shape) for x in (k_BSKH, v_BSKH)))
+        """Lay out the projections of a block."""
+        return cls(_merge(k_BSKH.swapaxes(1, 2)), _merge(v_BSKH.swapaxes(1, 2)))
+
+    def by_row(self, n_rows: int) -> tuple[Float[Array, "B K S H"], Float[Array, "B K S H"]]:
+        """Keys and values with an axis for the rows and one for the heads, as `attend` takes them."""
+        return self.k.reshape(n_rows, -1, *self.k.shape[1:]), self.v.reshape(n_rows, -1, *self.v.shape[1:])
 
     def write(self, new: "KeyValue", slot: Int[Array, ""] | int) -> "KeyValue":
-        """With `new` at positions `slot` and after."""
+        """Overwrite the positions from `slot` on with `new`."""
         return KeyValue(*(lax.dynamic_update_slice_in_dim(a, b, slot, 1) for a, b in zip(self, new, strict=True)))
 
     def grown(self, n_positions: int) -> "KeyValue":
-        """With room for `n_positions` more at the end."""
+        """Append room for `n_positions` more."""
         return KeyValue(*(jnp.pad(x, ((0, 0), (0, n_positions), (0, 0))) for x in self))

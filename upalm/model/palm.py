@@ -1,6 +1,6 @@
-"""`Decoder`: PaLM, and its sizes.
+"""PaLM's parallel Block, and the Decoder that scans over them (PaLM section 2).
 
-Dims: B batch rows, T positions, D d_model, V vocabulary, L layers.
+Dims: B batch rows, T positions, D d_model, N heads, K key-value heads, H d_head, F d_ff, V vocabulary, L layers.
 """
 
 import operator
@@ -16,17 +16,29 @@ from upalm.distributed.sharding import LogicalAxes, constrain, constrain_stream,
 from upalm.model import embedding
 from upalm.model.attention import KeyRange, KeyValue, attend, key_range
 from upalm.model.config import ModelConfig
-from upalm.model.layers import Rotary, TransposedWeight, matmul, normalise, normalise_head, rotary, rotate, unit_scale
+from upalm.model.layers import (
+    Rotary,
+    TransposedWeight,
+    Weight,
+    matmul,
+    normalise,
+    normalise_heads,
+    rotary,
+    rotate,
+    unit_scale,
+)
 from upalm.ul2r.rows import Batch
 
 
 class Block(eqx.Module):
-    """`x + Attention(norm(x)) + SwiGLU(norm(x))`: both branches read one norm. No biases.
+    """PaLM's `x + Attention(norm(x)) + SwiGLU(norm(x))`: both branches read one norm, without biases.
+
+    `ModelConfig.block` also makes it Llama's, or OLMo 2's, with two norms.
 
     Paper: PaLM (arXiv:2204.02311) section 2.
     """
 
-    AXES: ClassVar = {
+    AXES: ClassVar[dict[str, LogicalAxes]] = {
         "norm": ("embed",),
         "wq": ("embed", "heads", None),
         "wk": ("embed", "kv_heads", None),
@@ -37,10 +49,26 @@ class Block(eqx.Module):
         "w_down": ("mlp", "embed"),
         "q_norm": ("heads", None),
         "k_norm": ("kv_heads", None),
+        "mlp_norm": ("embed",),
+        "bq": ("heads", None),
+        "bk": ("kv_heads", None),
+        "bv": ("kv_heads", None),
     }
-    _NORMS: ClassVar = ("norm", "q_norm", "k_norm")
+    """Logical axes of each parameter; `sharding.PARAM_RULES` maps them to the mesh."""
+
+    N_INPUT_AXES: ClassVar[dict[str, int]] = {
+        "wq": 1,
+        "wk": 1,
+        "wv": 1,
+        "wo": 2,
+        "w_gate": 1,
+        "w_up": 1,
+        "w_down": 1,
+    }
+    """The weight matrices, and how many of their first axes are inputs."""
 
     norm: Float[Array, " D"]
+    """Before both branches (parallel), before attention (sequential), or after attention (post_norm)."""
     wq: Float[Array, "D N H"]
     wk: Float[Array, "D K H"]
     wv: Float[Array, "D K H"]
@@ -48,24 +76,34 @@ class Block(eqx.Module):
     w_gate: Float[Array, "D F"]
     w_up: Float[Array, "D F"]
     w_down: Float[Array, "F D"]
-    q_norm: Float[Array, "N H"] | None
-    k_norm: Float[Array, "K H"] | None
-    config: "ModelConfig" = eqx.field(static=True)
+    q_norm: Float[Array, "#N H"] | None
+    k_norm: Float[Array, "#K H"] | None
+    mlp_norm: Float[Array, " D"] | None
+    """Before (sequential) or after (post_norm) the feed-forward."""
+    bq: Float[Array, "N H"] | None
+    bk: Float[Array, "K H"] | None
+    bv: Float[Array, "K H"] | None
+    config: ModelConfig = eqx.field(static=True)
 
-    def __init__(self, config: "ModelConfig", *, key: Array):
-        """Kernels from N(0, 1 / n_in) with the fan-in of each logical matrix (PaLM section 5)."""
+    def __init__(self, config: ModelConfig, *, key: Array):
+        """Kernels from N(0, 1 / n_in) with the fan-in of each logical matrix (PaLM section 5); biases 0."""
         d, n, k, h, f = (config.d_model, config.n_heads, config.n_kv_heads, config.d_head, config.d_ff)
         keys = iter(jax.random.split(key, 7))
 
         def kernel(n_in: int, *shape: int) -> Array:
             return jax.random.normal(next(keys), shape) * n_in**-0.5
 
+        def head_norm(n_heads: int) -> Array | None:
+            n_scales = 1 if config.qk_norm == "shared" else n_heads
+            return None if config.qk_norm == "none" else unit_scale(config, n_scales, h)
+
         self.norm = unit_scale(config, d)
         self.wq, self.wk, self.wv = kernel(d, d, n, h), kernel(d, d, k, h), kernel(d, d, k, h)
         self.wo = kernel(n * h, n, h, d)
         self.w_gate, self.w_up, self.w_down = kernel(d, d, f), kernel(d, d, f), kernel(f, f, d)
-        self.q_norm = unit_scale(config, n, h) if config.qk_norm != "none" else None
-        self.k_norm = unit_scale(config, k, h) if config.qk_norm != "none" else None
+        self.q_norm, self.k_norm = head_norm(n), head_norm(k)
+        self.mlp_norm = None if config.block == "parallel" else unit_scale(config, d)
+        self.bq, self.bk, self.bv = (jnp.zeros((m, h)) if config.qkv_bias else None for m in (n, k, k))
         self.config = config
 
     def __call__(
@@ -73,49 +111,88 @@ class Block(eqx.Module):
         x_BTD: Float[Array, "B T D"],
         tables: Rotary,
         visible: KeyRange,
-        cache: "KeyValue | None" = None,
+        cache: KeyValue | None = None,
         slot: Int[Array, ""] | int = 0,
-    ) -> tuple[Float[Array, "B T D"], "KeyValue"]:
-        """The block's output and its keys and values; with a `cache`, they go in at `slot` and all of it is seen."""
-        h_BTD = normalise(x_BTD, self.norm, self.config)
-        if cache is None:
-            h_BTD = constrain(h_BTD, "batch", None, None)
-        else:  # few rows: these go to where the weights are, not weights to where the rows are
-            h_BTD = constrain(h_BTD, None, None, "embed")
-        q_BTNH = constrain(matmul(h_BTD, self.wq), "batch", None, "heads", None)
-        q_BTNH = rotate(normalise_head(q_BTNH, self.q_norm, self.config), tables)
-        kv = self._keys_values(h_BTD, tables)
-        if cache is not None:
-            kv = cache.write(kv, slot)
-        attended_BTNH = attend(q_BTNH, kv.k, kv.v, visible)
-        gated_BTF = jax.nn.silu(matmul(h_BTD, self.w_gate)) * matmul(h_BTD, self.w_up)
-        branches_BTD = matmul(attended_BTNH, self.wo, n_in=2) + matmul(gated_BTF, self.w_down)
-        if cache is None:
-            return x_BTD + constrain_stream(branches_BTD), kv
-        return x_BTD + constrain(branches_BTD, None, None, "embed"), kv
+    ) -> tuple[Float[Array, "B T D"], KeyValue]:
+        """The block's output, and its keys and values.
 
-    def keys_values(self, x_BTD: Float[Array, "B T D"], tables: Rotary) -> "KeyValue":
+        Args:
+            x_BTD: residual stream.
+            tables: rotary tables of the positions.
+            visible: keys that each query sees.
+            cache: keys and values so far, in decoding. Those of `x_BTD` are written to it, and queries see all of it.
+            slot: position of the cache to write at.
+        """
+        is_cached = cache is not None
+
+        def attention(h_BTD: Float[Array, "B T D"]) -> tuple[Float[Array, "B T D"], KeyValue]:
+            q_BTNH = constrain(_project(h_BTD, self.wq, self.bq), "batch", None, "heads", None)
+            q_BTNH = rotate(normalise_heads(q_BTNH, self.q_norm, self.config), tables)
+            kv = self._keys_values(h_BTD, tables)
+            kv = kv if cache is None else cache.write(kv, slot)
+            return matmul(attend(q_BTNH, *kv.by_row(len(q_BTNH)), visible), self.wo, n_in=2), kv
+
+        if self.config.block == "parallel":  # PaLM
+            h_BTD = _constrain_input(self._norm(x_BTD, self.norm), is_cached)
+            attended_BTD, kv = attention(h_BTD)
+            return x_BTD + _constrain_output(attended_BTD + self._feed_forward(h_BTD), is_cached), kv
+        if self.config.block == "sequential":  # Llama
+            attended_BTD, kv = attention(_constrain_input(self._norm(x_BTD, self.norm), is_cached))
+            x_BTD = x_BTD + _constrain_output(attended_BTD, is_cached)
+            h_BTD = _constrain_input(self._norm(x_BTD, self.mlp_norm), is_cached)
+            return x_BTD + _constrain_output(self._feed_forward(h_BTD), is_cached), kv
+        # post_norm: OLMo 2
+        attended_BTD, kv = attention(_constrain_input(x_BTD, is_cached))
+        x_BTD = x_BTD + self._norm(_constrain_output(attended_BTD, is_cached), self.norm)
+        branch_BTD = _constrain_output(self._feed_forward(_constrain_input(x_BTD, is_cached)), is_cached)
+        return x_BTD + self._norm(branch_BTD, self.mlp_norm), kv
+
+    def keys_values(self, x_BTD: Float[Array, "B T D"], tables: Rotary) -> KeyValue:
         """The block's keys and values alone."""
-        return self._keys_values(normalise(x_BTD, self.norm, self.config), tables)
+        h_BTD = x_BTD if self.config.block == "post_norm" else self._norm(x_BTD, self.norm)
+        return self._keys_values(h_BTD, tables)
 
-    def _keys_values(self, h_BTD: Float[Array, "B T D"], tables: Rotary) -> "KeyValue":
-        k_BTKH = normalise_head(matmul(h_BTD, self.wk), self.k_norm, self.config)
-        return KeyValue.of(rotate(k_BTKH, tables, is_key=True), matmul(h_BTD, self.wv))
+    def _keys_values(self, h_BTD: Float[Array, "B T D"], tables: Rotary) -> KeyValue:
+        k_BTKH = normalise_heads(_project(h_BTD, self.wk, self.bk), self.k_norm, self.config)
+        return KeyValue.of(rotate(k_BTKH, tables, is_key=True), _project(h_BTD, self.wv, self.bv))
+
+    def _feed_forward(self, h_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        gate = jax.nn.silu if self.config.gate == "silu" else jax.nn.gelu
+        return matmul(gate(matmul(h_BTD, self.w_gate)) * matmul(h_BTD, self.w_up), self.w_down)
+
+    def _norm(self, x_BTD: Float[Array, "B T D"], scale: Float[Array, " D"] | None) -> Float[Array, "B T D"]:
+        return normalise(x_BTD, scale, self.config)
 
     def cast(self) -> "Block":
-        """With its weights in compute precision, before they are gathered: half the bytes."""
-        names = [name for name in self.AXES if name not in self._NORMS]
-        weights = [getattr(self, name).astype(self.config.compute_dtype) for name in names]
-        return eqx.tree_at(lambda block: [getattr(block, name) for name in names], self, weights)
+        """The block with its matrices in compute precision: cast before they are gathered, half the bytes are sent."""
+        matrices = [getattr(self, name).astype(self.config.compute_dtype) for name in self.N_INPUT_AXES]
+        return self._with_matrices(matrices)
 
-    def output_major(self, dtype: str) -> "Block":
-        """A copy for decoding, its weights in `dtype`."""
-        names = {name: 2 if name == "wo" else 1 for name in self.AXES if name not in self._NORMS}
-        weights = [TransposedWeight.of(getattr(self, name).astype(dtype), n_in) for name, n_in in names.items()]
-        return eqx.tree_at(lambda block: [getattr(block, name) for name in names], self, weights)
+    def transposed(self, dtype: str) -> "Block":
+        """The block with its matrices in `dtype` and laid out for decoding."""
+        matrices = [TransposedWeight.of(getattr(self, name).astype(dtype), n) for name, n in self.N_INPUT_AXES.items()]
+        return self._with_matrices(matrices)
+
+    def _with_matrices(self, matrices: list) -> "Block":
+        return eqx.tree_at(lambda block: [getattr(block, name) for name in self.N_INPUT_AXES], self, matrices)
 
 
-_MATMULS_SAVED = jax.checkpoint_policies.save_from_both_policies(
+def _project(h_BTD: Float[Array, "B T D"], w: Weight, bias_NH: Float[Array, "N H"] | None) -> Float[Array, "B T N H"]:
+    x_BTNH = matmul(h_BTD, w)
+    return x_BTNH if bias_NH is None else x_BTNH + bias_NH.astype(x_BTNH.dtype)[None, None]
+
+
+def _constrain_input(h_BTD: Float[Array, "B T D"], is_cached: bool) -> Float[Array, "B T D"]:
+    """A branch's input: whole on each device that has its rows. In decoding, few rows go to where the weights are."""
+    return constrain(h_BTD, None, None, "embed") if is_cached else constrain(h_BTD, "batch", None, None)
+
+
+def _constrain_output(branch_BTD: Float[Array, "B T D"], is_cached: bool) -> Float[Array, "B T D"]:
+    """A branch's output, as the residual stream lies."""
+    return constrain(branch_BTD, None, None, "embed") if is_cached else constrain_stream(branch_BTD)
+
+
+_SAVE_MATMULS = jax.checkpoint_policies.save_from_both_policies(
     jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     jax.checkpoint_policies.save_only_these_names("attended"),
 )
@@ -126,10 +203,16 @@ def head_logits(weight: Float[Array, "V D"] | TransposedWeight, x: Float[Array, 
     return matmul(x.astype(jnp.float32), weight if isinstance(weight, TransposedWeight) else weight.T) * scale
 
 
-class Decoder(eqx.Module):
-    """PaLM: embedding, scanned parallel blocks, scale-free final norm, tied head over sqrt(d_model)."""
+def scale_embeddings(x: Float[Array, "..."], config: ModelConfig) -> Float[Array, "..."]:
+    """Multiply input embeddings by `embed_scale`, rounded to their precision."""
+    return x if config.embed_scale == 1 else x * jnp.asarray(config.embed_scale, x.dtype)
 
-    AXES: ClassVar = {"embed": embedding.AXES, "norm": ("embed",), "head": embedding.AXES}
+
+class Decoder(eqx.Module):
+    """PaLM: embedding, scanned blocks, final norm without a scale, tied head over sqrt(d_model)."""
+
+    AXES: ClassVar[dict[str, LogicalAxes]] = {"embed": embedding.AXES, "norm": ("embed",), "head": embedding.AXES}
+    """Logical axes of each parameter outside the blocks."""
 
     embed: Float[Array, "V D"]
     blocks: Block
@@ -159,7 +242,7 @@ class Decoder(eqx.Module):
     def forward(
         self, tokens_BT: Int[Array, "B T"], positions_BT: Int[Array, "B T"], visible: KeyRange
     ) -> Float[Array, "B T D"]:
-        """Final normalised activations, given what each query sees."""
+        """Final normalised activations, given the keys that each query sees."""
         tables = rotary(positions_BT, self.config)
 
         def body(x_BTD, block):
@@ -167,7 +250,7 @@ class Decoder(eqx.Module):
             return constrain_stream(x_BTD), None
 
         if self.config.remat != "none":
-            policy = _MATMULS_SAVED if self.config.remat == "matmuls" else None
+            policy = _SAVE_MATMULS if self.config.remat == "matmuls" else None
             body = jax.checkpoint(body, policy=policy)
         x_BTD = constrain_stream(self.embed_tokens(tokens_BT))
         x_BTD, _ = jax.lax.scan(body, x_BTD, self.blocks)
@@ -175,7 +258,7 @@ class Decoder(eqx.Module):
 
     def embed_tokens(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """Input embeddings in compute precision."""
-        return embedding.lookup(self.embed, tokens, self.config.compute_dtype)
+        return scale_embeddings(embedding.lookup(self.embed, tokens, self.config.compute_dtype), self.config)
 
     def logits(self, x: Float[Array, "... D"]) -> Float[Array, "... V"]:
         """Logits of final activations."""
@@ -187,7 +270,7 @@ class Decoder(eqx.Module):
         return self.embed if self.head is None else self.head
 
     def unstacked(self) -> list[Block]:
-        """The blocks one by one: decoding copies less this way than under scan."""
+        """A list of the blocks: decoding copies less this way than under scan."""
         return [jax.tree.map(operator.itemgetter(i), self.blocks) for i in range(self.config.n_layers)]
 
 
@@ -195,19 +278,19 @@ LOGICAL_AXES: dict[str, LogicalAxes] = {
     **Decoder.AXES,
     **{f"blocks.{name}": (None, *axes) for name, axes in Block.AXES.items()},  # stacked: a leading layer axis
 }
-"""What each axis of each parameter is; `sharding.PARAM_RULES` says where it lies."""
+"""Logical axes of every parameter by name; `sharding.PARAM_RULES` maps them to the mesh."""
 
 
 def param_shardings(model: Decoder, mesh: Mesh | AbstractMesh) -> Decoder:
-    """The sharding of every parameter, in the shape of the model (arrays, or shapes only)."""
+    """Sharding of every parameter, as a tree like `model` (of arrays, or of shapes only)."""
     return shardings(model, LOGICAL_AXES, mesh)
 
 
 def shard(model: Decoder, mesh: Mesh) -> Decoder:
-    """The model with its parameters laid out on the mesh."""
+    """Lay out the model's parameters on the mesh."""
     return jax.device_put(model, param_shardings(model, mesh))
 
 
 def empty_model(config: ModelConfig) -> Decoder:
-    """A decoder of shapes, without memory."""
+    """A decoder of shapes, which takes no memory."""
     return eqx.filter_eval_shape(lambda: Decoder(config, key=jax.random.key(0)))

@@ -127,6 +127,6 @@ def unstacked_spec(mesh: Mesh, path: Any, x: Any) -> PartitionSpec:
     if names[-1] != "kernel_OI":
         return spec(Decoder.AXES.get(names[-1], Block.AXES.get(names[-1], ())), x.shape, mesh)
     axes = Block.AXES[names[-2]]
-    n_in = 2 if names[-2] == "wo" else 1
+    n_in = Block.N_INPUT_AXES[names[-2]]
     rows, columns = ([axis for axis in part if axis] or [None] for part in (axes[n_in:], axes[:n_in]))
     return spec((rows[0], columns[0]), x.shape, mesh)
