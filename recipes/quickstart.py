@@ -33,7 +33,8 @@ from upalm.model.attention import key_range
 from upalm.training import config as train
 from upalm.training import metrics, progress, recipes
 from upalm.training.launch import run
-from upalm.training.loop import check_folder, fit
+from upalm.training.loop import fit
+from upalm.training.resume import check_folder
 from upalm.training.optim import Adafactor, Schedule
 
 SHIPPED = Path(upalm.__file__).parent / "assets" / "palm_tiny"

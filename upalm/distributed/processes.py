@@ -111,27 +111,36 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
+@jax.jit
 def any_request(requests: jax.Array) -> jax.Array:
-    """Inside a step: what any process asked. Bit by bit, since not every backend adds up with `or`."""
+    """Combine the stop and save requests of all devices. Bit by bit, because not every backend reduces with `or`."""
     return jax.numpy.max(requests & STOP) | jax.numpy.max(requests & SAVE)
 
 
 class Requests:
-    """What this process asks, as an input of a step; the step's output has what any process asked.
+    """Stop and save requests, which all processes learn at the same step.
 
-    So all processes learn of it at the same step, and nothing waits for it.
+    A single process is answered at once. Several processes combine their requests in a small collective beside each
+    step, and read its result one step later, so that no device waits for it.
     """
 
     def __init__(self, mesh: Mesh | None):
-        self._mesh, self._made = mesh, {}
+        self._mesh, self._sent = mesh, None
 
-    def __call__(self, bits: int) -> jax.Array:
-        """int32[devices]."""
-        if bits not in self._made:
-            if self._mesh is None:
-                self._made[bits] = jax.numpy.full(1, bits, jax.numpy.int32)
-            else:
-                shape, sharding = (self._mesh.size,), NamedSharding(self._mesh, PartitionSpec(self._mesh.axis_names))
-                mine = np.full(1, bits, np.int32)
-                self._made[bits] = jax.make_array_from_callback(shape, sharding, lambda index: mine)
-        return self._made[bits]
+    def exchange(self, bits: int) -> int:
+        """Send this process's requests. Returns those of any process, sent at the call before if there are several."""
+        if jax.process_count() == 1 or self._mesh is None:
+            return bits
+        previous, self._sent = self._sent, any_request(self._on_devices(bits))
+        return 0 if previous is None else int(previous)
+
+    def forget(self) -> None:
+        """Drop the requests in flight, because they are fulfilled."""
+        self._sent = None
+
+    def _on_devices(self, bits: int) -> jax.Array:
+        """The bits on each of this process's devices, int32[devices]."""
+        assert self._mesh is not None
+        sharding = NamedSharding(self._mesh, PartitionSpec(self._mesh.axis_names))
+        mine = np.full(1, bits, np.int32)
+        return jax.make_array_from_callback((self._mesh.size,), sharding, lambda index: mine)

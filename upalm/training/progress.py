@@ -1,31 +1,39 @@
-"""Progress bars with the time left."""
+"""Progress bars with the time left, and counters of unknown length."""
 
 import math
 import sys
 import time
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 _SECONDS_BETWEEN_LINES = 15
 
 
 def console() -> Console:
-    """For what a command prints; where it goes into a file or a pipe, tables get room."""
+    """Console for a command's output; 132 columns wide in a file or a pipe, so that tables are not cut."""
     return Console(highlight=False, width=None if sys.stdout.isatty() else 132)
 
 
 class Bar:
-    """Progress of something of known length: a live bar in a terminal, a line now and then elsewhere."""
+    """Progress through a known number of items: a live bar in a terminal, a line every 15 s elsewhere.
+
+    Time left is estimated from the second update on, because the first item often includes compilation.
+
+    Args:
+        title: begins the line.
+        total: number of items.
+        done: items that were done before.
+        quiet: show nothing, as on all processes but the first.
+    """
 
     def __init__(self, title: str, total: int, done: int = 0, *, quiet: bool = False):
-        self._title, self._total, self._first, self._done = title, total, done, done
-        self._start, self._last_line = time.monotonic(), -math.inf
-        self._quiet, self._live = quiet, sys.stderr.isatty() and not quiet
-        columns = (
-            *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()),
-            *(TextColumn("{task.fields[note]}"), TimeRemainingColumn()),
-        )
+        self._title, self._total, self._done = title, total, done
+        self._measured_from: tuple[int, float] | None = None  # items done at the first update, and when that was
+        self._last_line, self._quiet, self._live = -math.inf, quiet, sys.stderr.isatty() and not quiet
+        text, note = TextColumn("{task.description}"), TextColumn("{task.fields[note]}")
+        columns = (text, BarColumn(), MofNCompleteColumn(), note, TimeRemainingColumn())
         self._progress = Progress(*columns, console=Console(stderr=True), disable=not self._live)
         self._task = self._progress.add_task(title, total=total, completed=done, note="")
 
@@ -36,33 +44,42 @@ class Bar:
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
-    def say(self, what: str) -> None:
-        """A line of its own."""
+    def say(self, message: str) -> None:
+        """Print a line of its own."""
         if self._live:
-            self._progress.console.print(f"{self._title}: {what}", style="dim")
+            self._progress.console.print(f"{self._title}: {message}", style="dim", markup=False)
         elif not self._quiet:
-            print(f"{self._title}: {what}", file=sys.stderr, flush=True)
+            print(f"{self._title}: {message}", file=sys.stderr, flush=True)
 
     def set_total(self, done: int, total: int, note: str = "") -> None:
-        """Now at `done` of `total`, where that is known only now."""
+        """Show `done` items of a total that is known only now."""
         self._total = total
         self._progress.update(self._task, total=total)
         self.update(done, note)
 
     def update(self, done: int, note: str = "") -> None:
-        """Now at `done` of the total."""
-        self._done = done
-        self._progress.update(self._task, completed=done, note=note)
-        now = time.monotonic()
-        if self._quiet or self._live or (now - self._last_line < _SECONDS_BETWEEN_LINES and done < self._total):
+        """Show that `done` items are done."""
+        now, is_first = time.monotonic(), self._measured_from is None and done > self._done
+        if is_first:
+            self._measured_from = done, now
+        self._progress.update(self._task, completed=done, note=escape(note))
+        is_due = is_first or done >= self._total or now - self._last_line >= _SECONDS_BETWEEN_LINES
+        if self._quiet or self._live or not is_due:
             return
         self._last_line = now
-        left = (now - self._start) / max(done - self._first, 1) * (self._total - done)
-        print(f"{self._title} {done}/{self._total} {note} {left:.0f} s left", file=sys.stderr, flush=True)
+        parts = (self._title, f"{done}/{self._total}", note, self._left(done, now))
+        print(" ".join(filter(None, parts)), file=sys.stderr, flush=True)
+
+    def _left(self, done: int, now: float) -> str:
+        """Estimated time left; empty before it is known and after the end."""
+        first, since = self._measured_from or (done, now)
+        if done == first or done >= self._total:
+            return ""
+        return f"{(now - since) / (done - first) * (self._total - done):.0f} s left"
 
 
 class Count:
-    """Progress of something of unknown length: counters and their rate, in one line."""
+    """Progress of unknown length: counters and the rate of the last one, in one line."""
 
     def __init__(self, title: str, names: tuple[str, ...]):
         self._title, self._names, self._start = title, names, time.monotonic()
@@ -76,7 +93,7 @@ class Count:
             print(file=sys.stderr)
 
     def update(self, *counts: int) -> None:
-        """Now at these counts."""
+        """Show the counts."""
         now = time.monotonic()
         if now - self._last < (0.2 if sys.stderr.isatty() else _SECONDS_BETWEEN_LINES):
             return

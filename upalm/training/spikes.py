@@ -1,4 +1,4 @@
-"""Loss spikes: what counts as one, and PaLM's remedy (section 5.1), to go back about 100 steps and skip batches."""
+"""Loss spikes: detect them, and PaLM's remedy: go back about 100 steps and skip batches (PaLM section 5.1)."""
 
 import json
 import math
@@ -20,17 +20,17 @@ class SpikeConfig:
     """What to do when the loss is not finite, or jumps."""
 
     threshold: float = 0.0
-    """Nats above the median of the last losses from which on it is a spike; 0 looks for what is not finite only."""
+    """Nats above the recent median from which a loss is a spike; 0 detects only losses that are not finite."""
     window: int = 100
-    """Losses that the median is of; a quarter of them must be there."""
+    """Recent losses in the median; at least a quarter of them must have been seen."""
     remedy: Literal["stop", "rewind"] = "stop"
-    """Stop, naming step and batch; or go back, skip batches, and go on (PaLM section 5.1)."""
+    """`stop` with step and batch, or `rewind` to a checkpoint and skip batches (PaLM section 5.1)."""
     rewind_steps: int = 100
-    """Least steps to go back: to the newest checkpoint that is this far before the spike."""
+    """Minimum steps to go back: to the newest checkpoint at least this far before the spike."""
     skip_batches: int = 300
-    """Batches to leave out from there; PaLM left out 200 to 500."""
+    """Batches to skip from there; PaLM skipped 200 to 500."""
     most: int = 20
-    """Remedies after which a run stops all the same; PaLM 540B had about 20."""
+    """Maximum number of rewinds before a run stops; PaLM 540B had about 20."""
 
     def __post_init__(self):
         if self.threshold < 0 or self.window < 4 or min(self.rewind_steps, self.skip_batches, self.most) < 1:
@@ -41,7 +41,7 @@ class SpikeConfig:
 
 
 class LossSpike(Exception):
-    """A loss that is one."""
+    """Raised when the loss or its gradient is not finite, or the loss jumps."""
 
     def __init__(self, step: int, loss: float, grad_norm: float, usual: float):
         super().__init__(step, loss, grad_norm, usual)
@@ -53,13 +53,17 @@ class LossSpike(Exception):
 
 
 class SpikeDetector:
-    """Looks at every loss."""
+    """Compares each loss with the median of the losses before it."""
 
     def __init__(self, config: SpikeConfig):
         self._config, self._losses = config, deque(maxlen=config.window)
 
     def __call__(self, step: int, loss: float, grad_norm: float) -> None:
-        """Raises: LossSpike."""
+        """Check the loss after `step` steps.
+
+        Raises:
+            LossSpike: the loss is not finite, or lies more than the threshold above the median.
+        """
         enough = len(self._losses) >= self._config.window // 4
         usual = statistics.median(self._losses) if enough else math.nan
         jumps = self._config.threshold > 0 and enough and loss > usual + self._config.threshold
@@ -69,18 +73,44 @@ class SpikeDetector:
 
 
 class Skip(NamedTuple):
-    """From step `at_step` on, `n_batches` more are left out."""
+    """A number of batches that are left out from a step on."""
 
     at_step: int
     n_batches: int
 
 
+def choose_remedy(spike: LossSpike, config: SpikeConfig, steps: Sequence[int], n_applied: int, what: str) -> Skip:
+    """Checkpoint to go back to, and batches to skip from there (PaLM section 5.1).
+
+    Args:
+        spike: the loss spike.
+        config: the remedy.
+        steps: steps of the run's checkpoints, newest first.
+        n_applied: remedies applied so far.
+        what: begins the error messages.
+
+    Raises:
+        FloatingPointError: the remedy is to stop, was applied too often, or there is no checkpoint to go back to.
+    """
+    if config.remedy == "stop":
+        raise FloatingPointError(f"{what}. Lower the learning rate, or let the run go back: --spikes.remedy rewind.")
+    earlier = [step for step in steps if step <= spike.step - config.rewind_steps]
+    if not earlier:
+        raise FloatingPointError(
+            f"{what}. No checkpoint is {config.rewind_steps} steps before the spike: save more often and keep more "
+            "(--save-every, --checkpoints.last), or lower --spikes.rewind-steps."
+        )
+    if n_applied >= config.most:
+        raise FloatingPointError(f"{what}. Batches were skipped {n_applied} times already (--spikes.most).")
+    return Skip(earlier[0], config.skip_batches)
+
+
 def read_skips(folder: Path) -> list[Skip]:
-    """Those that a run has made so far, as the first process's disk has them."""
+    """Skips of a run so far, as the first process's disk records them."""
     path = folder / _FILE
     return [Skip(*s) for s in json.loads(broadcast_from_first(path.read_text() if path.is_file() else "[]"))]
 
 
 def write_skips(folder: Path, skips: Sequence[Skip]) -> None:
-    """Keep them, whole or not at all."""
+    """Record the skips of a run."""
     write_atomically(folder / _FILE, json.dumps([list(s) for s in skips]) + "\n")

@@ -1,4 +1,4 @@
-"""Training: `TrainConfig`, the step, and the loop that survives what happens to machines.
+"""TrainState, the training step, and evaluation of the validation loss.
 
 Dims: A accumulation steps, B batch rows, T positions.
 """
@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from upalm.distributed.processes import any_request
 from upalm.distributed.sharding import constrain_params
 from upalm.model.palm import LOGICAL_AXES, Decoder
 from upalm.training.loss import LossSums, loss_fn
@@ -20,35 +19,26 @@ from upalm.ul2r.rows import Batch
 
 
 class TrainState(NamedTuple):
-    """What a step reads and writes."""
+    """Model and optimizer state, which a step takes and returns."""
 
     model: Decoder
     opt_state: Any
 
 
 class StepMetrics(NamedTuple):
-    """What a step reports."""
+    """Loss sums and gradient norm of one step."""
 
     sums: LossSums
     grad_norm: jax.Array
-    requests: jax.Array
-    """What any process asked; see `hosts.Requests`."""
-
-
-# --- The step -------------------------------------------------------------------------------------
 
 
 @partial(jax.jit, static_argnames=("optimizer", "n_denoisers"), donate_argnames="state")
 def train_step(
-    state: TrainState,
-    batches: Batch,
-    requests: jax.Array | None = None,
-    *,
-    optimizer: optax.GradientTransformation,
-    n_denoisers: int,
+    state: TrainState, batches: Batch, *, optimizer: optax.GradientTransformation, n_denoisers: int
 ) -> tuple[TrainState, StepMetrics]:
-    """One update from A microbatches, [A, B, T]. Sums are added up and divided once, because microbatches
-    differ in their number of loss tokens.
+    """Update the state once, from A microbatches [A, B, T]; the state passed in is donated.
+
+    Gradients are summed over all microbatches and divided once, because their numbers of loss tokens differ.
     """
     gradient = eqx.filter_value_and_grad(partial(loss_fn, n_denoisers=n_denoisers), has_aux=True)
 
@@ -63,10 +53,8 @@ def train_step(
     grads = jax.tree.map(lambda g: g / jnp.maximum(jnp.sum(sums.weight), 1), grads)
     with jax.numpy_dtype_promotion("standard"):  # optax relies on it
         updates, opt_state = optimizer.update(grads, state.opt_state, state.model)  # pyright: ignore[reportArgumentType]
-    model = eqx.apply_updates(state.model, updates)
-    asked = jnp.int32(0) if requests is None else any_request(requests)
-    new = constrain_params(TrainState(model, opt_state), LOGICAL_AXES)
-    return new, StepMetrics(sums, optax.tree.norm(grads), asked)
+    new = TrainState(eqx.apply_updates(state.model, updates), opt_state)
+    return constrain_params(new, LOGICAL_AXES), StepMetrics(sums, optax.tree.norm(grads))
 
 
 @partial(jax.jit, static_argnames="n_denoisers")
@@ -75,11 +63,11 @@ def _eval_step(model: Decoder, batches: Batch, *, n_denoisers: int) -> LossSums:
 
 
 def evaluate(model: Decoder, batches: Iterable[Batch], n_denoisers: int) -> float:
-    """Mean NLL over the loss tokens of [1, B, T] `batches`, in nats a token."""
+    """Mean NLL over the loss tokens of [1, B, T] batches, in nats per token."""
     sums = [_eval_step(model, batch, n_denoisers=n_denoisers) for batch in batches]
     return float(sum(s.nll.sum() for s in sums) / sum(s.weight.sum() for s in sums))
 
 
 def microbatched(batch: Batch, n: int) -> Batch:
-    """[B, T] -> [A, B / A, T]."""
+    """Split a batch into n microbatches: [B, T] -> [A, B / A, T]."""
     return Batch(*(x.reshape(n, -1, *x.shape[1:]) for x in batch))

@@ -1,0 +1,91 @@
+"""Begin or resume: the state that a run starts from, and refusals of folders that hold another run."""
+
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from upalm.checkpoints.folder import description
+from upalm.checkpoints.manager import Checkpoints
+from upalm.distributed import processes
+from upalm.distributed.sharding import shardings
+from upalm.model.palm import LOGICAL_AXES, Decoder
+from upalm.training.config import TrainConfig, differences
+from upalm.training.step import TrainState
+
+
+def check_folder(config: TrainConfig) -> None:
+    """Refuse a run folder that holds another run, unless `changed` is set.
+
+    Raises:
+        ValueError: the settings that differ; or the folder holds other files.
+    """
+    if (config.out / "config.json").is_file():
+        _refuse_changes(config, description(config.out)["run"], config.out)
+    elif config.out.exists() and any(config.out.iterdir()) and processes.is_first():
+        description(config.out)  # says that there is no config.json
+
+
+def check_checkpoints(config: TrainConfig, checkpoints: Checkpoints, tokenizer_hash: str) -> None:
+    """Refuse checkpoints of another run or tokenizer, by what the newest readable one says of its run.
+
+    Raises:
+        ValueError: the settings that differ, or both tokenizers.
+    """
+    for step in checkpoints.steps():
+        try:
+            about = checkpoints.about(step)
+        except ValueError:
+            continue  # damaged: `first_state` says so
+        if "run" in about:
+            _refuse_changes(config, about["run"], f"{checkpoints.folder}/{step}")
+        if about.get("tokenizer", tokenizer_hash) != tokenizer_hash:
+            raise ValueError(
+                f"{checkpoints.folder}/{step} was trained with tokenizer {about['tokenizer']}, this run has "
+                f"{tokenizer_hash}: put the right tokenizer back, or choose another --out."
+            )
+        return
+
+
+def _refuse_changes(config: TrainConfig, stored: dict[str, Any], where: object) -> None:
+    changes = "; ".join(differences(stored, config.identity()))
+    if changes and not config.changed:
+        raise ValueError(
+            f"{where} holds a run with other settings ({changes}). "
+            "Choose another --out, or resume with the new settings: --changed."
+        )
+    if changes and processes.is_first():
+        print(f"warning: resuming with other settings: {changes}", file=sys.stderr)
+
+
+def first_state(
+    model: Decoder, optimizer: optax.GradientTransformation, mesh: Mesh | None, checkpoints: Checkpoints
+) -> tuple[int, TrainState]:
+    """Steps done, and the state: from the newest readable checkpoint, or else from `model` and a fresh optimizer."""
+    init: Any = optimizer.init
+    if mesh is not None:
+        init = jax.jit(init, out_shardings=shardings(jax.eval_shape(init, model), LOGICAL_AXES, mesh))
+    fresh = TrainState(model, init(model))
+    # copied, because a step donates its input and the caller keeps `model`
+    return restore(checkpoints, fresh) or (0, fresh._replace(model=jax.tree.map(jnp.copy, model)))
+
+
+def restore(checkpoints: Checkpoints, like: TrainState) -> tuple[int, TrainState] | None:
+    """Steps done and state of the newest readable checkpoint; damaged ones are moved to the folder `damaged`.
+
+    Raises:
+        ValueError: there are checkpoints, and none can be read.
+    """
+
+    def read(step: int) -> TrainState:
+        return TrainState(
+            checkpoints.restore("model", like.model, step), checkpoints.restore("optimizer", like.opt_state, step)
+        )
+
+    found = checkpoints.newest(read)
+    if found is not None and (damaged := checkpoints.discard_after(found[0], "damaged")):
+        print(f"warning: moved checkpoints {damaged} to {checkpoints.folder.parent / 'damaged'}", file=sys.stderr)
+    return found
