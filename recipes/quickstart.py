@@ -34,8 +34,8 @@ from upalm.training import config as train
 from upalm.training import metrics, progress, recipes
 from upalm.training.launch import run
 from upalm.training.loop import fit
-from upalm.training.resume import check_folder
 from upalm.training.optim import Adafactor, Schedule
+from upalm.training.resume import check_folder
 
 SHIPPED = Path(upalm.__file__).parent / "assets" / "palm_tiny"
 FORKS = ("causal", "ul2r")

@@ -13,33 +13,14 @@ from upalm.checkpoints.arrays import to_arrays
 from upalm.checkpoints.folder import load_model
 from upalm.training.metrics import OF_THE_MACHINE
 
-RECIPE = """
-from pathlib import Path
-import tyro
-from upalm.data import DataConfig
-from upalm.model import ModelConfig
-from upalm.optim import Adafactor, Schedule
-from upalm.run import run
-from upalm.train import Scratch, TrainConfig
-
-MODEL = ModelConfig(vocab_size=512, d_model=32, n_layers=2, n_heads=8, d_head=8, d_ff=64, seq_len=64)
-TINY = TrainConfig(
-    out=Path("run"), start=Scratch(MODEL), data=DataConfig(DATA, seq_len=64, batch_size=16, joint_budget=True),
-    optimizer=Adafactor(Schedule("cosine", peak=1e-2, final=1e-4)), n_steps=8, log_every=1, save_every=3, eval_every=4,
-    eval_batches=1,
-)
-CONFIGS = {"tiny": ("", TINY)}
-if __name__ == "__main__":
-    run(tyro.extras.overridable_config_cli(CONFIGS))
-"""
+RECIPE = Path(__file__).with_name("pod_recipe.py")
 
 
 class Pod:
     """What runs are started with: a recipe, and a place for run folders."""
 
     def __init__(self, folder: Path, data: Path):
-        self.folder = folder
-        (folder / "tiny.py").write_text(RECIPE.replace("DATA", repr(str(data))))
+        self.folder, self.data = folder, data
 
     def start(self, out: str, *words, n=1, devices=8, each=None, recipe=True, env=None) -> list[subprocess.Popen]:
         """All `n` processes of a run on `devices`; `each` gives words to one by its number."""
@@ -54,7 +35,8 @@ class Pod:
         started = []
         for i in range(n):
             command = [sys.executable, "-m", "upalm", "run"]
-            command += [str(self.folder / "tiny.py"), "tiny", "--out", str(self.folder / out)] if recipe else []
+            settings = ["--out", self.folder / out, "--data.source", self.data]
+            command += map(str, [RECIPE, "tiny", *settings] if recipe else [])
             command += map(str, words)
             if n > 1:
                 command += ["--processes.coordinator", f"127.0.0.1:{port}", "--processes.n-processes", str(n)]

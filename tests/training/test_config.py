@@ -3,6 +3,8 @@
 from copy import deepcopy
 from pathlib import Path
 
+import pytest
+
 from upalm.training.config import CheckpointConfig, LoggingConfig, TrainConfig, differences, from_json, to_json
 
 
@@ -25,3 +27,9 @@ def test_fields_of_an_earlier_version_are_read():
         stored[former] = stored.pop(current)
     stored["keep"]["class"], stored["watched"]["class"], stored["hosts"]["class"] = "Keep", "Watched", "Hosts"
     assert from_json(TrainConfig, stored) == config
+
+
+@pytest.mark.parametrize("change", [{"n_steps": 0}, {"accumulation": 3}])
+def test_impossible_settings_are_refused(change):
+    with pytest.raises(ValueError, match="n_steps|accumulation"):
+        TrainConfig(Path("run"), **change)

@@ -1,54 +1,37 @@
+"""`fit` as a whole: loss curves, checkpoints on time, and resuming bit for bit after any interruption."""
+
 import dataclasses
 import json
 import os
+import random
+import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
-import equinox as eqx
 import jax
 import numpy as np
-import optax
 import pytest
+from support.runs import MODEL, log_lines, params, same, steps_of
 
 from upalm.checkpoints.arrays import to_arrays
-from upalm.checkpoints.folder import export, load_model
+from upalm.checkpoints.folder import load_model
 from upalm.checkpoints.manager import Checkpoints
-from upalm.data import shards
-from upalm.data.config import DataConfig
-from upalm.data.loader import Loader
 from upalm.data.tokens import Tokens
-from upalm.model.config import ModelConfig
 from upalm.model.palm import Decoder
-from upalm.training import config as config_module
 from upalm.training import loop, step
-from upalm.training.launch import prepare, run
+from upalm.training.config import CheckpointConfig, Scratch, to_json
+from upalm.training.launch import run
 from upalm.training.loop import Interrupted
-from upalm.training.loss import loss_fn
-from upalm.training.metrics import OF_THE_MACHINE
 from upalm.training.optim import Adafactor, AdamW, Schedule
 
-MODEL = ModelConfig(vocab_size=512, d_model=32, n_layers=2, n_heads=2, d_head=16, d_ff=64, seq_len=64)
-
-
-@pytest.fixture
-def config(tmp_path):
-    return config_module.TrainConfig(
-        out=tmp_path / "run",
-        start=config_module.Scratch(MODEL),
-        data=DataConfig(seq_len=64, batch_size=4, joint_budget=True),
-        optimizer=Adafactor(Schedule("cosine", peak=1e-2, final=1e-4)),
-        n_steps=8,
-        log_every=1,
-        save_every=3,
-        eval_every=4,
-        eval_batches=2,
-    )
-
-
-@pytest.fixture(scope="module")
-def tokens(tokenizer, source_text):
-    pieces = [source_text[i : i + 3000] for i in range(0, 60_000, 3000)]
-    return Tokens.from_documents(tokenizer.encode_documents(pieces))
+FORKED_RUNS = Path(__file__).parents[1] / "support" / "forked_runs.py"
+GOLDEN_LOSSES = [
+    *(6.68778, 6.53162, 6.662, 6.74162, 6.58238, 6.70039, 6.54394, 6.60675, 6.58822, 6.66561),
+    *(6.49778, 6.36909, 6.50723, 6.27695, 6.40595, 6.39702, 6.36389, 6.05036, 6.31367, 6.30533),
+]
+GOLDEN_VALIDATION = {10: 6.35344, 20: 6.07495}
 
 
 def fit(config, tokenizer, tokens, model=None):
@@ -56,43 +39,56 @@ def fit(config, tokenizer, tokens, model=None):
     return loop.fit(config, model, tokenizer, tokens, tokens)
 
 
-def same(a, b):
-    return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+# --- The loss curve ---
 
 
-def test_microbatched_is_whole(tokenizer, tokens):
-    """Loss-token counts differ between microbatches, so that a mean of means would fail."""
-    loader = Loader(tokens, DataConfig(seq_len=64, batch_size=8), tokenizer.symbols, seed=0)
-    batch = loader.batch(0)
-    counts = batch.loss_weights.reshape(4, -1).sum(-1)
-    assert counts.max() > 1.2 * counts.min()
-    models = []
-    for n in (1, 2, 4, 8):
-        optimizer = optax.sgd(1.0)
-        model = Decoder(MODEL, key=jax.random.key(0))
-        state = step.TrainState(model, optimizer.init(model))
-        state, reported = step.train_step(state, step.microbatched(batch, n), optimizer=optimizer, n_denoisers=3)
-        models.append(to_arrays(state.model) | {"nll": reported.sums.nll})
-    for other in models[1:]:
-        for name in other:
-            np.testing.assert_allclose(other[name], models[0][name], rtol=2e-4, atol=2e-5)
+def test_loss_curve_of_20_steps_is_golden(config, tokenizer):
+    """A change that should not alter numerics must not alter these losses; else regenerate them and say so."""
+    rng = np.random.default_rng(0)
+    documents = [(np.cumsum(rng.integers(1, 4, 300)) % 100 + 150).tolist() for _ in range(20)]
+    config = dataclasses.replace(config, n_steps=20, accumulation=2, save_every=100, eval_every=10)
+    fit(config, tokenizer, Tokens.from_documents(documents))
+    rows = log_lines(config.out)
+    assert [row["loss"] for row in rows if "loss" in row] == pytest.approx(GOLDEN_LOSSES, rel=1e-4)
+    validation = {row["step"]: row["validation_loss"] for row in rows if "validation_loss" in row}
+    assert validation == pytest.approx(GOLDEN_VALIDATION, rel=1e-4)
 
 
-def test_the_step_is_gradient_descent_on_the_mean_loss(tokenizer, tokens):
-    batch = Loader(tokens, DataConfig(seq_len=64, batch_size=2), tokenizer.symbols, seed=0).batch(0)
-    model, optimizer = Decoder(MODEL, key=jax.random.key(0)), optax.sgd(0.5)
-    expected = eqx.filter_grad(lambda m: loss_fn(m, batch)[0] / batch.loss_weights.sum())(model)
-    expected = jax.tree.map(lambda p, g: p - 0.5 * g, model, expected)
-    state = step.TrainState(jax.tree.map(np.array, model), optimizer.init(model))
-    state, _ = step.train_step(state, step.microbatched(batch, 1), optimizer=optimizer, n_denoisers=3)
-    for a, b in zip(jax.tree.leaves(state.model), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5)
+def test_loss_falls(config, tokenizer, tokens):
+    fit(dataclasses.replace(config, n_steps=60, save_every=60, eval_every=60), tokenizer, tokens)
+    losses = [row["loss"] for row in log_lines(config.out) if "loss" in row]
+    assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.7
+
+
+def test_step_compiles_once(config, tokenizer, tokens):
+    """A weakly typed parameter, which comes back strongly typed, made it compile again at the second step."""
+    before = step.train_step._cache_size()
+    fit(dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=3)), tokenizer, tokens)
+    assert step.train_step._cache_size() == before + 1
+
+
+def test_metrics_are_read_while_the_next_step_runs(config, monkeypatch):
+    """Else the device would wait for the host. The order of dispatching (d) and reading (r):"""
+    order, real_step, real_get = [], step.train_step, jax.device_get
+    monkeypatch.setattr(loop, "train_step", lambda *a, **k: order.append("d") or real_step(*a, **k))
+
+    def get(x):
+        if isinstance(x, step.StepMetrics):
+            order.append("r")
+        return real_get(x)
+
+    monkeypatch.setattr(jax, "device_get", get)
+    run(dataclasses.replace(config, n_steps=6, save_every=6, eval_every=100))
+    assert "".join(order) == "ddrdrdrdrdrr"
+
+
+# --- Interruptions ---
 
 
 @pytest.mark.parametrize("optimizer", [Adafactor(Schedule(peak=1e-2)), AdamW(Schedule(peak=1e-3))])
 def test_resumed_is_uninterrupted_bit_for_bit(config, tokenizer, tokens, optimizer, tmp_path, monkeypatch):
     config = dataclasses.replace(config, optimizer=optimizer)
-    whole = fit(config, tokenizer, tokens)
+    whole = to_arrays(fit(config, tokenizer, tokens))
 
     broken = dataclasses.replace(config, out=tmp_path / "broken")
     real, calls = step.train_step, []
@@ -104,157 +100,120 @@ def test_resumed_is_uninterrupted_bit_for_bit(config, tokenizer, tokens, optimiz
         return real(*args, **kwargs)
 
     monkeypatch.setattr(loop, "train_step", stopping)
-    with pytest.raises(Interrupted, match="after step 5"):
+    with pytest.raises(Interrupted, match="saved after step 5 in .*broken; the same command resumes the run"):
         fit(broken, tokenizer, tokens)
     monkeypatch.setattr(loop, "train_step", real)
-    resumed = fit(broken, tokenizer, tokens)
-    assert same(whole, resumed)
-
-    def lines(folder):
-        rows = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
-        return [{k: v for k, v in row.items() if k not in OF_THE_MACHINE} for row in rows]
-
-    assert lines(config.out) == lines(broken.out)
-    loaded, _ = load_model(broken.out)
-    assert same(loaded, whole)
+    assert same(to_arrays(fit(broken, tokenizer, tokens)), whole)
+    assert log_lines(config.out) == log_lines(broken.out)
+    assert same(params(broken.out), whole)
 
 
-def test_the_step_compiles_once(config, tokenizer, tokens):
-    """A weakly typed parameter, which comes back strongly typed, made it compile again at the second step."""
-    before = step.train_step._cache_size()
-    fit(dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=3)), tokenizer, tokens)
-    assert step.train_step._cache_size() == before + 1
+@pytest.mark.slow
+def test_sigkill_at_20_random_moments_changes_nothing(config, tmp_path):
+    """Also inside a save, which continues in the background: there is one every other step."""
+    config = dataclasses.replace(config, n_steps=60, save_every=2, eval_every=20)
+    whole = dataclasses.replace(config, out=tmp_path / "whole")
+    run(whole)
+    (tmp_path / "config.json").write_text(json.dumps(to_json(config)))
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    rng, n_saves = random.Random(0), 0
+    with subprocess.Popen([sys.executable, FORKED_RUNS, tmp_path / "config.json"], env=env, text=True, **pipes) as runs:
+        for _ in range(20):
+            awaited = rng.choice(["step", "save"])
+            kill_after(runs, awaited, rng.randrange(1, 6))
+            n_saves += awaited == "save"
+        runs.stdin.close()
+    assert n_saves > 4
+    run(config)
+    assert same(params(config.out), params(whole.out))
+    assert log_lines(config.out) == log_lines(whole.out)
 
 
-def test_the_loss_falls(config, tokenizer, tokens):
-    config = dataclasses.replace(config, n_steps=60, save_every=60, eval_every=60)
-    fit(config, tokenizer, tokens)
-    rows = [json.loads(x) for x in (config.out / "metrics.jsonl").read_text().splitlines()]
-    losses = [row["loss"] for row in rows if "loss" in row]
-    assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.7
-    seen = {key for row in rows for key in row}
-    assert {"loss_r", "loss_x", "loss_s", "grad_norm", "learning_rate", "tokens_per_second"} <= seen
+def kill_after(runs, awaited, n):
+    """Start a run of `forked_runs.py`, and kill it when it announces its n-th step or save."""
+    runs.stdin.write("start\n")
+    runs.stdin.flush()
+    child, message = int(runs.stdout.readline()), ""
+    while n and message not in ("end", "gone"):
+        message = runs.stdout.readline().strip()
+        n -= message == awaited
+    assert n == 0, "the run ended before it was killed"
+    os.kill(child, signal.SIGKILL)
+    while runs.stdout.readline().strip() != "gone":
+        pass
 
 
-def test_the_checkpoint_says_how_its_inputs_end(config, tokenizer, tokens):
+@pytest.mark.slow
+def test_full_disk_ends_with_the_last_checkpoint_whole(config, tmp_path):
+    """A file system of its own, too small for a third checkpoint."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "none", str(disk)]
+    if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a small file system cannot be mounted here: that needs root on Linux")
+    try:
+        model = dataclasses.replace(MODEL, d_model=64, d_ff=256)
+        kept = CheckpointConfig(last=10)
+        config = dataclasses.replace(config, out=disk / "run", start=Scratch(model), checkpoints=kept, n_steps=30)
+        with pytest.raises(OSError, match=r"could not be written \(.*\); the last good one is .*/steps/\d+\.") as error:
+            run(config)
+        assert f"steps/{steps_of(config.out)[-1]}." in str(error.value)
+        load_model(config.out)
+        subprocess.run(["mount", "-o", "remount,size=60m", str(disk)], check=True)
+        run(config)
+        plain = dataclasses.replace(config, out=tmp_path / "plain", checkpoints=CheckpointConfig())
+        run(plain)
+        assert same(params(config.out), params(plain.out))
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+# --- When and where checkpoints are written ---
+
+
+def test_newest_and_every_nth_checkpoint_are_kept(config):
+    run(dataclasses.replace(config, save_every=1, checkpoints=CheckpointConfig(last=2, every=5)))
+    assert steps_of(config.out) == [5, 10, 11, 12]
+
+
+def test_checkpoints_by_the_clock(config, monkeypatch):
+    now = iter(map(float, range(0, 10**6, 40)))  # every look at the clock is 40 seconds later
+    monkeypatch.setattr(loop.time, "monotonic", lambda: next(now))
+    by_clock = CheckpointConfig(last=100, minutes=10.0)
+    run(dataclasses.replace(config, save_every=1000, eval_every=1000, checkpoints=by_clock))
+    assert len(steps_of(config.out)) > 1
+
+
+def test_checkpoints_lie_in_a_folder_of_their_own(config, tmp_path):
+    run(dataclasses.replace(config, checkpoints=CheckpointConfig(folder=str(tmp_path / "elsewhere"))))
+    assert (tmp_path / "elsewhere" / "steps" / "12").is_dir()
+    assert not (config.out / "steps").exists()
+
+
+@pytest.mark.skipif(
+    "UPALM_TEST_BUCKET" not in os.environ, reason="UPALM_TEST_BUCKET=gs://... names a bucket to write to"
+)
+def test_checkpoints_in_a_bucket(config, tmp_path):
+    """Written to and read from an object store; the folder of the run may be lost."""
+    folder = f"{os.environ['UPALM_TEST_BUCKET']}/{tmp_path.name}-{os.getpid()}"
+    config = dataclasses.replace(config, n_steps=6, checkpoints=CheckpointConfig(folder=folder))
+    run(config)
+    plain = dataclasses.replace(config, out=tmp_path / "plain", checkpoints=CheckpointConfig())
+    run(plain)
+    shutil.rmtree(config.out)
+    with pytest.raises(ValueError, match="n_steps: 6 there, 7 here"):
+        run(dataclasses.replace(config, n_steps=7))
+    checkpoints = Checkpoints(folder)
+    assert checkpoints.steps() == [6, 3]
+    restored = checkpoints.restore("model", load_model(plain.out)[0])
+    checkpoints.close()
+    assert same(to_arrays(restored), params(plain.out))
+
+
+def test_checkpoint_says_how_its_inputs_end(config, tokenizer, tokens):
     fit(dataclasses.replace(config, out=config.out / "plain", n_steps=1), tokenizer, tokens)
     assert not load_model(config.out / "plain")[1].inputs_eos
     data = dataclasses.replace(config.data, mixture="ul2r_eos")
     fit(dataclasses.replace(config, out=config.out / "eos", data=data, n_steps=1), tokenizer, tokens)
     assert load_model(config.out / "eos")[1].inputs_eos
-
-
-def test_an_infinite_loss_stops_the_run_and_names_step_and_folder(config, tokenizer, tokens):
-    model = Decoder(MODEL, key=jax.random.key(0))
-    model = eqx.tree_at(lambda m: m.embed, model, model.embed * np.nan)
-    with pytest.raises(FloatingPointError, match="at step 1 .* of .*run"):
-        fit(config, tokenizer, tokens, model)
-
-
-def test_a_folder_of_another_run_is_refused_with_the_difference(config, tokenizer, tokens):
-    fit(config, tokenizer, tokens)
-    with pytest.raises(ValueError, match="seed: 0 there, 1 here"):
-        fit(dataclasses.replace(config, seed=1), tokenizer, tokens)
-    (config.out.parent / "other").mkdir()
-    (config.out.parent / "other" / "file").write_text("")
-    with pytest.raises(ValueError, match=r"holds no config\.json"):
-        fit(dataclasses.replace(config, out=config.out.parent / "other"), tokenizer, tokens)
-
-
-def test_export_and_load(tmp_path, tokenizer):
-    model = Decoder(MODEL, key=jax.random.key(0))
-    export(tmp_path / "m", model, tokenizer, {})
-    loaded, loaded_tokenizer = load_model(tmp_path / "m")
-    assert loaded_tokenizer.hash == tokenizer.hash
-    assert loaded.config == model.config
-    for a, b in zip(jax.tree.leaves(loaded), jax.tree.leaves(model), strict=True):
-        np.testing.assert_allclose(a, b, rtol=2**-8)
-
-
-def damage(folder: Path, how: str):
-    weights = folder / "model.safetensors"
-    if how == "flipped":
-        content = bytearray(weights.read_bytes())
-        content[-100] ^= 1
-        weights.write_bytes(content)
-        return
-    (folder / "manifest.json").unlink()  # what is found without it
-    if how == "truncated":
-        weights.write_bytes(weights.read_bytes()[:-100])
-    elif how == "tokenizer":
-        other = folder / "tokenizer.model"
-        other.write_bytes(other.read_bytes() + b"\x12\x00")
-    elif how == "size":
-        config = json.loads((folder / "config.json").read_text())
-        config["model"]["d_ff"] = 128
-        (folder / "config.json").write_text(json.dumps(config))
-    elif how == "json":
-        (folder / "config.json").write_text("{")
-    elif how == "absent":
-        (folder / "config.json").unlink()
-
-
-@pytest.mark.parametrize(
-    ("how", "message"),
-    [
-        ("truncated", r"model\.safetensors is damaged or truncated"),
-        ("flipped", r"model\.safetensors is damaged: its checksum"),
-        ("tokenizer", "put the right tokenizer there"),
-        ("size", "has shape"),
-        ("json", r"config\.json is damaged"),
-        ("absent", r"holds no config\.json"),
-    ],
-)
-def test_bad_checkpoints_are_named(tmp_path, tokenizer, how, message):
-    export(tmp_path / "m", Decoder(MODEL, key=jax.random.key(0)), tokenizer, {})
-    damage(tmp_path / "m", how)
-    with pytest.raises(ValueError, match=message):
-        load_model(tmp_path / "m")
-
-
-def test_a_missing_checkpoint(tmp_path):
-    with pytest.raises(ValueError, match="does not exist"):
-        load_model(tmp_path / "nowhere")
-
-
-def test_a_truncated_orbax_checkpoint_is_named(config, tokenizer, tokens):
-    fit(config, tokenizer, tokens)
-    for path in sorted((config.out / "steps").rglob("*")):
-        if path.is_file() and path.stat().st_size > 1000:
-            os.truncate(path, path.stat().st_size // 2)
-    with pytest.raises(ValueError, match="none of the 2 checkpoints .* can be read: cannot read model of .*steps/8"):
-        load_model(config.out)
-
-
-def test_a_checkpoint_of_another_optimizer_is_refused(config, tokenizer, tokens):
-    fit(config, tokenizer, tokens)
-    checkpoints = Checkpoints(config.out)
-    adamw = AdamW().build(10).init(Decoder(MODEL, key=jax.random.key(0)))
-    with pytest.raises(ValueError, match="optimizer"):
-        checkpoints.restore("optimizer", adamw)
-    checkpoints.close()
-
-
-def test_rows_longer_than_the_models(config, tokenizer, tmp_path):
-    export(tmp_path / "m", Decoder(MODEL, key=jax.random.key(0)), tokenizer, {})
-    data = dataclasses.replace(config.data, seq_len=128)
-    config = dataclasses.replace(config, start=config_module.Continue(tmp_path / "m"), data=data)
-    with pytest.raises(ValueError, match="rows of 128 are longer than the model's 64"):
-        prepare(config)
-
-
-def test_trains_from_shards_with_their_tokenizer(config, tokenizer, tmp_path, source_text):
-    (tmp_path / "a.txt").write_text(source_text)
-    shards.build(str(tmp_path / "a.txt"), str(tmp_path / "built"), tokenizer)
-    data = dataclasses.replace(config.data, source=str(tmp_path / "built"))
-    out = run(dataclasses.replace(config, data=data, n_steps=2))
-    assert load_model(out)[1].hash == tokenizer.hash
-    small = config_module.Scratch(dataclasses.replace(MODEL, vocab_size=400))
-    with pytest.raises(ValueError, match="512 subwords, the model 400 embeddings"):
-        run(dataclasses.replace(config, out=tmp_path / "b", start=small, data=data))
-
-
-@pytest.mark.parametrize("change", [{"n_steps": 0}, {"accumulation": 3}])
-def test_bad_config(config, change):
-    with pytest.raises(ValueError, match="n_steps|accumulation"):
-        dataclasses.replace(config, **change)

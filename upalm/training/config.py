@@ -136,7 +136,12 @@ class LoggingConfig:
     writers: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Other places for the metrics."""
     profile: tuple[int, int] = (0, 0)
-    """First and last step of a profile, written to `out`/profile; (0, 0) makes none."""
+    """First and last step of a profile, written to `out`/profile; (0, 0) writes none."""
+
+    def __post_init__(self):
+        first, last = self.profile
+        if (first, last) != (0, 0) and not 1 <= first <= last:
+            raise ValueError(f"profile {self.profile}: expected first and last step, counted from 1, or 0 0 for none.")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,67 @@
+"""Exports, and checkpoint folders that are damaged or missing."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from support.runs import MODEL
+
+from upalm.checkpoints.folder import export, load_model
+from upalm.model.palm import Decoder
+
+
+def test_export_opens_with_equal_model_and_tokenizer(tmp_path, tokenizer):
+    model = Decoder(MODEL, key=jax.random.key(0))
+    export(tmp_path / "m", model, tokenizer, {})
+    loaded, loaded_tokenizer = load_model(tmp_path / "m")
+    assert loaded_tokenizer.hash == tokenizer.hash
+    assert loaded.config == model.config
+    for a, b in zip(jax.tree.leaves(loaded), jax.tree.leaves(model), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2**-8)
+
+
+def damage_export(folder, how):
+    weights = folder / "model.safetensors"
+    if how == "flipped":
+        content = bytearray(weights.read_bytes())
+        content[-100] ^= 1
+        weights.write_bytes(content)
+        return
+    (folder / "manifest.json").unlink()  # damage must be detected without it, too
+    if how == "truncated":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    elif how == "tokenizer":
+        other = folder / "tokenizer.model"
+        other.write_bytes(other.read_bytes() + b"\x12\x00")
+    elif how == "size":
+        config = json.loads((folder / "config.json").read_text())
+        config["model"]["d_ff"] = 128
+        (folder / "config.json").write_text(json.dumps(config))
+    elif how == "json":
+        (folder / "config.json").write_text("{")
+    elif how == "absent":
+        (folder / "config.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("truncated", r"model\.safetensors is damaged or truncated"),
+        ("flipped", r"model\.safetensors is damaged: its checksum"),
+        ("tokenizer", "put the right tokenizer there"),
+        ("size", "has shape"),
+        ("json", r"config\.json is damaged"),
+        ("absent", r"holds no config\.json"),
+    ],
+)
+def test_damaged_exports_are_named(tmp_path, tokenizer, how, message):
+    export(tmp_path / "m", Decoder(MODEL, key=jax.random.key(0)), tokenizer, {})
+    damage_export(tmp_path / "m", how)
+    with pytest.raises(ValueError, match=message):
+        load_model(tmp_path / "m")
+
+
+def test_missing_checkpoint_is_named(tmp_path):
+    with pytest.raises(ValueError, match="does not exist"):
+        load_model(tmp_path / "nowhere")

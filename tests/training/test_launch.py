@@ -1,0 +1,49 @@
+"""From settings to a run: weights and tokenizer to start from, and run folders that repeat themselves."""
+
+import dataclasses
+import json
+import sys
+
+import jax
+import pytest
+from support.runs import MODEL, params, same
+
+from upalm.checkpoints.folder import export, load_model
+from upalm.cli import main as cli
+from upalm.data import shards
+from upalm.model.palm import Decoder
+from upalm.training.config import Continue, Scratch
+from upalm.training.launch import prepare, rerun, run
+
+
+def test_rows_longer_than_the_models_are_refused(config, tokenizer, tmp_path):
+    export(tmp_path / "m", Decoder(MODEL, key=jax.random.key(0)), tokenizer, {})
+    data = dataclasses.replace(config.data, seq_len=128)
+    config = dataclasses.replace(config, start=Continue(tmp_path / "m"), data=data)
+    with pytest.raises(ValueError, match="rows of 128 are longer than the model's 64"):
+        prepare(config)
+
+
+def test_run_uses_the_tokenizer_of_its_shards(config, tokenizer, tmp_path, source_text):
+    (tmp_path / "a.txt").write_text(source_text)
+    shards.build(str(tmp_path / "a.txt"), str(tmp_path / "built"), tokenizer)
+    data = dataclasses.replace(config.data, source=str(tmp_path / "built"))
+    out = run(dataclasses.replace(config, data=data, n_steps=2))
+    assert load_model(out)[1].hash == tokenizer.hash
+    small = Scratch(dataclasses.replace(MODEL, vocab_size=400))
+    with pytest.raises(ValueError, match="512 subwords, the model 400 embeddings"):
+        run(dataclasses.replace(config, out=tmp_path / "b", start=small, data=data))
+
+
+def test_run_folder_repeats_itself(config, tmp_path, monkeypatch):
+    run(config)
+    monkeypatch.setattr(sys, "argv", ["upalm", "run", "--from", str(config.out), "--out", str(tmp_path / "again")])
+    cli.main()
+    assert same(params(config.out), params(tmp_path / "again"))
+    described = json.loads((config.out / "config.json").read_text())
+    assert described["settings"]["out"] == str(config.out)
+    assert {"jax", "jaxlib", "upalm", "python"} <= described["versions"].keys()
+    [manifest] = described["data_manifests"].values()
+    assert len(manifest) == 64
+    with pytest.raises(ValueError, match="no checkpoint at"):
+        rerun(tmp_path / "nowhere", {})

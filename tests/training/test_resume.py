@@ -1,0 +1,85 @@
+"""What a run resumes from, and which folders it refuses."""
+
+import dataclasses
+import shutil
+
+import jax
+import pytest
+from support.runs import MODEL, damage_checkpoint, log_lines, params, same
+
+from upalm.checkpoints.arrays import to_arrays
+from upalm.checkpoints.folder import load_model
+from upalm.data import sources
+from upalm.data.tokenizer import SentencePiece
+from upalm.data.tokens import encode
+from upalm.model.palm import Decoder
+from upalm.training import loop
+from upalm.training.config import CheckpointConfig, Scratch
+from upalm.training.launch import run
+
+
+@pytest.mark.parametrize("how", ["truncated", "flipped", "missing file", "undescribed"])
+def test_damaged_checkpoint_is_named_and_passed_over(config, capsys, how):
+    run(config)
+    whole, log = params(config.out), log_lines(config.out)
+    damage_checkpoint(config.out / "steps" / "12", how)
+    model, _ = load_model(config.out)
+    assert "passing over checkpoint 12 for the one before" in capsys.readouterr().err
+    assert not same(to_arrays(model), whole)  # of step 9
+    run(config)
+    stderr = capsys.readouterr().err
+    assert "steps/12" in stderr and "passing over checkpoint 12" in stderr
+    assert same(params(config.out), whole)
+    assert log_lines(config.out) == log
+    assert (config.out / "damaged" / "12").is_dir()
+    for step in (9, 12):
+        damage_checkpoint(config.out / "steps" / str(step), how)
+    with pytest.raises(ValueError, match="none of the 2 checkpoints .* can be read"):
+        run(config)
+
+
+def test_changed_settings_are_refused_unless_allowed(config, capsys):
+    run(dataclasses.replace(config, n_steps=6))
+    with pytest.raises(ValueError, match="n_steps: 6 there, 12 here.*--changed"):
+        run(config)
+    run(dataclasses.replace(config, changed=True))
+    assert "resuming with other settings: n_steps: 6 there, 12 here" in capsys.readouterr().err
+    assert log_lines(config.out)[-1]["step"] == 12
+
+
+def test_checkpoints_refuse_settings_without_the_folder(config, tmp_path):
+    """On a new machine, whose disk has no config.json."""
+    elsewhere = CheckpointConfig(folder=str(tmp_path / "bucket"))
+    run(dataclasses.replace(config, checkpoints=elsewhere, n_steps=6))
+    shutil.rmtree(config.out)
+    with pytest.raises(ValueError, match="n_steps: 6 there, 12 here"):
+        run(dataclasses.replace(config, checkpoints=elsewhere))
+
+
+def test_another_tokenizer_is_refused_and_nothing_written(config, source_text):
+    """As where the shards were built anew in the same place."""
+    run(config)
+    before = (config.out / "config.json").read_text(), (config.out / "tokenizer.model").read_bytes()
+    other = SentencePiece.train([source_text[:50_000]], 512)
+    tokens = encode(other, [sources.Document("a", source_text)])
+    with pytest.raises(ValueError, match="was trained with tokenizer .* this run has"):
+        loop.fit(config, Decoder(MODEL, key=jax.random.key(0)), other, tokens, tokens)
+    assert before == ((config.out / "config.json").read_text(), (config.out / "tokenizer.model").read_bytes())
+
+
+def test_folders_of_other_runs_or_files_are_refused(config, tokenizer, tokens):
+    run(config)
+    with pytest.raises(ValueError, match="seed: 0 there, 1 here"):
+        run(dataclasses.replace(config, seed=1))
+    other = config.out.parent / "other"
+    other.mkdir()
+    (other / "file").write_text("")
+    with pytest.raises(ValueError, match=r"holds no config\.json"):
+        run(dataclasses.replace(config, out=other))
+
+
+def test_model_of_another_size_is_refused(config):
+    run(config)
+    other = dataclasses.replace(config, start=Scratch(dataclasses.replace(MODEL, d_ff=128)))
+    with pytest.raises(ValueError, match="start.model.d_ff: 64 there, 128 here"):
+        run(other)
