@@ -4,19 +4,24 @@ import shutil
 import socket
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import upalm
 from upalm.cli import data
 from upalm.data import shards
 from upalm.data.config import DataConfig, open_source
+from upalm.data.hf_tokenizer import load_tokenizer
 from upalm.data.loader import Loader
-from upalm.data.sources import is_validation
+from upalm.data.sources import TextSource, is_validation
 
 pyarrow = pytest.importorskip("pyarrow", reason="reading Parquet, Arrow and .zst needs the extra `data`")
 parquet = pytest.importorskip("pyarrow.parquet")
 
+PALM_TINY = Path(upalm.__file__).parent / "assets" / "palm_tiny"
 N = 300
 
 
@@ -200,6 +205,94 @@ def test_command_line(built, source, tmp_path, tokenizer):
     assert (tmp_path / "m.png").stat().st_size > 5000
     wrong = upalm("data", "show", "--data", f"{tmp_path / 'b'}=x")
     assert wrong.returncode == 1 and "expected folder=number" in wrong.stderr
+
+
+def write_pages(folder, text, n=60):
+    folder.mkdir()
+    for i in range(n):
+        (folder / f"{i}.txt").write_text(f"page {i}\n{text[i * 100 : i * 100 + 2000]}")
+    return folder
+
+
+def test_the_vocabulary_is_sampled_from_all_files(tmp_path, source_text, capsys):
+    """As U-PaLM's texts are mixed: what comes last by name counts as much as what comes first."""
+    folder = write_pages(tmp_path / "texts", source_text)
+    (folder / "a.txt").write_text(source_text * 90)  # above the 4 MB of a vocabulary
+    (folder / "z.txt").write_text("В чащах юга жил бы цитрус? Да, но фальшивый экземпляр!\n" * 20_000)
+    data.Build(str(folder), str(tmp_path / "built"), vocab_size=600)()
+    pieces = load_tokenizer(tmp_path / "built").token_bytes
+    assert sum(any("а" <= c <= "я" for c in piece.decode(errors="ignore")) for piece in pieces) > 10
+
+
+def test_the_largest_vocabulary_that_fits_is_taken(tmp_path, source_text, capsys):
+    folder = write_pages(tmp_path / "texts", source_text)
+    data.Build(str(folder), str(tmp_path / "built"))()
+    size = load_tokenizer(tmp_path / "built").vocab_size
+    assert 500 < size < 5000
+    assert f"the text supports a vocabulary of {size:,}, not of 32,000" in capsys.readouterr().out
+
+
+def test_a_finished_build_answers_its_request_alone(tmp_path, source_text):
+    folder, out = write_pages(tmp_path / "texts", source_text), str(tmp_path / "built")
+    request = data.Build(str(folder), out, vocab_size=500)
+    request()
+    first = (tmp_path / "built" / "manifest.json").read_bytes()
+    request()
+    assert (tmp_path / "built" / "manifest.json").read_bytes() == first
+    with pytest.raises(ValueError, match="vocabulary: 500 there, 600 here.*another --out"):
+        replace(request, vocab_size=600)()
+    with pytest.raises(ValueError, match="vocabulary: 500 there, given here"):
+        replace(request, tokenizer=out)()
+    content = (folder / "7.txt").read_text()
+    (folder / "7.txt").write_text(content.replace("page", "PAGE"))  # of the same size
+    with pytest.raises(ValueError, match=r"1 other source files, such as 7\.txt"):
+        request()
+    (folder / "7.txt").write_text(content)
+    (folder / "7.txt").rename(folder / "8a.txt")
+    with pytest.raises(ValueError, match="2 other source files"):
+        request()
+
+
+def test_an_interrupted_build_keeps_its_choice_of_text(tmp_path, tokenizer, source_text):
+    """What is undecodable decides the documents: both halves of a build agree on it."""
+    folder, out = write_pages(tmp_path / "texts", source_text), str(tmp_path / "built")
+    (folder / "99.txt").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match=r"99\.txt"):
+        shards.build(str(folder), out, tokenizer)
+    manifest = shards.build(TextSource(str(folder), skip_undecodable=True), out, tokenizer)
+    assert manifest.documents == 60 and len(manifest.skipped) == 1
+    with pytest.raises(ValueError, match="skip_undecodable True there, False here"):
+        shards.build(str(folder), out, tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"one line", "1 training and 0 validation"), (b"\xff", "--skip-undecodable")]
+)
+def test_a_build_refuses_what_no_run_can_use(tmp_path, content, message):
+    (tmp_path / "a.txt").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        data.Build(str(tmp_path / "a.txt"), str(tmp_path / "built"), tokenizer=str(PALM_TINY))()
+    with pytest.raises(ValueError, match="unfinished|no shards"):
+        shards.Shards(str(tmp_path / "built"), "train", "0")
+
+
+def test_one_long_line_and_equal_names_build_usable_shards(tmp_path, tokenizer, source_text):
+    line = tmp_path / "line.txt"
+    line.write_text(" ".join(source_text.split()) * 10)
+    pages = tmp_path / "pages"
+    for i in range(80):
+        (pages / str(i)).mkdir(parents=True)
+        (pages / str(i) / "page.txt").write_text(f"{i} {source_text[i * 50 : i * 50 + 500]}")
+    for source in (line, pages):
+        shards.build(str(source), f"{source}-built", tokenizer)
+        assert shards.Shards(f"{source}-built", "validation", tokenizer.hash).n_tokens > 100
+
+
+def test_ids_that_the_shards_cannot_hold_are_refused(tmp_path, tokenizer, source, monkeypatch):
+    """A tokenizer that says 512 and gives 70,000 would wrap to 4,464."""
+    monkeypatch.setattr(type(tokenizer), "encode_documents", lambda self, texts: [[70_000] * 9 for _ in texts])
+    with pytest.raises(ValueError, match="token ids are 0 to 70000: shards of <u2 hold 0 to 65535"):
+        shards.build(str(source), str(tmp_path / "wide"), tokenizer)
 
 
 @pytest.fixture

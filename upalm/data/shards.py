@@ -303,6 +303,8 @@ def _open_manifest(text: sources.TextSource, folder: str, tokenizer: Tokenizer, 
         raise ValueError(
             f"{folder} holds shards of another request ({'; '.join(differences)}): choose another --out, or delete it."
         )
+    if not manifest.complete:
+        manifest.skip_undecodable = request.skip_undecodable
     return manifest
 
 
