@@ -2,8 +2,10 @@
 
 import ast
 import re
+import subprocess
 import sys
 import tomllib
+import zipfile
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -111,3 +113,17 @@ def test_benchmarks_need_nothing_outside_the_repository():
         assert not re.search(r"os\.environ\[|sys\.path", text), path
         private = re.findall(r"\b(?:shards|tokens|loop|decoding|loader)\._\w+", text)
         assert private == [], f"{path}: {private}"
+
+
+def test_the_wheel_ships_recipes_and_base(tmp_path):
+    pytest.importorskip("hatchling", reason="building a wheel needs hatchling")
+    subprocess.run([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path], cwd=ROOT, check=True)
+    names = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
+    for wanted in ("upalm/_recipes/quickstart.py", "upalm/assets/palm_tiny/model.safetensors", "upalm/cli/main.py"):
+        assert wanted in names
+    assert not [n for n in names if n.startswith("tests/")]
+
+
+def test_pins_are_versions_without_addresses():
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    assert all("==" in line and "/" not in line for line in lines)

@@ -7,6 +7,7 @@ import re
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -55,17 +56,22 @@ def _wants_help(words: Sequence[str]) -> bool:
 
 
 def _cli(target: Any, words: Sequence[str], program: str, **how: Any) -> Any:
-    for_reading = _wants_help(words)  # an error is taken out of its box
-    tyro._experimental_options["ansi_codes"] = for_reading and not os.environ.get("NO_COLOR")
-    tyro._experimental_options["utf8_boxes"] = for_reading
+    options = tyro._experimental_options
     config = (tyro.conf.AvoidSubcommands, tyro.conf.FlagCreatePairsOff)
+    parse = partial(tyro.cli, target, prog=program, args=list(words), config=config, registry=_REGISTRY, **how)
+    if _wants_help(words):
+        options["ansi_codes"] = not os.environ.get("NO_COLOR")
+        return parse()
+    options["ansi_codes"] = options["utf8_boxes"] = False  # an error is taken out of its box
     said = io.StringIO()
     try:
-        with contextlib.nullcontext() if for_reading else _captured(said):
-            return tyro.cli(target, prog=program, args=list(words), config=config, registry=_REGISTRY, **how)
+        with set_columns(10_000), contextlib.redirect_stderr(said):
+            return parse()
     except SystemExit:
         if not said.getvalue():
             raise
+    finally:
+        options["ansi_codes"] = options["utf8_boxes"] = True
     refuse(_plain(said.getvalue(), target.__name__, words, program))
 
 
@@ -100,13 +106,12 @@ _PYTHON_WORDS = {
 
 
 @contextlib.contextmanager
-def _captured(said: io.StringIO) -> Iterator[None]:
-    """Keep tyro's errors in `said`, in a box that is as wide as their lines."""
+def set_columns(n: int) -> Iterator[None]:
+    """Let help and errors be laid out for a terminal of `n` columns."""
     columns = os.environ.get("COLUMNS")
-    os.environ["COLUMNS"] = "10000"
+    os.environ["COLUMNS"] = str(n)
     try:
-        with contextlib.redirect_stderr(said):
-            yield
+        yield
     finally:
         os.environ.pop("COLUMNS")
         os.environ |= {} if columns is None else {"COLUMNS": columns}

@@ -13,7 +13,10 @@ Name = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")]
 
 @dataclass(frozen=True)
 class Recipes:
-    """List the recipes and their configs."""
+    """List the recipes and their configs.
+
+    `upalm recipes show RECIPE` prints one, `upalm recipes cp RECIPE PLACE` copies one.
+    """
 
     def __call__(self) -> None:
         for name in recipes.names():

@@ -20,7 +20,7 @@ Corpus = Tokens | Shards
 class DataConfig:
     """Text, mixture and batches that a model is trained on."""
 
-    source: str = sources.STDLIB
+    source: Annotated[str, tyro.conf.arg(aliases=("--data",))] = sources.STDLIB
     """`stdlib` (Python's own source files), a text file, a folder of text files, or a folder that `upalm data build`
     wrote. Several built folders are mixed by weight: `wiki=0.7,code=0.3`."""
     mixture: Annotated[str | ul2r.Mixture, tyro.conf.arg(constructor=str)] = "ul2r"

@@ -4,7 +4,9 @@ import dataclasses
 import types
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import tyro
 
 from upalm import ul2r
 from upalm.data.config import DataConfig
@@ -102,7 +104,8 @@ class Scratch:
 class Continue:
     """Start from the weights and tokenizer of a checkpoint, with fresh optimizer state (UL2R)."""
 
-    checkpoint: Path
+    checkpoint: Annotated[Path, tyro.conf.arg(aliases=("--checkpoint", "-c"))]
+    """Folder of a run, of one of its steps, or of weights."""
     remat: Literal["kept", "none", "matmuls", "full"] = "kept"
     """What the backward pass computes again (`ModelConfig.remat`), if not what the checkpoint says."""
 

@@ -75,8 +75,7 @@ def run(name: str, words: list[str]) -> None:
 def choose(configs: Mapping[str, tuple[str, T]], description: str) -> T:
     """Parse the command line of a recipe: the name of a config, and options that change it.
 
-    The name may be left out if there is one config. `--data` is short for --data.source, and `--checkpoint` or `-c` for
-    --start.checkpoint.
+    The name may be left out if there is one config.
 
     Raises:
         ValueError: unknown config, with the nearest name.
@@ -89,8 +88,7 @@ def choose(configs: Mapping[str, tuple[str, T]], description: str) -> T:
         print("\n".join([*lines, *(f"  {name:10} {summary}" for name, (summary, _) in configs.items())]))
         sys.exit(0)
     summary, config = configs[name]
-    heading = f"{description.strip()}\n\n{name}: {summary}\n{SHORT_FORMS}"
-    words = [_SHORT.get(head, head) + equals + value for head, equals, value in (w.partition("=") for w in words)]
+    heading = f"{description.strip()}\n\n{name}: {summary}"
     return arguments.parse(type(config), words, f"{program} {name}", heading=heading, default=config)
 
 
@@ -107,10 +105,6 @@ def _program() -> str:
     """The command that runs the recipe."""
     path = Path(sys.argv[0])
     return f"upalm run {path.stem if path.parent == folder() else path}"
-
-
-_SHORT = {"--data": "--data.source", "--checkpoint": "--start.checkpoint", "-c": "--start.checkpoint"}
-SHORT_FORMS = "--data is short for --data.source; --checkpoint and -c for --start.checkpoint."
 
 
 def split(configs: Mapping[str, str], words: list[str], program: str) -> tuple[str, list[str]]:

@@ -1,0 +1,55 @@
+import pytest
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("run",), "expected a recipe or --from FOLDER; the recipes are finetune"),
+        (("run", "absent.py"), "no recipe file absent.py"),
+        (("run", "ul2r_tiny"), "upalm run ul2r_tiny needs a config: choose one of ul2r, causal"),
+        (("run", "palm_tiny", "--data", "/nowhere"), "no such file or folder: '/nowhere'"),
+        (("run", "ul2r_tiny", "causal", "-c", "/nowhere"), "no checkpoint at /nowhere"),
+    ],
+)
+def test_a_mistake_in_a_run_is_one_line(upalm, words, message):
+    with pytest.raises(SystemExit, match=f"^error: {message}"):
+        upalm(*words)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--data.mixture", "nope"), "error: --data.mixture: no mixture 'nope'"),
+        (("tiny", "--data.mixtur", "ul2"), "Perhaps you meant:\n    --data.mixture STR"),
+        (("--n-steps", "x"), "error: --n-steps: expected a whole number, got 'x'"),
+    ],
+)
+def test_a_mistake_in_a_recipes_option_names_it(upalm, capsys, words, message):
+    with pytest.raises(SystemExit) as e:
+        upalm("run", "palm_tiny", *words)
+    said = capsys.readouterr().err
+    assert e.value.code == 2 and message in said and "dummy" not in said
+    assert said.endswith("`upalm run palm_tiny tiny --help` lists the options.\n")
+
+
+def test_help_of_a_recipe_keeps_its_lines(upalm, capsys):
+    with pytest.raises(SystemExit):
+        upalm("run", "ul2r_tiny", "causal", "--help")
+    out = capsys.readouterr().out
+    assert "\nCommand:  upalm run ul2r_tiny ul2r\nHardware: 2 CPU" in out
+    assert "\nusage: upalm run ul2r_tiny causal " in out and "(default: upalm/assets/palm_tiny)" in out
+    assert "--data STR, --data.source STR" in out and "-c PATH, --start.checkpoint PATH" in out
+
+
+def test_help_of_a_recipe_without_config_lists_configs(upalm, capsys):
+    with pytest.raises(SystemExit) as e:
+        upalm("run", "ul2r_tiny", "--help")
+    assert not e.value.code and "\n  causal     The control" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("recipe", ["quickstart", "ul2r", "scaling_tiny"])
+def test_help_of_a_recipe_with_own_settings_names_it(upalm, capsys, recipe):
+    with pytest.raises(SystemExit):
+        upalm("run", recipe, "--help")
+    out = capsys.readouterr().out
+    assert f"\nusage: upalm run {recipe} [-h]" in out and "\nExpected:" in out
