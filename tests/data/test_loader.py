@@ -96,8 +96,8 @@ def test_supervised_pairs_become_rows():
     pairs = [(list(range(20, 20 + i)), list(range(500, 503 + i % 7))) for i in range(1, 60)]
     loader = build_loader(Tokens.from_pairs(pairs), seq_len=128)
     n = count_rows(loader, 1)
-    found = [(e.inputs.tolist(), e.targets.tolist()) for row in range(n) for _, e in loader.segments(row)]
-    assert sorted(found) == sorted((inputs, [*targets, 1]) for inputs, targets in pairs)
+    examples = [(e.inputs.tolist(), e.targets.tolist()) for row in range(n) for _, e in loader.segments(row)]
+    assert sorted(examples) == sorted((inputs, [*targets, 1]) for inputs, targets in pairs)
     batch = loader.batch(0)
     assert set(batch.target_tokens[batch.loss_weights > 0].tolist()) <= {1, *range(500, 600)}
     with pytest.raises(ValueError, match="longer than a row of 64"):

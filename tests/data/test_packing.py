@@ -37,7 +37,7 @@ mixtures = st.lists(
     min_size=1,
     max_size=4,
     unique_by=lambda d: d.name,
-).map(lambda found: ", ".join(map(repr, found)))
+).map(lambda denoisers: ", ".join(map(repr, denoisers)))
 
 
 @settings(max_examples=150, deadline=None)
@@ -55,16 +55,16 @@ def test_an_epoch_holds_every_token_once(lengths, mixture, seq_len, layout, join
     loader = build_loader(tokens, seed, **options)
     shuffled, plan = loader.window(0, 0)
     edges = set(shuffled.offsets.tolist())
-    found = {}
+    sources = {}
     for row in range(len(plan.rows)):
         size = 0
         for segment, example in loader.segments(row):
-            found[segment.start] = source_of(loader, segment, example)
+            sources[segment.start] = source_of(loader, segment, example)
             size += len(example.inputs) + len(example.targets)
             inside = edges & set(range(segment.start + 1, segment.end))
             assert layout == "concatenated" or not inside, "a segment reaches over a document's end"
         assert size <= seq_len
-    whole = np.concatenate([found[start] for start in sorted(found)])
+    whole = np.concatenate([sources[start] for start in sorted(sources)])
     assert np.array_equal(whole, shuffled.ids)
     assert sorted(whole.tolist()) == sorted(tokens.ids.tolist())
 
@@ -77,10 +77,10 @@ def test_rows_are_full(mixture, layout):
         Tokens.from_documents(random_documents(lengths)), mixture=mixture, layout=layout, seq_len=1024
     )
     n = count_rows(loader, 1)
-    found = statistics(loader, n)
-    assert sum(d.source_tokens for d in found.denoisers) == loader.corpora[0].n_tokens
+    counted = statistics(loader, n)
+    assert sum(d.source_tokens for d in counted.denoisers) == loader.corpora[0].n_tokens
     # the last row of the window is as full as the text allows
-    assert found.padding - 1024 <= 0.005 * found.positions
+    assert counted.padding - 1024 <= 0.005 * counted.positions
 
 
 def test_rows_fit_their_budgets():
@@ -94,8 +94,8 @@ def test_rows_fit_their_budgets():
 def test_weights_are_shares_of_examples():
     """Also where rooms are short: a denoiser that does not fit a row begins the next, it is not drawn again."""
     loader = build_loader(Tokens.from_documents(random_documents([400] * 2000)), mixture="ul2r_split_x", seq_len=200)
-    found = statistics(loader, count_rows(loader, 1))
-    n = sum(d.examples for d in found.denoisers)
-    for counts, denoiser in zip(found.denoisers, ul2r.UL2R_SPLIT_X, strict=True):
+    counted = statistics(loader, count_rows(loader, 1))
+    n = sum(d.examples for d in counted.denoisers)
+    for counts, denoiser in zip(counted.denoisers, ul2r.UL2R_SPLIT_X, strict=True):
         p = denoiser.weight
         assert counts.examples / n == pytest.approx(p, abs=4 * np.sqrt(p * (1 - p) / n))

@@ -47,9 +47,9 @@ def built(source, tmp_path, tokenizer, monkeypatch):
 
 
 def decoded(folder, split, tokenizer):
-    found = shards.Shards(str(folder), split, tokenizer.hash)
-    tokens = found.read(np.arange(len(found.block_tokens)))
-    assert np.array_equal(tokens.lengths, found.block_lengths(np.arange(len(found.block_tokens))))
+    corpus = shards.Shards(str(folder), split, tokenizer.hash)
+    tokens = corpus.read(np.arange(len(corpus.block_tokens)))
+    assert np.array_equal(tokens.lengths, corpus.block_lengths(np.arange(len(corpus.block_tokens))))
     assert all(tokens.ids[tokens.offsets[1:] - 1] == 1), "every document ends with EOS"
     return [tokenizer.decode(tokens.ids[a:b]) for a, b in zip(tokens.offsets, tokens.offsets[1:], strict=False)]
 
@@ -113,12 +113,12 @@ def test_an_interrupted_build_goes_on_to_the_same_bytes(built, source, tmp_path,
 def test_shards_train_like_text_in_memory(built, source, tokenizer):
     config = DataConfig(source=str(built), seq_len=128, batch_size=4)
     (train, validation) = open_source(config, tokenizer)
-    made = Loader(train, config, tokenizer.symbols, seed=0)
-    assert made.windows_per_epoch() == 1
-    shuffled, plan = made.window(0, 0)
+    loader = Loader(train, config, tokenizer.symbols, seed=0)
+    assert loader.windows_per_epoch() == 1
+    shuffled, plan = loader.window(0, 0)
     in_memory = open_source(DataConfig(source=str(source)), tokenizer)[0][0].corpus
     assert sorted(shuffled.ids.tolist()) == sorted(in_memory.ids.tolist())
-    n_tokens = sum(s.end - s.start for row in range(len(plan.rows)) for s, _ in made.segments(row))
+    n_tokens = sum(s.end - s.start for row in range(len(plan.rows)) for s, _ in loader.segments(row))
     assert n_tokens == train[0].corpus.n_tokens
     assert validation[0].corpus.n_tokens > 0
 
@@ -126,13 +126,13 @@ def test_shards_train_like_text_in_memory(built, source, tokenizer):
 def test_windows_of_blocks_cover_an_epoch(built, tokenizer, monkeypatch):
     monkeypatch.setattr("upalm.data.loader.WINDOW_BLOCKS", 3)
     config = DataConfig(source=str(built), seq_len=128, batch_size=4)
-    made = Loader(open_source(config, tokenizer)[0], config, tokenizer.symbols, seed=0)
-    n = made.windows_per_epoch()
+    loader = Loader(open_source(config, tokenizer)[0], config, tokenizer.symbols, seed=0)
+    n = loader.windows_per_epoch()
     assert n > 3
     for epoch in range(2):
-        blocks = np.concatenate([made._blocks(0, epoch * n + w) for w in range(n)])
-        assert sorted(blocks) == list(range(len(made.corpora[0].block_tokens)))
-    last = made.batch(60)
+        blocks = np.concatenate([loader._blocks(0, epoch * n + w) for w in range(n)])
+        assert sorted(blocks) == list(range(len(loader.corpora[0].block_tokens)))
+    last = loader.batch(60)
     again = Loader(open_source(config, tokenizer)[0], config, tokenizer.symbols, seed=0)
     assert all(np.array_equal(a, b) for a, b in zip(again.batch(60), last, strict=True))
 
@@ -142,8 +142,8 @@ def test_supervised_examples(tmp_path, tokenizer):
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     shards.build(str(tmp_path / "pairs.jsonl"), str(tmp_path / "built"), tokenizer)
     config = DataConfig(source=str(tmp_path / "built"), seq_len=64, batch_size=2)
-    made = Loader(open_source(config, tokenizer)[0], config, tokenizer.symbols, seed=0)
-    for _, example in made.segments(0):
+    loader = Loader(open_source(config, tokenizer)[0], config, tokenizer.symbols, seed=0)
+    for _, example in loader.segments(0):
         i = tokenizer.decode(example.inputs).removeprefix("question ")
         assert tokenizer.decode(example.targets) == f"answer {i}"
 
@@ -169,11 +169,11 @@ def test_flipped_bytes_are_found_when_read(built, tokenizer):
     content = bytearray(path.read_bytes())
     content[200:1200] = bytes(1000)
     path.write_bytes(content)
-    found = shards.Shards(str(built), "train", tokenizer.hash)
+    corpus = shards.Shards(str(built), "train", tokenizer.hash)
     with pytest.raises(ValueError, match="train-00001.array_record is damaged"):
-        found.check()
+        corpus.check()
     with pytest.raises(ValueError, match="train-00001.array_record is damaged"):
-        found.read(np.arange(len(found.block_tokens)))
+        corpus.read(np.arange(len(corpus.block_tokens)))
 
 
 def test_another_tokenizer_or_source_is_refused(built, source, tokenizer):
@@ -239,9 +239,9 @@ def test_a_finished_build_answers_its_request_alone(tmp_path, source_text):
     first = (tmp_path / "built" / "manifest.json").read_bytes()
     request()
     assert (tmp_path / "built" / "manifest.json").read_bytes() == first
-    with pytest.raises(ValueError, match="vocabulary: 500 there, 600 here.*another --out"):
+    with pytest.raises(ValueError, match="vocabulary: 500 stored, 600 requested.*another --out"):
         replace(request, vocab_size=600)()
-    with pytest.raises(ValueError, match="vocabulary: 500 there, given here"):
+    with pytest.raises(ValueError, match="vocabulary: 500 stored, given requested"):
         replace(request, tokenizer=out)()
     content = (folder / "7.txt").read_text()
     (folder / "7.txt").write_text(content.replace("page", "PAGE"))  # of the same size
@@ -261,7 +261,7 @@ def test_an_interrupted_build_keeps_its_choice_of_text(tmp_path, tokenizer, sour
         shards.build(str(folder), out, tokenizer)
     manifest = shards.build(TextSource(str(folder), skip_undecodable=True), out, tokenizer)
     assert manifest.documents == 60 and len(manifest.skipped) == 1
-    with pytest.raises(ValueError, match="skip_undecodable True there, False here"):
+    with pytest.raises(ValueError, match="skip_undecodable True stored, False requested"):
         shards.build(str(folder), out, tokenizer)
 
 
@@ -321,7 +321,7 @@ def test_shards_on_an_object_store(bucket, built, source, tokenizer):
     data.Check(folder)()
     assert decoded(folder, "train", tokenizer) == decoded(built, "train", tokenizer)
     config = DataConfig(source=folder, seq_len=64, batch_size=4)
-    there, _ = open_source(config, tokenizer)
-    here, _ = open_source(DataConfig(source=str(built)), tokenizer)
-    batches = [Loader(corpora, config, tokenizer.symbols, seed=0).batch(3) for corpora in (there, here)]
+    remote, _ = open_source(config, tokenizer)
+    local, _ = open_source(DataConfig(source=str(built)), tokenizer)
+    batches = [Loader(corpora, config, tokenizer.symbols, seed=0).batch(3) for corpora in (remote, local)]
     assert all(np.array_equal(a, b) for a, b in zip(*batches, strict=True))

@@ -126,7 +126,7 @@ def open_source(
     Args:
         config: source, and how it is read.
         tokenizer: the model's.
-        option_prefix: what precedes the settings of `config` on the command line, for hints in errors.
+        option_prefix: prefix of the settings of `config` on the command line, for hints in errors.
 
     Raises:
         ValueError: a source that `TextSource` or `Shards` refuses, such as shards of another tokenizer.

@@ -89,7 +89,7 @@ class Manifest:
     skipped: list[str] = field(default_factory=list)
     """Files and rows that were left out because they are not UTF-8."""
     skip_undecodable: bool = False
-    """Whether they are left out, instead of stopping."""
+    """Whether undecodable text is left out, instead of stopping."""
     trained_vocab_size: int = 0
     """Size wanted of the vocabulary that was trained on the text; 0 if the tokenizer was given."""
     files: dict[str, int] = field(default_factory=dict)
@@ -103,11 +103,11 @@ class Manifest:
         """Read `manifest.json`.
 
         Raises:
-            ValueError: there is none, or it is damaged or of another format.
+            ValueError: no manifest, or a damaged one, or one of another format.
         """
         path = epath.Path(folder) / "manifest.json"
         if not path.exists():
-            raise ValueError(f"no shards at {folder}: there is no manifest.json. Make them with `upalm data build`.")
+            raise ValueError(f"no shards at {folder}: it has no manifest.json. Build them with `upalm data build`.")
         try:
             content = json.loads(path.read_text())
             shards = [Shard(**shard) for shard in content.pop("shards")]
@@ -293,7 +293,7 @@ def _open_manifest(text: sources.TextSource, folder: str, tokenizer: Tokenizer, 
     if out.exists() and not out.is_dir():
         raise ValueError(f"{folder} is a file: choose another --out.")
     names = {path.name for path in out.iterdir() if path.suffix != ".new"} if out.exists() else set()
-    if names <= tokenizer.files.keys():  # empty, or interrupted before there was a manifest
+    if names <= tokenizer.files.keys():  # empty, or interrupted before the manifest was written
         out.mkdir(parents=True, exist_ok=True)
         tokenizer.save(out)
         request.write(out)
@@ -309,12 +309,12 @@ def _open_manifest(text: sources.TextSource, folder: str, tokenizer: Tokenizer, 
 
 
 def _differences(manifest: Manifest, request: Manifest) -> list[str]:
-    """How the request of earlier shards differs from this one, in words."""
+    """Describe how the request of stored shards differs from this one."""
     differences = []
     if manifest.tokenizer_hash != request.tokenizer_hash:
-        differences.append(f"tokenizer {manifest.tokenizer_hash} there, {request.tokenizer_hash} here")
+        differences.append(f"tokenizer {manifest.tokenizer_hash} stored, {request.tokenizer_hash} requested")
     if manifest.trained_vocab_size != request.trained_vocab_size and manifest.sha256:
-        sizes = f"{manifest.trained_vocab_size or 'given'} there, {request.trained_vocab_size or 'given'} here"
+        sizes = f"{manifest.trained_vocab_size or 'given'} stored, {request.trained_vocab_size or 'given'} requested"
         differences.append(f"vocabulary: {sizes}")
     if not manifest.sha256:  # earlier versions have sizes alone, under other names
         if sorted(manifest.files.values()) != sorted(request.files.values()):
@@ -323,10 +323,10 @@ def _differences(manifest: Manifest, request: Manifest) -> list[str]:
         names = sorted(manifest.sha256.keys() | request.sha256.keys())
         changed = [name for name in names if manifest.sha256.get(name) != request.sha256.get(name)]
         differences.append(f"{len(changed)} other source files, such as {changed[0]}")
-    # what is undecodable decides the documents, once there are any
+    # what is left out decides the documents, once any are tokenised
     decided = manifest.skipped if manifest.complete else manifest.documents
     if manifest.skip_undecodable != request.skip_undecodable and decided:
-        differences.append(f"skip_undecodable {manifest.skip_undecodable} there, {request.skip_undecodable} here")
+        differences.append(f"skip_undecodable {manifest.skip_undecodable} stored, {request.skip_undecodable} requested")
     return differences
 
 

@@ -78,7 +78,7 @@ Reader = Callable[[SourceFile, list[str] | None], Iterator[Document]]
 
 
 class _Undecodable(Exception):
-    """A place in a file, and why no text stands there."""
+    """A place in a file that holds no UTF-8, and the reason."""
 
 
 @dataclass
@@ -86,7 +86,7 @@ class TextSource:
     """Files of text and how they are read.
 
     Raises:
-        ValueError: there is no such file or folder, or its kind is not known.
+        ValueError: no such file or folder, a folder without text, or a kind that is not known.
     """
 
     source: str
@@ -98,7 +98,7 @@ class TextSource:
     skip_undecodable: bool = False
     """Leave out text that is not UTF-8 and count it, instead of stopping."""
     option_prefix: str = ""
-    """What precedes these settings on the command line, for hints in errors: `--` or `--data.`."""
+    """Prefix of these settings on the command line, for hints in errors: `--` or `--data.`."""
     files: list[SourceFile] = field(init=False, repr=False)
     """In the order of their paths."""
     other: Counter[str] = field(init=False, repr=False)
@@ -174,15 +174,15 @@ class TextSource:
         return notes
 
     def _takes(self, path: Path, within: Path) -> bool:
-        """Whether to read a file; if not, count it."""
+        """Decide whether to read a file; if not, count it."""
         name = within.as_posix().lower()
         hidden = path != Path(self.source) and any(part.startswith(".") for part in within.parts)
         if self.include:
             patterns = [p.lower() for p in self.include]
-            chosen = any(fnmatch.fnmatchcase(x, p) for p in patterns for x in (name, within.name.lower()))
+            matches = any(fnmatch.fnmatchcase(x, p) for p in patterns for x in (name, within.name.lower()))
         else:
-            chosen = bool(_kind(path))
-        if chosen and not hidden:
+            matches = bool(_kind(path))
+        if matches and not hidden:
             if not path.is_file():
                 raise ValueError(f"{_printable(path)}: a dangling link or no regular file, expected a file.")
             return True

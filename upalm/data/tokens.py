@@ -10,7 +10,7 @@ from upalm.data.tokenizer import Tokenizer
 from upalm.ul2r.symbols import EOS_ID, SENTINEL_TEXT
 
 BUILD_APART = "build them into folders of their own."
-"""What to do with plain text and supervised examples in one source."""
+"""The remedy for plain text and supervised examples in one source."""
 
 
 class Tokens(NamedTuple):
@@ -60,7 +60,7 @@ class Tokens(NamedTuple):
 
     @property
     def block_tokens(self) -> np.ndarray:
-        """Tokens in each block; in memory there is a single block."""
+        """Tokens in each block; in memory, one block holds all."""
         return np.array([len(self.ids)])
 
     def block_lengths(self, blocks: np.ndarray) -> np.ndarray:
