@@ -3,10 +3,11 @@
 import dataclasses
 import json
 import sys
+from pathlib import Path
 
 import jax
 import pytest
-from support.runs import MODEL, params, same
+from support.runs import MODEL, params, same, tiny_config
 
 from upalm.checkpoints.folder import export, load_model
 from upalm.cli import main as cli
@@ -47,3 +48,18 @@ def test_run_folder_repeats_itself(config, tmp_path, monkeypatch):
     assert len(manifest) == 64
     with pytest.raises(ValueError, match="no checkpoint at"):
         rerun(tmp_path / "nowhere", {})
+
+
+def test_relative_paths_are_found_from_another_directory(tmp_path, monkeypatch, source_text):
+    """Text, checkpoint and run folder of `run --from` lie where they lay when the run began."""
+    (tmp_path / "project" / "texts").mkdir(parents=True)
+    (tmp_path / "project" / "texts" / "a.txt").write_text(source_text)
+    monkeypatch.chdir(tmp_path / "project")
+    first = tiny_config(Path("first"), "texts", n_steps=2)
+    run(first)
+    run(dataclasses.replace(first, out=Path("second"), start=Continue(Path("first"))))
+    monkeypatch.chdir(tmp_path)
+    assert rerun(Path("project/second"), {}).resolve() == tmp_path / "project" / "second"
+    assert rerun(Path("project/second"), {"out": Path("again")}).resolve() == tmp_path / "again"
+    assert same(params(tmp_path / "again"), params(tmp_path / "project" / "second"))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["again", "project"]

@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, chdir, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -52,15 +52,22 @@ def run(config: TrainConfig) -> Path:
 
 
 def rerun(folder: Path, changes: dict[str, Any]) -> Path:
-    """Run what a run folder says, to its end, or with `changes` such as another `out`.
+    """Resume the run in `folder`, or repeat it with changed settings such as another `out`.
+
+    Relative paths of its settings start in the directory where the run began, those of `changes` in this one.
 
     Raises:
-        ValueError: no run there, or one of another version.
+        ValueError: no run in the folder, or one of another version.
     """
-    found = description(folder).get("settings")
-    if found is None:
+    stored = description(folder).get("settings")
+    if stored is None:
         raise ValueError(f"{folder} says no settings of a run: it is an import, or of an older version.")
-    return run(from_json(TrainConfig, found | {k: to_json(v) for k, v in changes.items()}))
+    directory = Path(stored.get("directory", "."))
+    settings = {name: value for name, value in stored.items() if name != "directory"}
+    for name, value in changes.items():
+        settings[name] = to_json(value.absolute() if isinstance(value, Path) else value)
+    with chdir(directory if directory.is_dir() else "."):
+        return directory / run(from_json(TrainConfig, settings))
 
 
 @contextmanager

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
 
 import jax
 
@@ -105,7 +106,8 @@ def _describe_run(config: TrainConfig, model: Decoder, tokenizer: Tokenizer, mix
     gaps_trained = bool(tokenizer.gaps_trained) or any(d.n_sentinels(config.data.seq_len) for d in mixture)
     trained = tokenizer.trained(inputs_eos=inputs_eos, gaps_trained=gaps_trained)
     before = stages(start.checkpoint) if isinstance(start, Continue) else None
-    describe(config.out, model.config, trained, config.identity(), manifests(source), to_json(config), before)
+    settings = to_json(config) | {"directory": str(Path.cwd())}  # from which relative paths are found again
+    describe(config.out, model.config, trained, config.identity(), manifests(source), settings, before)
 
 
 def _rewind(
