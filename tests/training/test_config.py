@@ -1,11 +1,14 @@
 """Settings as JSON, and what counts as another run."""
 
 from copy import deepcopy
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import optax
 import pytest
 
 from upalm.training.config import CheckpointConfig, LoggingConfig, TrainConfig, differences, from_json, to_json
+from upalm.training.optim import Optimizer, Schedule
 
 
 def test_settings_of_an_earlier_version_are_the_same_run():
@@ -33,3 +36,25 @@ def test_fields_of_an_earlier_version_are_read():
 def test_impossible_settings_are_refused(change):
     with pytest.raises(ValueError, match="n_steps|accumulation"):
         TrainConfig(Path("run"), **change)
+
+
+@dataclass(frozen=True)
+class PlainDescent:
+    schedule: Schedule = field(default_factory=Schedule)
+
+    def build(self, n_steps):
+        return optax.sgd(self.schedule.build(n_steps))
+
+
+def test_any_optimizer_with_schedule_and_build_is_accepted():
+    config = TrainConfig(Path("run"), optimizer=PlainDescent(Schedule(peak=1.0)))
+    assert isinstance(config.optimizer, Optimizer)
+    stored = to_json(config)
+    assert stored["optimizer"]["class"] == "PlainDescent" and stored["optimizer"]["schedule"]["peak"] == 1.0
+    with pytest.raises(ValueError, match="'PlainDescent', which is none of .*run the recipe that defines it"):
+        from_json(TrainConfig, stored)
+
+
+def test_optimizer_without_a_schedule_is_refused():
+    with pytest.raises((ValueError, TypeError), match="optimizer"):
+        TrainConfig(Path("run"), optimizer=optax.sgd(1.0))

@@ -1,4 +1,4 @@
-"""TrainConfig, the settings of a run, and its JSON."""
+"""TrainConfig: the settings of a run, and their JSON."""
 
 import dataclasses
 import types
@@ -13,7 +13,7 @@ from upalm.data.config import DataConfig
 from upalm.distributed.processes import ProcessConfig
 from upalm.distributed.sharding import MeshConfig
 from upalm.model.config import ModelConfig
-from upalm.training.optim import Adafactor, Optimizer
+from upalm.training.optim import Adafactor, AdamW, Optimizer
 from upalm.training.spikes import SpikeConfig
 
 FORMER_CLASSES = {
@@ -22,14 +22,14 @@ FORMER_CLASSES = {
     "Hosts": "ProcessConfig",
     "Spikes": "SpikeConfig",
 }
-"""Current names of classes that config.json of earlier versions names."""
+"""Classes by the name that config.json of earlier versions has."""
 
 FORMER_FIELDS = {"keep": "checkpoints", "watched": "logging", "hosts": "processes"}
-"""Current names of fields of `TrainConfig` that config.json of earlier versions names."""
+"""Fields of `TrainConfig` by the name that config.json of earlier versions has."""
 
 
 def to_json(settings: Any) -> Any:
-    """Plain JSON values; a dataclass also says its class."""
+    """Convert settings to plain JSON values; a dataclass also records its class."""
     if dataclasses.is_dataclass(settings):
         fields = {f.name: to_json(getattr(settings, f.name)) for f in dataclasses.fields(settings)}
         return {"class": type(settings).__name__} | fields
@@ -38,42 +38,54 @@ def to_json(settings: Any) -> Any:
     return str(settings) if isinstance(settings, Path) else settings
 
 
-def from_json(kind: Any, found: Any) -> Any:
-    """The inverse of `to_json`, given the annotated type.
+def from_json(kind: Any, stored: Any) -> Any:
+    """Convert JSON values back to settings of the annotated type.
 
     Raises:
-        ValueError: a kind or a setting that this version does not know.
+        ValueError: a class or a field that this version does not know.
     """
-    if dataclasses.is_dataclass(kind) or get_origin(kind) in (Union, types.UnionType):
-        options: list[Any] = [k for k in get_args(kind) or (kind,) if dataclasses.is_dataclass(k)]
-        if isinstance(found, dict) and options:
-            found = _current_names(found)
-            chosen = next((k for k in options if k.__name__ == found.get("class")), None)
-            if chosen is None:
-                names = [k.__name__ for k in options]
-                raise ValueError(f"the settings have {found.get('class')!r} where one of {names} is expected.")
-            hints = get_type_hints(chosen)
-            if unknown := sorted(found.keys() - hints.keys() - {"class"}):
-                raise ValueError(f"{chosen.__name__} has no {unknown}: the settings are of another version.")
-            return chosen(**{k: from_json(hints[k], v) for k, v in found.items() if k != "class"})
-        return found
+    options = _dataclasses(kind)
+    if options and isinstance(stored, dict):
+        stored = _current_names(stored)
+        name = stored.get("class")
+        chosen = next((option for option in options if option.__name__ == name), None)
+        if chosen is None:
+            raise ValueError(
+                f"the settings hold {name!r}, which is none of {[option.__name__ for option in options]}: "
+                "run the recipe that defines it."
+            )
+        hints = get_type_hints(chosen)
+        if unknown := sorted(stored.keys() - hints.keys() - {"class"}):
+            raise ValueError(f"{name} has no {unknown}: the settings are of another version.")
+        return chosen(**{key: from_json(hints[key], value) for key, value in stored.items() if key != "class"})
     if get_origin(kind) is tuple:
         inner = get_args(kind)
-        each = inner[:1] * len(found) if inner[-1] is Ellipsis else inner
-        return tuple(from_json(k, x) for k, x in zip(each, found, strict=True))
-    return Path(found) if kind is Path else found
+        kinds = inner[:1] * len(stored) if inner[-1] is Ellipsis else inner
+        return tuple(from_json(k, x) for k, x in zip(kinds, stored, strict=True))
+    return Path(stored) if kind is Path else stored
 
 
-def differences(there: dict[str, Any], here: dict[str, Any], within: str = "") -> list[str]:
-    """What differs, each by its dotted name and both values. A field newer than the stored settings had its default."""
-    found, defaults, there = [], _defaults(here.get("class", "TrainConfig")), _current_names(there)
-    for name in sorted(there.keys() | here.keys()):
-        a, b = there.get(name, defaults.get(name)), here.get(name)
-        if isinstance(a, dict) and isinstance(b, dict):
-            found += differences(a, b, f"{within}{name}.")
-        elif a != b:
-            found.append(f"{within}{name}: {a} there, {b} here")
-    return found
+def _dataclasses(kind: Any) -> list[Any]:
+    """Dataclasses that a value of the annotated type may be; of an optimizer, those of this package."""
+    if kind is Optimizer:
+        return [Adafactor, AdamW]
+    members = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+    return [member for member in members if dataclasses.is_dataclass(member)]
+
+
+def differences(stored: dict[str, Any], current: dict[str, Any], within: str = "") -> list[str]:
+    """List the settings that differ, each by its dotted name with both values.
+
+    A field that the stored settings lack is newer than they are: it had its default value.
+    """
+    changes, defaults, stored = [], _defaults(current.get("class", "TrainConfig")), _current_names(stored)
+    for name in sorted(stored.keys() | current.keys()):
+        before, now = stored.get(name, defaults.get(name)), current.get(name)
+        if isinstance(before, dict) and isinstance(now, dict):
+            changes += differences(before, now, f"{within}{name}.")
+        elif before != now:
+            changes.append(f"{within}{name}: {before} there, {now} here")
+    return changes
 
 
 def _current_names(stored: dict[str, Any]) -> dict[str, Any]:
@@ -86,10 +98,8 @@ def _current_names(stored: dict[str, Any]) -> dict[str, Any]:
 
 def _defaults(class_name: str) -> dict[str, Any]:
     """Default values of a class of settings, as JSON."""
-    classes = {
-        kind.__name__: kind for kind in (TrainConfig, ModelConfig, DataConfig, SpikeConfig, *get_args(Optimizer))
-    }
-    fields = dataclasses.fields(classes[class_name]) if class_name in classes else ()
+    kinds = (TrainConfig, ModelConfig, DataConfig, SpikeConfig, *_dataclasses(Optimizer))
+    fields = next((dataclasses.fields(kind) for kind in kinds if kind.__name__ == class_name), ())
     return {f.name: to_json(f.default) for f in fields if f.default is not dataclasses.MISSING}
 
 
@@ -98,6 +108,7 @@ class Scratch:
     """Start from random weights and a tokenizer trained on the data (pretraining)."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
+    """Shape of the model."""
 
 
 @dataclass(frozen=True)
@@ -105,27 +116,27 @@ class Continue:
     """Start from the weights and tokenizer of a checkpoint, with fresh optimizer state (UL2R)."""
 
     checkpoint: Annotated[Path, tyro.conf.arg(aliases=("--checkpoint", "-c"))]
-    """Folder of a run, of one of its steps, or of weights."""
+    """Folder of the checkpoint: a run, one of its steps (RUN/steps/500), an export or an import."""
     remat: Literal["kept", "none", "matmuls", "full"] = "kept"
-    """What the backward pass computes again (`ModelConfig.remat`), if not what the checkpoint says."""
+    """What the backward pass recomputes (`ModelConfig.remat`); `kept` leaves it as the checkpoint has it."""
 
     def reshaped(self, model: ModelConfig) -> ModelConfig:
-        """The checkpoint's shape, with what is set here."""
+        """Return the checkpoint's model config with `remat` applied."""
         return model if self.remat == "kept" else replace(model, remat=self.remat)
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """When checkpoints are written, and which stay."""
+    """Where checkpoints are written, how often, and which are kept."""
 
     minutes: float = 0.0
-    """Also after this many minutes without one; 0 goes by `save_every` alone."""
+    """Minutes after which a checkpoint is written in any case; 0 goes by `save_every` alone."""
     last: int = 2
-    """Newest ones to keep."""
+    """Number of newest checkpoints to keep."""
     every: int = 0
-    """Keep those whose step is a multiple of this, too; 0 keeps none of them."""
+    """Also keep checkpoints whose step is a multiple of this; 0 keeps none of them."""
     folder: str = ""
-    """Where they lie, on a disk that all hosts see or in a bucket (gs://...); empty is `out`."""
+    """Folder on a disk that all hosts see, or in a bucket (gs://...); empty is `out`."""
 
     def __post_init__(self):
         if self.minutes < 0 or self.last < 1 or self.every < 0:
@@ -134,10 +145,10 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class LoggingConfig:
-    """What of a run goes where, beside the progress line and metrics.jsonl."""
+    """Metric writers and profiling, in addition to metrics.jsonl."""
 
     writers: tuple[Literal["tensorboard", "wandb"], ...] = ()
-    """Other places for the metrics."""
+    """Other places that metrics are written to."""
     profile: tuple[int, int] = (0, 0)
     """First and last step of a profile, written to `out`/profile; (0, 0) writes none."""
 
@@ -149,20 +160,21 @@ class LoggingConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A training run. Everything that decides its numbers is here."""
+    """Settings of a training run; together they decide its numbers."""
 
     out: Path
-    """Folder of the run: checkpoints, tokenizer, metrics. Run again with the same settings to resume."""
+    """Folder of the run: checkpoints, tokenizer, metrics. The same settings resume the run."""
     start: Scratch | Continue = field(default_factory=Scratch)
-    """Where the weights come from."""
+    """Weights and tokenizer to start from."""
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: Optimizer = field(default_factory=Adafactor)
+    """Any object with a `schedule` and `build(n_steps)`; see `Optimizer`."""
     n_steps: int = 1000
     """Optimizer steps."""
     accumulation: int = 1
-    """Microbatches that a batch is split into, to save memory; the update is the same."""
+    """Microbatches per batch: more of them save memory and give the same update."""
     seed: int = 0
-    """Decides weights, data order and noise."""
+    """Seed of weights, data order and noise."""
     log_every: int = 10
     """Steps between lines of metrics.jsonl."""
     save_every: int = 500
@@ -170,25 +182,29 @@ class TrainConfig:
     eval_every: int = 500
     """Steps between evaluations of the validation loss."""
     eval_batches: int = 8
-    """Validation batches."""
+    """Number of validation batches."""
     checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     processes: ProcessConfig = field(default_factory=ProcessConfig)
     spikes: SpikeConfig = field(default_factory=SpikeConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     changed: bool = False
-    """Go on with a run although its settings differ from those it was begun with."""
+    """Resume a run although its settings differ from those that it began with."""
 
     def __post_init__(self):
         for name in ("n_steps", "accumulation", "log_every", "save_every", "eval_every", "eval_batches"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1.")
+        if not isinstance(self.optimizer, Optimizer):
+            raise ValueError(
+                f"optimizer is {self.optimizer!r}, expected a frozen dataclass with a `schedule` and `build(n_steps)`."
+            )
         for n in self.data.batch_sizes():
             if n % self.accumulation:
                 raise ValueError(f"batch_size {n} is no multiple of accumulation {self.accumulation}.")
 
     def identity(self) -> dict[str, Any]:
-        """As JSON, without what does not change the numbers but by rounding."""
+        """Return the settings that decide the numbers, as JSON; those that change only rounding are left out."""
         free = {"out", "log_every", "save_every", "checkpoints", "mesh", "processes", "logging", "changed"}
         fields = {k: v for k, v in to_json(self).items() if k not in {*free, "class"}}
         fields["data"] = {k: v for k, v in fields["data"].items() if k != "n_workers"}

@@ -1,4 +1,4 @@
-"""What a run shows and keeps: a progress line with the time left, and JSON lines."""
+"""Metrics of a run in metrics.jsonl, TensorBoard and W&B."""
 
 import hashlib
 import json
@@ -10,19 +10,19 @@ from upalm.distributed.processes import is_first
 
 
 class Writer(Protocol):
-    """Takes the numbers of a step elsewhere."""
+    """A place that metrics are written to, beside metrics.jsonl."""
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Numbers by name."""
+        """Write the numbers after `step` steps, by name."""
         ...
 
     def close(self) -> None:
-        """No more come."""
+        """Finish writing."""
         ...
 
 
 class TensorBoard:
-    """Event files in `folder`/tensorboard."""
+    """Write event files into `folder`/tensorboard."""
 
     def __init__(self, folder: Path):
         try:
@@ -42,7 +42,7 @@ class TensorBoard:
 
 
 class Wandb:
-    """A run of Weights & Biases, set up by its own environment variables (WANDB_PROJECT, WANDB_MODE, ...)."""
+    """Log to Weights & Biases, configured by its environment variables (WANDB_PROJECT, WANDB_MODE, ...)."""
 
     def __init__(self, folder: Path):
         try:
@@ -62,16 +62,20 @@ class Wandb:
 
 
 OF_THE_MACHINE = {"tokens_per_second", "mfu", "data_wait", "checkpoint_seconds", "memory_gb"}
-"""Metrics that differ between equal runs."""
-
+"""Metrics that differ between equal runs, because they measure the machine."""
 
 WRITERS = {"tensorboard": TensorBoard, "wandb": Wandb}
 
 
 class Metrics:
-    """Writes `metrics.jsonl`, and to other writers; on the first process only.
+    """Write metrics.jsonl, and to other writers, on the first process.
 
-    Lines after `first_step` are from an interrupted run, or from before a rewind, and are dropped; events stay.
+    Lines after `first_step`, which an interrupted run left, are dropped; events are kept.
+
+    Args:
+        path: of metrics.jsonl.
+        first_step: steps done.
+        writers: names in `WRITERS`.
     """
 
     def __init__(self, path: Path, first_step: int, writers: Sequence[str] = ()):
@@ -82,19 +86,19 @@ class Metrics:
         self.rewind(first_step)
 
     def rewind(self, step: int) -> None:
-        """Drop the lines after `step`."""
+        """Drop the lines after `step`, but for events."""
         if not is_first():
             return
         self._close_file()
         kept = []
         if self._path.is_file():
             lines = [line for line in self._path.read_text().split("\n") if line.endswith("}")]
-            kept = [line for line in lines if (found := json.loads(line))["step"] <= step or "event" in found]
+            kept = [line for line in lines if (row := json.loads(line))["step"] <= step or "event" in row]
         self._path.write_text("".join(line + "\n" for line in kept))
         self._file = self._path.open("a")
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """One line; numbers are kept to six digits."""
+        """Write one line, with numbers rounded to six digits."""
         if self._file is None:
             return
         rounded = {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in values.items()}
@@ -105,7 +109,7 @@ class Metrics:
             writer.write(step, numbers)
 
     def close(self) -> None:
-        """Close the file, and the others."""
+        """Close the file and the other writers."""
         self._close_file()
         for writer in self._writers:
             writer.close()
@@ -117,5 +121,5 @@ class Metrics:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`."""
+    """Read the lines of a metrics.jsonl."""
     return [json.loads(line) for line in path.read_text().split("\n") if line]

@@ -1,32 +1,52 @@
-"""PaLM's Adafactor and AdamW as optax transformations, and the learning-rate schedules.
-
-Equal settings build the same object, so that runs which share them share the compiled step.
-"""
+"""PaLM's Adafactor and AdamW as optax transformations, and the learning-rate schedules."""
 
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import optax
 
 
+@runtime_checkable
+class Optimizer(Protocol):
+    """An optimizer of a run: a frozen dataclass with a learning-rate schedule and `build`.
+
+    `TrainConfig` takes any object with these two; its fields are recorded in config.json. Equal settings should build
+    the same object (`lru_cache`), because the compiled step is found by it.
+    """
+
+    @property
+    def schedule(self) -> "Schedule":
+        """Learning rate by step, which the metrics report."""
+        ...
+
+    def build(self, n_steps: int) -> optax.GradientTransformation:
+        """Return the transformation from gradients to updates, for a run of `n_steps`."""
+        ...
+
+    @classmethod
+    def __subclasshook__(cls, other: type, /) -> bool:
+        """Recognise classes by their fields, so that the command line offers an optimizer's own settings."""
+        return "schedule" in getattr(other, "__dataclass_fields__", ()) and hasattr(other, "build")
+
+
 @dataclass(frozen=True)
 class Schedule:
-    """Learning rate by step (counted from 0)."""
+    """Learning rate by step, counted from 0."""
 
     kind: Literal["constant", "cosine", "rsqrt"] = "cosine"
-    """`constant`; `cosine` from peak to final over the run (UL2R); `rsqrt` constant for `warm_steps`, then
+    """`constant`; `cosine` from peak to final over the run (UL2R); or `rsqrt`, the peak for `warm_steps` and then
     falling as 1/sqrt(step) (PaLM)."""
     peak: float = 1e-4
     """Highest learning rate."""
     final: float = 1e-6
-    """Where cosine ends."""
+    """Last learning rate of cosine."""
     warm_steps: int = 10_000
-    """Steps of rsqrt at its peak."""
+    """Steps that rsqrt stays at its peak."""
     warmup_steps: int = 0
-    """Steps of linear warm-up from 0, before anything else."""
+    """Steps of linear warm-up from 0, before the schedule."""
 
     def __post_init__(self):
         if not 0 <= self.final <= self.peak and self.kind == "cosine":
@@ -35,7 +55,7 @@ class Schedule:
             raise ValueError(f"{self}: peak above 0, warm_steps at least 1, warmup_steps at least 0.")
 
     def build(self, n_steps: int) -> optax.Schedule:
-        """As a function of the step."""
+        """Return the learning rate as a function of the step."""
         base = self._base(n_steps)
         if self.warmup_steps == 0:
             return base
@@ -56,17 +76,17 @@ class Adafactor:
 
     schedule: Schedule = field(default_factory=Schedule)
     beta1: float = 0.9
-    """Momentum, without bias correction."""
+    """Decay rate of the momentum, without bias correction."""
     decay_exponent: float = 0.8
     """beta2 at step k is 1 - k^-decay_exponent."""
     clip_norm: float = 1.0
-    """Global gradient norm."""
+    """Global norm that gradients are clipped to."""
     decay: bool = True
-    """Weight decay of lr^2."""
+    """Whether to decay weights by the squared learning rate."""
 
     @lru_cache  # noqa: B019
     def build(self, n_steps: int) -> optax.GradientTransformation:
-        """T5X's order: clip, precondition, learning rate, parameter scale, momentum, decay."""
+        """Return the chain in T5X's order: clip, precondition, learning rate, parameter scale, momentum, decay."""
         schedule = self.schedule.build(n_steps)
         return optax.chain(
             optax.clip_by_global_norm(self.clip_norm),
@@ -80,18 +100,21 @@ class Adafactor:
 
 @dataclass(frozen=True)
 class AdamW:
-    """The optimizer most will know."""
+    """Adam with decoupled weight decay (Loshchilov and Hutter, arXiv:1711.05101)."""
 
     schedule: Schedule = field(default_factory=Schedule)
     beta1: float = 0.9
+    """Decay rate of the first moment."""
     beta2: float = 0.95
+    """Decay rate of the second moment."""
     weight_decay: float = 0.1
+    """Weight decay per unit of learning rate."""
     clip_norm: float = 1.0
-    """Global gradient norm."""
+    """Global norm that gradients are clipped to."""
 
     @lru_cache  # noqa: B019
     def build(self, n_steps: int) -> optax.GradientTransformation:
-        """Clip, then AdamW."""
+        """Return the chain: clip, then AdamW."""
         return optax.chain(
             optax.clip_by_global_norm(self.clip_norm),
             optax.adamw(self.schedule.build(n_steps), self.beta1, self.beta2, weight_decay=self.weight_decay),
@@ -99,9 +122,12 @@ class AdamW:
 
 
 def scale_by_layer_rms(floor: float = 1e-3) -> optax.GradientTransformation:
-    """Multiply each update by the RMS of its parameter, taken per layer where layers are stacked for scan.
+    """Multiply each update by the RMS of its parameter, per layer where layers are stacked for scan.
 
-    optax's `scale_by_param_block_rms` takes it over the whole stack, which is another optimizer.
+    optax's `scale_by_param_block_rms` takes the RMS over the whole stack, which is another optimizer.
+
+    Args:
+        floor: smallest RMS that is used.
     """
 
     def scale(path, update, param):
@@ -117,7 +143,7 @@ def scale_by_layer_rms(floor: float = 1e-3) -> optax.GradientTransformation:
 
 
 def decay_by_squared_learning_rate(schedule: optax.Schedule) -> optax.GradientTransformation:
-    """PaLM's weight decay: `param *= 1 - lr^2`, after everything else."""
+    """Decay weights as PaLM does: `param *= 1 - lr^2`, after everything else."""
 
     def update(updates, state, params):
         rate = schedule(state.count) ** 2
@@ -125,6 +151,3 @@ def decay_by_squared_learning_rate(schedule: optax.Schedule) -> optax.GradientTr
         return updates, optax.ScaleByScheduleState(optax.safe_increment(state.count))
 
     return optax.GradientTransformation(lambda params: optax.ScaleByScheduleState(jnp.zeros([], jnp.int32)), update)  # pyright: ignore
-
-
-Optimizer = Adafactor | AdamW
