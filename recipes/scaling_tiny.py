@@ -16,12 +16,11 @@ from pathlib import Path
 import numpy as np
 
 from upalm.checkpoints.folder import load_model
-from upalm.cli.scaling import Scaling
 from upalm.data import sources
 from upalm.data.config import DataConfig
 from upalm.data.sources import STDLIB
 from upalm.data.tokenizer import Tokenizer
-from upalm.evals import suites
+from upalm.evals import savings_report, suites
 from upalm.evals.bootstrap import Estimate, ratio
 from upalm.evals.infilling import gaps as gaps_module
 from upalm.evals.infilling import scores
@@ -33,6 +32,7 @@ from upalm.evals.tasks import synthetic
 from upalm.inference.decoding import Attention
 from upalm.model.config import PALM
 from upalm.model.palm import Decoder
+from upalm.terminal import console
 from upalm.training import recipes
 from upalm.training.config import CheckpointConfig, Continue, Scratch, TrainConfig
 from upalm.training.launch import run
@@ -126,7 +126,8 @@ def main(args: ScalingTiny) -> None:
                 shutil.rmtree(place, ignore_errors=True)
                 evaluate(args, checkpoint, files, documents, place)
             bar.update(i + 1)
-    Scaling((results,), out=args.out)()
+    for table in savings_report.write(savings_report.read_results([results]), args.out):
+        console().print(table)
     summary(args, results)
     print(f"{time.monotonic() - started:.0f} s in all")
 

@@ -12,12 +12,12 @@ from pathlib import Path
 import jax
 import pytest
 
-from upalm.cli import plan
 from upalm.distributed.chips import CHIPS, GIB
 from upalm.model.config import PALM, ModelConfig
 from upalm.planning import lowering, planner, search
 from upalm.planning import topology as topology_module
 from upalm.planning.search import Request
+from upalm.terminal import console
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "plans.json").read_text())
 needs_libtpu = pytest.mark.skipif(
@@ -151,13 +151,15 @@ def test_topologies_are_listed():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("ul2r_540b", "540b", "--topology", "v4:8x8x9y"), "did you mean v4:8x8x"),
+        (("ul2r_540b", "540b", "--topology", "v4:8x8x9y"), "did you mean 'v4:8x8x"),
         (("ul2r_540b", "540b", "--topology", "H100:2x2"), "unknown topology 'H100:2x2'"),
-        (("ul2r_540b", "small", "--topology", "v4:8x8x8"), "no config 'small': it has 540b, causal"),
+        (("ul2r_540b", "small", "--topology", "v4:8x8x8"), "no config 'small': choose one of 540b, causal"),
         (("ul2r_54b", "540b", "--topology", "v4:8x8x8"), "did you mean 'ul2r_540b'"),
         (("ul2r_small", "small", "--topology", "here"), "--start.checkpoint"),
         (("quickstart", "quickstart"), "settings of its own"),
-        (("ul2r_540b",), "expected RECIPE CONFIG"),
+        (("ul2r_540b",), "needs a config: choose one of 540b, causal"),
+        (("ul2r_540b", "540b", "more"), "expected RECIPE CONFIG"),
+        ((), "the recipes are finetune"),
         (("ul2r_540b", "540b", "--topology", "v4:8x8x8", "--slices", "0"), "expected at least 1"),
         (("ul2r_540b", "540b", "--topology", "v4:8x8x8", "--decode", "-1"), "expected at least 1, and at least 0"),
         (("palm_tiny", "tiny", "--slices", "2"), "needs a --topology"),
@@ -210,7 +212,7 @@ def _killed(_: Request) -> None:
 def test_a_compiler_that_dies_is_no_traceback(monkeypatch):
     monkeypatch.setattr(plan, "build_plan", _killed)
     with pytest.raises(ValueError, match="memory ran out"):
-        search.plan_in_subprocess(Request("palm_tiny", "tiny", (), "here", 1), plan.Console())
+        search.plan_in_subprocess(Request("palm_tiny", "tiny", (), "here", 1), console())
 
 
 def test_a_program_that_is_too_large_does_not_fit():

@@ -2,73 +2,16 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import jax.numpy as jnp
-import numpy as np
 import tyro
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from upalm.cli import options
-from upalm.data import shards, sources
-from upalm.data.config import DataConfig, built_folders, open_source
-from upalm.data.hf_tokenizer import load_tokenizer
-from upalm.data.loader import Loader, Statistics, statistics
-from upalm.data.tokenizer import SentencePiece, Tokenizer
-from upalm.evals import report
-from upalm.model.attention import key_range
-from upalm.training.progress import Count
-from upalm.ul2r.rows import Batch
+from upalm.terminal import console
 
-COLOURS = MODE, PREFIX, SENTINEL, TARGET = "bold magenta", "cyan", "bold yellow", "green"
-
-
-def row(loader: Loader, tokenizer: Tokenizer, number: int) -> Text:
-    """A row, segment by segment: mode token, inputs, sentinels and targets each in a colour."""
-    shown = Text()
-    for segment, example in loader.segments(number):
-        denoiser = loader.mixture[segment.denoiser_id]
-        n_mode = len(loader.segmenters[segment.denoiser_id].mode_ids)
-        shown.append(f"\n── {denoiser.name}: {segment.end - segment.start} tokens ", style="dim")
-        shown.append(f"-> {len(example.inputs)} inputs, {len(example.targets)} targets\n", style="dim")
-        shown.append(tokenizer.decode(example.inputs[:n_mode]), style=MODE)
-        for ids, style in ((example.inputs[n_mode:], PREFIX), (example.targets, TARGET)):
-            shown.append_text(_coloured(tokenizer, ids, style))
-            shown.append(" → " if style == PREFIX else "⏹\n" if denoiser.ends_with_eos else "\n", style="dim")
-    return shown
-
-
-def _coloured(tokenizer: Tokenizer, ids: np.ndarray, style: str) -> Text:
-    shown = Text()
-    is_sentinel = tokenizer.is_sentinel(ids)
-    for part in np.split(ids, np.flatnonzero(np.diff(is_sentinel.astype(int))) + 1):
-        if len(part):
-            shown.append(tokenizer.decode(part), style=SENTINEL if tokenizer.is_sentinel(part[0]) else style)
-    return shown
-
-
-def statistics_table(counted: Statistics) -> Table:
-    """Shares of examples, source tokens and loss tokens by denoiser, and how full rows are."""
-    counts = np.array([(d.examples, d.source_tokens, d.loss_tokens) for d in counted.denoisers])
-    totals = np.maximum(counts.sum(0), 1)
-    padding = f"{counted.padding} of {counted.positions} positions are padding"
-    table = Table(title=f"{counted.rows} rows, {counted.fill:.2%} full ({padding})")
-    for name in ("denoiser", "examples", "source tokens", "loss tokens", "spans per example"):
-        table.add_column(name, justify="left" if name == "denoiser" else "right")
-    for d, numbers in zip(counted.denoisers, counts, strict=True):
-        shares = (f"{n} ({n / total:.1%})" for n, total in zip(numbers, totals, strict=True))
-        table.add_row(d.name, *shares, f"{d.spans / max(d.examples, 1):.1f}")
-    return table
-
-
-def save_mask(path: Path, loader: Loader, step: int = 0) -> None:
-    """Draw what each position sees, in a row that has each denoiser."""
-    batch: Batch = loader.batch(step)
-    visible = key_range(jnp.asarray(batch.segment_ids), jnp.asarray(batch.prefix_mask)).mask(loader.config.seq_len)
-    report.save_masks(path, batch, np.asarray(visible), [d.name for d in loader.mixture])
-
+if TYPE_CHECKING:
+    from upalm.data.sources import TextSource
+    from upalm.data.tokenizer import Tokenizer
 
 SHIPPED = Path(__file__).parents[1] / "assets" / "palm_tiny"
 
@@ -95,6 +38,9 @@ class Build:
     """Leave out text that is not UTF-8, and list it, instead of stopping."""
 
     def __call__(self) -> None:
+        from upalm.data import shards, sources
+        from upalm.training.progress import Count
+
         text = sources.TextSource(self.data, self.include, self.skip_undecodable, "--")
         tokenizer = self._tokenizer(text)
         trained_vocab_size = 0 if self.tokenizer is not None else self.vocab_size
@@ -108,8 +54,12 @@ class Build:
         for note in text.notes():
             print(f"{note} (all are listed in manifest.json)" if manifest.skipped else note)
 
-    def _tokenizer(self, text: sources.TextSource) -> Tokenizer:
-        """The one that is given, that of shards to resume, or one trained on the text."""
+    def _tokenizer(self, text: "TextSource") -> "Tokenizer":
+        """Open the given tokenizer or that of shards to resume, or train one on the text."""
+        from upalm.data import shards, sources
+        from upalm.data.hf_tokenizer import load_tokenizer
+        from upalm.data.tokenizer import SentencePiece
+
         if self.tokenizer is not None:
             return load_tokenizer(self.tokenizer)
         if shards.is_folder_of_shards(self.out):
@@ -128,6 +78,9 @@ class Check:
     """Folder that `upalm data build` wrote."""
 
     def __call__(self) -> None:
+        from upalm.data import shards
+        from upalm.data.hf_tokenizer import load_tokenizer
+
         tokenizer = load_tokenizer(self.data)
         for split in shards.SPLITS:
             corpus = shards.Shards(self.data, split, tokenizer.hash)
@@ -139,15 +92,15 @@ class Check:
 class Show:
     """Print rows of a mixture in colour, with statistics."""
 
-    data: options.Data = DataConfig.source
+    data: options.Data = "stdlib"
     """`stdlib`, text, or a folder that `upalm data build` wrote."""
     mixture: str = "ul2r"
     """Name of a mixture (ul2r, ul2r_eos, ul2r_split_x, ul2, prefix_lm, causal), or denoisers as in Python."""
-    seq_len: int = DataConfig.seq_len
+    seq_len: int = 256
     """Positions per row."""
-    batch_size: int = DataConfig.batch_size
+    batch_size: int = 16
     """Rows per batch: those that --mask draws."""
-    layout: Literal["concatenated", "documents"] = DataConfig.layout
+    layout: Literal["concatenated", "documents"] = "concatenated"
     """Cut chunks from the documents end to end, or never across a document's end."""
     joint_budget: bool = False
     """Let inputs and targets share the row, instead of half a row each."""
@@ -167,6 +120,8 @@ class Show:
     """Decides order and noise."""
 
     def __call__(self) -> None:
+        from upalm.data.config import DataConfig, built_folders, open_source
+
         config = DataConfig(
             self.data,
             self.mixture,
@@ -177,15 +132,18 @@ class Show:
             include=self.include,
             skip_undecodable=self.skip_undecodable,
         )
+        from upalm.cli import rows  # imports JAX and matplotlib
+        from upalm.data.hf_tokenizer import load_tokenizer
+        from upalm.data.loader import Loader, statistics
+
         folders = built_folders(config.source)
         tokenizer = load_tokenizer(next(iter(folders), self.tokenizer))
         loader = Loader(open_source(config, tokenizer, "--")[0], config, tokenizer.symbols, seed=self.seed)
-        console = Console(highlight=False)
-        legend = zip(("mode token", "inputs", "sentinels", "targets"), COLOURS, strict=True)
-        console.print(Text.assemble(*((f"{name}  ", style) for name, style in legend)))
+        output = console()
+        output.print(rows.legend())
         for number in range(self.rows):
-            console.print(row(loader, tokenizer, number))
-        console.print(statistics_table(statistics(loader, self.count)))
+            output.print(rows.row(loader, tokenizer, number))
+        output.print(rows.statistics_table(statistics(loader, self.count)))
         if self.mask is not None:
-            save_mask(self.mask, loader)
+            rows.save_mask(self.mask, loader)
             print(f"masks: {self.mask}")

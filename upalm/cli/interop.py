@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from upalm.cli import options
-from upalm.interop import cohere, hf_export, hf_import
-from upalm.interop.palm_rlhf import import_palm
-from upalm.training.progress import Bar
+
+if TYPE_CHECKING:
+    from upalm.interop.hf_import import Imported
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,9 @@ class ImportHf:
     """`rms` folds LayerNorm into RMS norm, exactly but for rounding; such a model cannot be exported."""
 
     def __call__(self) -> None:
+        from upalm.interop import hf_import
+        from upalm.training.progress import Bar
+
         with Bar("import", 1) as bar:
             found = hf_import.import_hf(self.source, self.out, norm=self.norm, progress=bar.set_total)
         _report(found)
@@ -53,6 +56,8 @@ class ImportPalm:
     """Token that begins and ends texts."""
 
     def __call__(self) -> None:
+        from upalm.interop.palm_rlhf import import_palm
+
         found = import_palm(
             self.source,
             self.out,
@@ -79,12 +84,15 @@ class ExportHf:
     """Of the weights; `keep` is what the checkpoint has, float32 for a run."""
 
     def __call__(self) -> None:
+        from upalm.interop import cohere, hf_export
+        from upalm.training.progress import Bar
+
         with Bar("export", 1) as bar:
             found = hf_export.export_hf(self.checkpoint, self.out, dtype=self.dtype, progress=bar.set_total)
         print(f"{found.folder}: {found.n_bytes / 1e6:,.1f} MB of {found.dtype}, as {cohere.ARCHITECTURE}")
 
 
-def _report(found: hf_import.Imported) -> None:
+def _report(found: "Imported") -> None:
     config, tokenizer = found.config, found.tokenizer
     print(f"{found.folder}: {config.n_params / 1e6:,.2f}M parameters, weights {found.dtype}")
     print(f"{tokenizer.vocab_size} subwords, BOS {tokenizer.symbols.bos_id}, EOS {tokenizer.symbols.eos_id}")

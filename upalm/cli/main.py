@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from upalm._version import __version__
-from upalm.cli.terminal import printable
 from upalm.spelling import suggest
+from upalm.terminal import printable
 
 COMMANDS = {
     "run": ("upalm.cli.run:Run", "Train with a recipe, or resume a run folder."),

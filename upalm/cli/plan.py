@@ -4,14 +4,17 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
-from rich.console import Console
-from rich.table import Table
 
 from upalm import arguments
-from upalm.planning.search import Request, _tried, plan_in_subprocess
+from upalm.planning.search import Request, plan_every_mesh, plan_in_subprocess
+from upalm.terminal import console
+from upalm.training import recipes
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 @dataclass(frozen=True)
@@ -22,14 +25,14 @@ class Plan:
     Further options change the recipe, as for `upalm run`: `--mesh.model 8 --data.batch-size 64`.
     """
 
-    recipe: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[RECIPE CONFIG]")] = ()
+    recipe: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[RECIPE [CONFIG]]")] = ()
     """Recipe, and one of its configs."""
     topology: str = "here"
     """A slice such as v4:8x8x8, or the devices of this machine."""
     slices: int = 1
     """Slices of that shape, joined by the data-centre network."""
     decode: int = 0
-    """Plan a step of decoding for this many rows with full caches, not one of training."""
+    """Plan a decoding step of this many rows with full caches, instead of a training step."""
     find_mesh: bool = False
     """Try every mesh that divides, and rank those that fit."""
     list: bool = False
@@ -52,30 +55,42 @@ class Plan:
         """
         if self.list:
             return _list()
-        if len(self.recipe) != 2:
-            raise ValueError(f"upalm plan {' '.join(self.recipe)}: expected RECIPE CONFIG, see `upalm plan --help`.")
+        request = self._request()
+        output = console()
+        if not self.find_mesh:
+            result = plan_in_subprocess(request, output)
+        else:
+            result = plan_every_mesh(request, output)
+            result.sort(key=lambda f: (not f["fits"], f["step_seconds"] or float("inf"), f["memory_gib"]["total"]))
+        if self.json is not None:
+            self.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        output.print(_ranking(result) if isinstance(result, Sequence) else _table(result))
+        if not isinstance(result, Sequence) and result["fits"] is False:
+            from upalm.planning.planner import ADVICE
+
+            output.print(f"It does not fit. What helps: {ADVICE}.")
+
+    def _request(self) -> Request:
+        if not self.recipe:
+            raise ValueError(f"expected RECIPE CONFIG; the recipes are {', '.join(recipes.names())}.")
+        recipe, *rest = self.recipe
+        if not (configs := recipes.configs(recipe)):
+            raise ValueError(f"recipe {recipe!r} has settings of its own, no configs to plan.")
+        config, rest = recipes.split(configs, rest, f"upalm plan {recipe}")
+        if rest:
+            raise ValueError(f"upalm plan {' '.join(self.recipe)}: expected RECIPE CONFIG, no further words.")
         if self.slices < 1 or self.decode < 0:
             raise ValueError(f"--slices {self.slices} --decode {self.decode}: expected at least 1, and at least 0.")
         if self.topology == "here" and self.slices > 1:
-            raise ValueError(f"--slices {self.slices} needs a --topology: this machine's devices are what they are.")
-        request = Request(*self.recipe, self.overrides, self.topology, self.slices, self.decode)
-        console = Console(highlight=False)
-        if not self.find_mesh:
-            found = plan_in_subprocess(request, console)
-            _show(found, console)
-        else:
-            found = _tried(request, console)
-            found.sort(key=lambda f: (not f["fits"], f["step_seconds"] or float("inf"), f["memory_gib"]["total"]))
-            _rank(found, console)
-        if self.json is not None:
-            self.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            raise ValueError(f"--slices {self.slices} needs a --topology: `here` is the devices of this machine.")
+        return Request(recipe, config, self.overrides, self.topology, self.slices, self.decode)
 
 
 # --- Output ---------------------------------------------------------------------------------------
 
 
-def _show(found: dict[str, Any], console: Console) -> None:
-    from upalm.planning.planner import ADVICE
+def _table(found: dict[str, Any]) -> "Table":
+    from rich.table import Table
 
     mesh = " x ".join(f"{n} {name}" for name, n in found["mesh"].items()) or "one device"
     what = f"decoding {found['decodes']} rows, " if found["decodes"] else ""
@@ -84,20 +99,20 @@ def _show(found: dict[str, Any], console: Console) -> None:
     row, memory = table.add_row, found["memory_gib"]
     row("parameters", f"{found['params'] / 1e9:,.2f}B")
     for kind, gib in memory.items():
-        row(f"memory: {kind}", f"{gib:,.2f} GiB a chip")
+        row(f"memory: {kind}", f"{gib:,.2f} GiB per chip")
     if (capacity := found["capacity_gib"]) is not None:
         spare = 1 - memory["total"] / capacity
         row("fits", f"yes, {spare:.0%} of {capacity:.0f} GiB to spare" if found["fits"] else f"NO: {capacity:.0f} GiB")
     else:
         row("fits", "unknown: this device's memory is in no table")
     formula = "2N + 4LHQT" if found["decodes"] else "6N + 12LHQT"
-    row("FLOPs a step", f"{found['flops_per_step']:.4g} by the papers' formula, {formula} a token")
+    row("FLOPs per step", f"{found['flops_per_step']:.4g} by the papers' formula, {formula} per token")
     if found["compiled_flops_per_step"]:
         compiled = f"{found['compiled_flops_per_step']:.4g} in the compiled program"
         row("", compiled + f", {found['remat_share']:.1%} of it rematerialisation")
     for e in found["collectives"]:
         if e["gib"] >= 0.005:
-            row(f"{e['kind']} over {e['axes']}", f"{e['count']:,} a step, {e['gib']:,.2f} GiB sent by a chip")
+            row(f"{e['kind']} over {e['axes']}", f"{e['count']:,} per step, {e['gib']:,.2f} GiB sent per chip")
     for name, seconds in found["seconds"].items():
         row(f"bound by {name}", f"{seconds:.3f} s" + (" <- binds" if name == found["bound_by"] else ""))
     if found["step_seconds"]:
@@ -114,21 +129,21 @@ def _show(found: dict[str, Any], console: Console) -> None:
         )
         if paper := PAPER.get(found["recipe"]):
             row("the paper", paper)
-    console.print(table)
-    if found["fits"] is False:
-        console.print(f"It does not fit. What helps: {ADVICE}.")
+    return table
 
 
 PAPER = {
-    "ul2r_540b": "512 v4 chips, about 5 days: 61,000 chip-hours, 21.6 s a step (U-PaLM section 3)",
+    "ul2r_540b": "512 v4 chips, about 5 days: 61,000 chip-hours, 21.6 s per step (U-PaLM section 3)",
     "palm_540b": "6144 v4 chips, 46.2% MFU, 8.4M chip-hours in all (PaLM section 4 and appendix B)",
 }
 """What the papers report of a recipe."""
 
 
-def _rank(found: list[dict[str, Any]], console: Console) -> None:
+def _ranking(found: Sequence[dict[str, Any]]) -> "Table":
+    from rich.table import Table
+
     table = Table(title="meshes that divide, those that fit first")
-    for name in ("replica x data x model", "GiB a chip", "fits", "step, s", "bound by", "MFU"):
+    for name in ("replica x data x model", "GiB per chip", "fits", "step, s", "bound by", "MFU"):
         table.add_column(name, justify="right")
     for f in found:
         step = "" if f["step_seconds"] is None else f"{f['step_seconds']:.3f}"
@@ -136,7 +151,7 @@ def _rank(found: list[dict[str, Any]], console: Console) -> None:
         fits = {True: "yes", False: "no", None: "unknown"}[f["fits"]]
         sizes = " x ".join(str(n) for n in f["mesh"].values())
         table.add_row(sizes, f"{f['memory_gib']['total']:.2f}", fits, step, f["bound_by"] or "", share)
-    console.print(table)
+    return table
 
 
 def _list() -> None:

@@ -1,13 +1,15 @@
 """Table, figure and report of the scaling analysis."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from html import escape
 from pathlib import Path
 
 import numpy as np
+from rich.table import Table
 
 from upalm.evals import report
-from upalm.evals.savings import Point, Saving, common_tasks, measures_of, points_of
+from upalm.evals.savings import Point, Saving, common_tasks, measures_of, points_of, savings
 
 _METHOD = """
 <p>The causal curve is the score against log FLOPs (6ND), made monotone. The savings rate of a continuation is the FLOPs
@@ -17,7 +19,12 @@ at which that curve reaches its score over its own FLOPs, those of its start inc
 """
 
 
-def _read(paths: Sequence[Path]) -> dict[str, list[Point]]:
+def read_results(paths: Sequence[Path]) -> dict[str, list[Point]]:
+    """Points of each measure from results.json files, or from folders that hold some.
+
+    Raises:
+        ValueError: no file, or one that `upalm eval --suite` did not write.
+    """
     files = [file for path in paths for file in (sorted(path.rglob("results.json")) if path.is_dir() else [path])]
     if missing := [str(path) for path in files if not path.is_file()]:
         raise ValueError(f"no file {missing[0]}.")
@@ -34,6 +41,19 @@ def _read(paths: Sequence[Path]) -> dict[str, list[Point]]:
     analyses = {measure: points_of(found, measure) for measure in measures_of(found)}
     lower = {m for m in analyses if m != "score" and found[0]["measures"][m]["lower_is_better"]}
     return {f"minus {m}" if m in lower else m: points for m, points in analyses.items()}
+
+
+def write(analyses: Mapping[str, Sequence[Point]], folder: Path) -> list[Table]:
+    """Write scaling.json, scaling.png and report.html to the folder; return a table per measure."""
+    rates = {measure: savings(points) for measure, points in analyses.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    contents = {measure: [saving._asdict() for saving in some] for measure, some in rates.items()}
+    (folder / "scaling.json").write_text(json.dumps(contents, indent=1) + "\n", encoding="utf-8")
+    figure = folder / "scaling.png"
+    report.save_scaling(figure, {measure: drawn(points) for measure, points in analyses.items()})
+    sections = [("Method", _METHOD), *((m.replace("_", " "), _html(some)) for m, some in rates.items())]
+    report.save_html(folder / "report.html", "Compute that UL2R saves", sections, [figure])
+    return [_table(measure, some) for measure, some in rates.items()]
 
 
 def drawn(points: Sequence[Point]) -> list[report.Drawn]:
@@ -85,5 +105,14 @@ def _rows(found: Sequence[Saving]) -> list[tuple[str, ...]]:
 
 def _html(found: Sequence[Saving]) -> str:
     head = "".join(f"<th>{name}</th>" for name in _COLUMNS)
-    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in _rows(found))
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in _rows(found))
     return f"<table><tr>{head}</tr>{body}</table>"
+
+
+def _table(measure: str, some: Sequence[Saving]) -> Table:
+    table = Table(title=measure.replace("_", " "))
+    for name in _COLUMNS:
+        table.add_column(name, justify="left" if name in ("size", "family") else "right")
+    for row in _rows(some):
+        table.add_row(*row)
+    return table

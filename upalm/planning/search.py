@@ -117,7 +117,7 @@ _WITHOUT_TPU = {
 }
 
 
-def _tried(request: Request, console: Console) -> list[dict[str, Any]]:
+def plan_every_mesh(request: Request, console: Console) -> list[dict[str, Any]]:
     """Plans for every mesh that divides; what the compiler refuses is said.
 
     Raises:

@@ -4,16 +4,12 @@ import math
 import sys
 import time
 
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from upalm.terminal import console
+
 _SECONDS_BETWEEN_LINES = 15
-
-
-def console() -> Console:
-    """Console for a command's output; 132 columns wide in a file or a pipe, so that tables are not cut."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 132)
 
 
 class Bar:
@@ -34,7 +30,7 @@ class Bar:
         self._last_line, self._quiet, self._live = -math.inf, quiet, sys.stderr.isatty() and not quiet
         text, note = TextColumn("{task.description}"), TextColumn("{task.fields[note]}")
         columns = (text, BarColumn(), MofNCompleteColumn(), note, TimeRemainingColumn())
-        self._progress = Progress(*columns, console=Console(stderr=True), disable=not self._live)
+        self._progress = Progress(*columns, console=console(stderr=True), disable=not self._live)
         self._task = self._progress.add_task(title, total=total, completed=done, note="")
 
     def __enter__(self) -> "Bar":

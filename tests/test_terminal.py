@@ -1,4 +1,4 @@
-from upalm.cli.terminal import printable
+from upalm.terminal import printable
 
 
 def test_controls_are_spelt_out_and_text_stays():
