@@ -1,0 +1,204 @@
+# %% [markdown]
+# # What the denoisers do
+#
+# **Question:** what does UL2R ask of a model, on one sentence, and how much of each kind?
+#
+# UL2R trains a causal language model on three tasks, which U-PaLM calls denoisers
+# (U-PaLM section 2.3). Each cuts a chunk of tokens into *inputs*, which the model sees
+# in both directions, and *targets*, which it predicts from left to right.
+#
+# <a href="../notebooks/02_denoisers.ipynb" download>Download this page as a notebook</a>
+
+# %% tags=["skip-execution"]
+# %pip install -q upalm
+
+# %%
+from math import comb
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+import upalm
+from upalm import ul2r
+
+# %% [markdown]
+# ## Integers first
+#
+# Ten tokens, and three ids that mark gaps (the *sentinels* 99, 98 and 97).
+
+# %%
+symbols = ul2r.Symbols(
+    sentinels=(99, 98, 97), modes={"nlu": (50,), "nlg": (51,), "s2s": (52,)}
+)
+tokens = np.arange(10, 20)
+short_spans = ul2r.SpanCorruption(
+    name="r", mode="nlu", mean_span=2.0, corruption_rate=0.4
+)
+example = short_spans(tokens, np.random.default_rng(0), symbols)
+print("inputs ", example.inputs)
+print("targets", example.targets)
+
+# %% [markdown]
+# Each masked span left one sentinel in the inputs. The targets repeat that sentinel and
+# then spell the span. Nothing is lost: the targets fit back into the inputs.
+
+# %%
+restored = ul2r.restore(example, symbols.sentinels)
+assert np.array_equal(restored, tokens)
+
+# %% [markdown]
+# ## One sentence in colour
+#
+# The tokenizer that comes with the package was trained on Python source.
+
+# %%
+tokenizer = upalm.load().tokenizer
+TEXT = "def mean(values):\n    total = sum(values)\n    return total / len(values)\n" * 3
+ids = np.array(tokenizer.encode(TEXT), np.int32)
+SPAN_COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"]
+
+
+def words(ids):
+    """Each id as text that a picture can show."""
+    shown = [tokenizer.decode([i]) for i in ids]
+    return [word.replace("\n", "\u21b5").replace(" ", "\u00b7") for word in shown]
+
+
+def colours(ids):
+    """Kept tokens are grey; a sentinel and the span after it share a colour."""
+    number, found = -1, []
+    for i in ids:
+        if tokenizer.is_sentinel(i):
+            number += 1
+        found.append((number, tokenizer.is_sentinel(i)))
+    return found
+
+
+def draw(axes, ids, title, is_target, width=92):
+    """Tokens from left to right, in lines of a fixed width."""
+    axes.set(xlim=(0, width), xticks=[], yticks=[], frame_on=False)
+    axes.set_title(title, loc="left", fontsize=10)
+    x, line = 0, 0
+    for word, (number, is_sentinel) in zip(words(ids), colours(ids), strict=True):
+        if x + len(word) + 1 > width:
+            x, line = 0, line + 1
+        masked = is_sentinel or (is_target and number >= 0)
+        colour = SPAN_COLOURS[number % 6] if masked else "#eeeeee"
+        box = {"facecolor": colour, "edgecolor": "none", "pad": 1.5}
+        ink = "white" if masked else "black"
+        axes.text(x, -line, word, family="monospace", fontsize=8, color=ink, bbox=box)
+        x += len(word) + 1
+    axes.set_ylim(-line - 0.8, 0.8)
+
+
+# %% mystnb={"image": {"alt": "One piece of code as inputs and targets of the R, X and S denoisers; masked spans have colours, kept tokens are grey."}}
+names = {"r": "R: short spans", "x": "X: long spans, half the text", "s": "S: a prefix"}
+figure, axes = plt.subplots(6, 1, figsize=(9, 8), constrained_layout=True)
+for row, denoiser in enumerate(ul2r.UL2R):
+    inputs, targets = denoiser(ids, np.random.default_rng(3), tokenizer.symbols)
+    draw(axes[2 * row], inputs, f"{names[denoiser.name]} - inputs", False)
+    draw(axes[2 * row + 1], targets, f"{names[denoiser.name]} - targets", True)
+plt.show()
+
+# %% [markdown]
+# R leaves enough around each gap to guess it. X takes so much that the model must
+# compose. S has no sentinel at all: it is language modelling with a prefix that is seen
+# in both directions.
+#
+# ## How long are the spans?
+#
+# "Mean 3" leaves the law open. T5's code, which UL2 follows, fixes how many tokens and
+# how many spans are masked, and then draws the lengths uniformly among all ways to cut
+# $m$ tokens into $k$ positive parts. So one span has length $n$ with probability
+# $\binom{m-n-1}{k-2} / \binom{m-1}{k-1}$.
+
+# %%
+LENGTH = 512
+r = ul2r.R
+n_masked, n_spans = ul2r.span_counts(LENGTH, r.mean_span, r.corruption_rate)
+print(f"{n_masked} of {LENGTH} tokens are masked, in {n_spans} spans")
+rng, lengths = np.random.default_rng(0), []
+for _ in range(400):
+    mask = ul2r.span_noise_mask(LENGTH, r.mean_span, r.corruption_rate, rng)
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], mask, [0]])))
+    lengths += list(edges[1::2] - edges[::2])
+longest = 15
+counts = np.bincount(np.minimum(lengths, longest + 1), minlength=longest + 2)
+seen = counts[1 : longest + 1] / len(lengths)
+law = [
+    comb(n_masked - n - 1, n_spans - 2) / comb(n_masked - 1, n_spans - 1)
+    for n in range(1, longest + 1)
+]
+
+# %% mystnb={"image": {"alt": "Histogram of span lengths of the R denoiser with T5's law as a line through the tops of the bars; both fall geometrically from length 1."}}
+figure, axes = plt.subplots(figsize=(7, 3.2), constrained_layout=True)
+axes.bar(range(1, longest + 1), seen, color="#56b4e9", label="drawn, 400 chunks")
+axes.plot(range(1, longest + 1), law, "o-", color="#d55e00", label="T5's law")
+axes.axvline(np.mean(lengths), color="black", linestyle=":", label="mean")
+axes.set(xlabel="length of a span in tokens", ylabel="share of spans", ylim=(0, None))
+axes.legend(frameon=False)
+plt.show()
+
+# %%
+assert abs(np.mean(lengths) - n_masked / n_spans) < 1e-9, "the mean is exact"
+assert np.max(np.abs(seen - law)) < 0.01, "the lengths follow T5's law"
+assert len(lengths) == 400 * n_spans, "the number of spans is not random"
+
+# %% [markdown]
+# The most frequent span is a single token, whatever the mean.
+#
+# ## How much of each?
+#
+# U-PaLM draws 25% R, 25% X and 50% S. These are shares of *examples*. A token share is
+# another number, since an X example has far more targets than an R example.
+
+# %%
+weights = {denoiser.name: denoiser.weight for denoiser in ul2r.UL2R}
+targets = {denoiser.name: denoiser.lengths(1024)[1] for denoiser in (ul2r.R, ul2r.X)}
+targets["s"] = 1024 / 2  # a uniform split: half of the chunk on average
+total = sum(weights[name] * targets[name] for name in weights)
+shares = {name: weights[name] * targets[name] / total for name in weights}
+print({name: f"{share:.0%}" for name, share in shares.items()})
+
+# %% mystnb={"image": {"alt": "Two stacked bars: R, X and S have 25, 25 and 50 percent of the examples, but R has far fewer of the target tokens."}}
+figure, axes = plt.subplots(figsize=(7, 1.8), constrained_layout=True)
+for label, values in {"examples": weights, "target tokens": shares}.items():
+    left = 0.0
+    for name, colour in zip("rxs", ("#0072b2", "#d55e00", "#999999"), strict=True):
+        axes.barh(label, values[name], left=left, color=colour)
+        axes.text(left + values[name] / 2, label, f"{name.upper()} {values[name]:.0%}",
+                  ha="center", va="center", color="white", fontweight="bold")  # fmt: skip
+        left += values[name]
+axes.set(xlim=(0, 1), xticks=[], frame_on=False)
+axes.invert_yaxis()
+plt.show()
+
+# %%
+assert sum(weights.values()) == 1 and weights["s"] == 0.5
+assert shares["r"] < 0.15 < 0.35 < shares["x"], "R teaches by few tokens, X by many"
+
+# %% [markdown]
+# ## Your own text
+#
+# Any text of yours becomes examples in the same way. On the command line,
+# `upalm data show --data my.txt --mixture ul2r` prints whole rows in colour.
+
+# %%
+mine = "UL2R takes a model that only ever looked back, and lets it look both ways."
+inputs, targets = ul2r.R(
+    np.array(tokenizer.encode(mine), np.int32),
+    np.random.default_rng(0),
+    tokenizer.symbols,
+)
+print(tokenizer.decode(inputs))
+print(tokenizer.decode(targets))
+
+# %% [markdown]
+# ## Now change this
+#
+# - Give `short_spans` a `corruption_rate` of 0.9. Which number stays below the number of
+#   kept tokens, and why?
+# - Replace `ul2r.UL2R` with `ul2r.UL2` in the picture: seven denoisers, of which four
+#   are extreme.
+# - Draw the lengths of `ul2r.X` with `LENGTH = 2048`. How many spans are there, and how
+#   far is the law from geometric?
