@@ -32,7 +32,7 @@ extensions = [
 exclude_patterns = ["_build", "_ext", "conf.py", "**.ipynb_checkpoints"]
 suppress_warnings = ["config.cache"]
 
-myst_enable_extensions = ["deflist", "dollarmath"]
+myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 3
 nb_custom_formats = {".py": "notebooks.read"}
 nb_execution_mode = "cache"  # by the cells alone, not by the package: a fresh clone builds everything

@@ -14,12 +14,15 @@
 
 # %%
 from math import comb
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 
 import upalm
 from upalm import ul2r
+from upalm.data import DataConfig, Loader, Tokens, load_tokenizer
+from upalm.data.loader import statistics
 
 # %% [markdown]
 # ## Integers first
@@ -52,7 +55,7 @@ assert np.array_equal(restored, tokens)
 # The tokenizer that comes with the package was trained on Python source.
 
 # %%
-tokenizer = upalm.load().tokenizer
+tokenizer = load_tokenizer(Path(upalm.__file__).parent / "assets" / "palm_tiny")
 TEXT = "def mean(values):\n    total = sum(values)\n    return total / len(values)\n" * 3
 ids = np.array(tokenizer.encode(TEXT), np.int32)
 SPAN_COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"]
@@ -149,20 +152,25 @@ assert len(lengths) == 400 * n_spans, "the number of spans is not random"
 #
 # ## How much of each?
 #
-# U-PaLM draws 25% R, 25% X and 50% S. These are shares of *examples*. A token share is
-# another number, since an X example has far more targets than an R example.
+# U-PaLM draws 25% R, 25% X and 50% S. These are shares of *examples*. The shares of the
+# targets, which the loss counts, are others: an X example has far more targets than an
+# R example. The loader counts both over 300 packed rows.
 
 # %%
-weights = {denoiser.name: denoiser.weight for denoiser in ul2r.UL2R}
-targets = {denoiser.name: denoiser.lengths(1024)[1] for denoiser in (ul2r.R, ul2r.X)}
-targets["s"] = 1024 / 2  # a uniform split: half of the chunk on average
-total = sum(weights[name] * targets[name] for name in weights)
-shares = {name: weights[name] * targets[name] / total for name in weights}
-print({name: f"{share:.0%}" for name, share in shares.items()})
+corpus = Tokens.from_documents(rng.integers(100, 900, (200, 3000)).tolist())
+symbols = ul2r.Symbols(tuple(range(1100, 1000, -1)), symbols.modes)
+config = DataConfig(mixture="ul2r", seq_len=2048, batch_size=8)
+counts = statistics(Loader(corpus, config, symbols, seed=0), 300).denoisers
+n_examples = sum(count.examples for count in counts)
+n_targets = sum(count.loss_tokens for count in counts)
+weights = {count.name: count.examples / n_examples for count in counts}
+shares = {count.name: count.loss_tokens / n_targets for count in counts}
+print("examples", {name: f"{share:.0%}" for name, share in weights.items()})
+print("targets ", {name: f"{share:.0%}" for name, share in shares.items()})
 
-# %% mystnb={"image": {"alt": "Two stacked bars: R, X and S have 25, 25 and 50 percent of the examples, but R has far fewer of the target tokens."}}
+# %% mystnb={"image": {"alt": "Two stacked bars: R, X and S have 25, 25 and 50 percent of the examples, but R has far fewer of the targets."}}
 figure, axes = plt.subplots(figsize=(7, 1.8), constrained_layout=True)
-for label, values in {"examples": weights, "target tokens": shares}.items():
+for label, values in {"examples": weights, "targets": shares}.items():
     left = 0.0
     for name, colour in zip("rxs", ("#0072b2", "#d55e00", "#999999"), strict=True):
         axes.barh(label, values[name], left=left, color=colour)
@@ -174,8 +182,8 @@ axes.invert_yaxis()
 plt.show()
 
 # %%
-assert sum(weights.values()) == 1 and weights["s"] == 0.5
-assert shares["r"] < 0.15 < 0.35 < shares["x"], "R teaches by few tokens, X by many"
+assert abs(weights["s"] - 0.5) < 0.05, "examples are drawn by U-PaLM's weights"
+assert 2 * shares["r"] < shares["x"], "equal examples of R and X, unequal targets"
 
 # %% [markdown]
 # ## Your own text
