@@ -1,13 +1,13 @@
 # %% [markdown]
 # # What the denoisers do
 #
-# **Question:** what does UL2R ask of a model, on one sentence, and how much of each kind?
+# **Question:** what does UL2R ask of a model, and how much of each kind?
 #
 # UL2R trains a causal language model on three tasks, which U-PaLM calls denoisers
 # (U-PaLM section 2.3). Each cuts a chunk of tokens into *inputs*, which the model sees
 # in both directions, and *targets*, which it predicts from left to right.
 #
-# <a href="../notebooks/02_denoisers.ipynb" download>Download this page as a notebook</a>
+# <a href="../notebooks/02_denoisers.ipynb" download>Download as a notebook</a>
 
 # %% tags=["skip-execution"]
 # %pip install -q upalm
@@ -56,7 +56,11 @@ assert np.array_equal(restored, tokens)
 
 # %%
 tokenizer = load_tokenizer(Path(upalm.__file__).parent / "assets" / "palm_tiny")
-TEXT = "def mean(values):\n    total = sum(values)\n    return total / len(values)\n" * 3
+TEXT = """\
+def mean(values):
+    total = sum(values)
+    return total / len(values)
+""" * 3
 ids = np.array(tokenizer.encode(TEXT), np.int32)
 SPAN_COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"]
 
@@ -77,7 +81,7 @@ def colours(ids):
     return found
 
 
-def draw(axes, ids, title, is_target, width=92):
+def draw(axes, ids, title, is_target, width=104):
     """Tokens from left to right, in lines of a fixed width."""
     axes.set(xlim=(0, width), xticks=[], yticks=[], frame_on=False)
     axes.set_title(title, loc="left", fontsize=10)
@@ -89,14 +93,14 @@ def draw(axes, ids, title, is_target, width=92):
         colour = SPAN_COLOURS[number % 6] if masked else "#eeeeee"
         box = {"facecolor": colour, "edgecolor": "none", "pad": 1.5}
         ink = "white" if masked else "black"
-        axes.text(x, -line, word, family="monospace", fontsize=8, color=ink, bbox=box)
+        axes.text(x, -line, word, family="monospace", fontsize=9.5, color=ink, bbox=box)
         x += len(word) + 1
     axes.set_ylim(-line - 0.8, 0.8)
 
 
 # %% mystnb={"image": {"alt": "One piece of code as inputs and targets of the R, X and S denoisers; masked spans have colours, kept tokens are grey."}}
 names = {"r": "R: short spans", "x": "X: long spans, half the text", "s": "S: a prefix"}
-figure, axes = plt.subplots(6, 1, figsize=(9, 8), constrained_layout=True)
+figure, axes = plt.subplots(6, 1, figsize=(9, 8.5), constrained_layout=True)
 for row, denoiser in enumerate(ul2r.UL2R):
     inputs, targets = denoiser(ids, np.random.default_rng(3), tokenizer.symbols)
     draw(axes[2 * row], inputs, f"{names[denoiser.name]} - inputs", False)
@@ -112,8 +116,8 @@ plt.show()
 #
 # "Mean 3" leaves the law open. T5's code, which UL2 follows, fixes how many tokens and
 # how many spans are masked, and then draws the lengths uniformly among all ways to cut
-# $m$ tokens into $k$ positive parts. So one span has length $n$ with probability
-# $\binom{m-n-1}{k-2} / \binom{m-1}{k-1}$.
+# *m* tokens into *k* positive parts. So one span has length *n* with probability
+# C(m - n - 1, k - 2) / C(m - 1, k - 1).
 
 # %%
 LENGTH = 512
@@ -174,8 +178,9 @@ for label, values in {"examples": weights, "targets": shares}.items():
     left = 0.0
     for name, colour in zip("rxs", ("#0072b2", "#d55e00", "#999999"), strict=True):
         axes.barh(label, values[name], left=left, color=colour)
-        axes.text(left + values[name] / 2, label, f"{name.upper()} {values[name]:.0%}",
-                  ha="center", va="center", color="white", fontweight="bold")  # fmt: skip
+        text = f"{name.upper()} {values[name]:.0%}"
+        style = {"ha": "center", "va": "center", "color": "white", "weight": "bold"}
+        axes.text(left + values[name] / 2, label, text, **style)
         left += values[name]
 axes.set(xlim=(0, 1), xticks=[], frame_on=False)
 axes.invert_yaxis()
@@ -204,8 +209,8 @@ print(tokenizer.decode(targets))
 # %% [markdown]
 # ## Now change this
 #
-# - Give `short_spans` a `corruption_rate` of 0.9. Which number stays below the number of
-#   kept tokens, and why?
+# - Give `short_spans` a `corruption_rate` of 0.9. Why are there never more spans than
+#   kept tokens?
 # - Replace `ul2r.UL2R` with `ul2r.UL2` in the picture: seven denoisers, of which four
 #   are extreme.
 # - Draw the lengths of `ul2r.X` with `LENGTH = 2048`. How many spans are there, and how
