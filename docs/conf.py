@@ -37,7 +37,7 @@ myst_heading_anchors = 3
 nb_custom_formats = {".py": "notebooks.read"}
 nb_execution_mode = "cache"  # by the cells alone, not by the package: a fresh clone builds everything
 nb_execution_raise_on_error = True
-nb_execution_timeout = 300
+nb_execution_timeout = 600  # seconds per cell, on a machine that has other work
 nb_merge_streams = True
 copybutton_exclude = ".linenos, .gp, .go"
 

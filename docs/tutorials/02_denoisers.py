@@ -7,7 +7,7 @@
 # (U-PaLM section 2.3). Each cuts a chunk of tokens into *inputs*, which the model sees
 # in both directions, and *targets*, which it predicts from left to right.
 #
-# <a href="../notebooks/02_denoisers.ipynb" download>Download as a notebook</a>
+# <a href="../notebooks/02_denoisers.ipynb" download>Download the notebook</a>
 
 # %% tags=["skip-execution"]
 # %pip install -q upalm
