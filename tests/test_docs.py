@@ -159,3 +159,22 @@ def test_oracles_may_be_absent():
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:]
     assert "torch is absent" in done.stdout and "transformers is absent" in done.stdout
+
+
+TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("[0-9]*.py"))
+
+
+@pytest.mark.parametrize("path", TUTORIALS, ids=lambda p: p.stem)
+def test_tutorials_have_their_parts(path):
+    """The site's build executes them; here is what a build cannot see."""
+    text = path.read_text()
+    cells = re.split(r"^# %%", text, flags=re.MULTILINE)
+    assert "**Question:**" in cells[1], "a question at the top"
+    assert '"skip-execution"' in cells[2] and "%pip install" in cells[2], "a first cell that installs"
+    assert "## Now change this" in cells[-1], "exercises at the end"
+    assert f"notebooks/{path.stem}.ipynb" in cells[1], "the notebook to download"
+    assert len(re.findall(r"^\s*assert ", text, re.MULTILINE)) >= 3, "assertions hold what the prose says"
+    pictures = [cell for cell in cells if "plt.show()" in cell]
+    assert pictures and all('{"image": {"alt": "' in cell for cell in pictures), "every picture has a text"
+    wide = [line for line in text.splitlines() if len(line) > 88 and not line.startswith("# %%")]
+    assert wide == [], "code wider than 88 columns scrolls"

@@ -8,7 +8,18 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("ul2r", "distributed", "data", "model", "checkpoints", "inference", "training", "evals", "interop", "planning")
+PACKAGES = (
+    "ul2r",
+    "distributed",
+    "data",
+    "model",
+    "checkpoints",
+    "inference",
+    "training",
+    "evals",
+    "interop",
+    "planning",
+)
 
 
 def _summary(path: Path) -> str:

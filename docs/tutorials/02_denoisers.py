@@ -56,11 +56,14 @@ assert np.array_equal(restored, tokens)
 
 # %%
 tokenizer = load_tokenizer(Path(upalm.__file__).parent / "assets" / "palm_tiny")
-TEXT = """\
+TEXT = (
+    """\
 def mean(values):
     total = sum(values)
     return total / len(values)
-""" * 3
+"""
+    * 3
+)
 ids = np.array(tokenizer.encode(TEXT), np.int32)
 SPAN_COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"]
 

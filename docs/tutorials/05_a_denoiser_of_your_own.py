@@ -165,7 +165,7 @@ differences = {name: difference(kind) for kind, name in enumerate(names)}
 
 # %% mystnb={"image": {"alt": "Paired differences in bits per token between the own mixture and ul2r for four kinds of gap: the own mixture is better on its middle gap and worse on short spans."}}
 figure, axes = plt.subplots(figsize=(7, 2.6), constrained_layout=True)
-for y, (name, (mean, low, high)) in enumerate(differences.items()):
+for y, (mean, low, high) in enumerate(differences.values()):
     colour = "#0072b2" if high < 0 else "#d55e00" if low > 0 else "#777777"
     axes.plot([low, high], [y, y], color=colour, linewidth=3, solid_capstyle="round")
     axes.plot(mean, y, "o", color=colour, markersize=8)
