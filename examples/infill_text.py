@@ -11,7 +11,7 @@ from upalm.checkpoints.folder import load_model
 from upalm.inference.generation import infill
 
 folder = sys.argv[1] if len(sys.argv) > 1 else Path(upalm.__file__).parent / "assets" / "palm_tiny"
-model, tokenizer = load_model(folder)
+model, tokenizer, _ = load_model(folder)
 text = "def read(path):\n    with open(<extra_id_0>) as f:\n        return <extra_id_1>\n"
 for mode in ("none", "nlu", "nlg"):
     filled = infill(model, tokenizer, text, mode=mode, max_new_tokens=16)[0]

@@ -43,12 +43,12 @@ def infill(model, prompt: list[int], n_new: int, eos_id: int) -> list[int]:
 def main(exported: Path, checkpoint: Path) -> None:
     model = transformers.AutoModelForCausalLM.from_pretrained(exported, dtype=torch.float32)
     tokenizer = transformers.AutoTokenizer.from_pretrained(exported)
-    ours, our_tokenizer = load_model(checkpoint)
+    ours, our_tokenizer, info = load_model(checkpoint)
     symbols = our_tokenizer.symbols  # an import has them in symbols.json, and every model card names them
 
     before, after = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in TEXT.split("<extra_id_0>"))
     mode = tokenizer("[NLG]", add_special_tokens=False)["input_ids"]
-    end = [symbols.eos_id] if our_tokenizer.inputs_eos else []
+    end = [symbols.eos_id] if info.inputs_eos else []
     prompt = [symbols.bos_id, *mode, *before, symbols.sentinels[0], *after, *end]
     found = infill(model, prompt, N_NEW + 2, symbols.eos_id)
 

@@ -34,5 +34,6 @@ if __name__ == "__main__":
     chosen = recipes.choose(CONFIGS, __doc__)
     folder = run(chosen)
     shutil.copytree(folder, folder / "export", ignore=lambda *_: ["steps", "export"], dirs_exist_ok=True)
-    export(folder / "export", *load_model(folder), chosen.identity())
+    model, tokenizer, info = load_model(folder)
+    export(folder / "export", model, tokenizer, chosen.identity(), info)
     print(f"weights to share: {folder / 'export'}")

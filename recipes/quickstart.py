@@ -118,14 +118,13 @@ def main(args: Quickstart) -> None:
     started = time.monotonic()
     enable_compilation_cache()
     base_folder = pretrain(args) if args.from_scratch else args.checkpoint
-    base, tokenizer = load_model(base_folder)
-    # rows must fit the longest form of a prompt, whichever model is asked
-    longest = tokenizer.trained(inputs_eos=True)
+    base, tokenizer, _ = load_model(base_folder)
     forks = {name: args.fork(name, base_folder, base.config.seq_len) for name in FORKS}
     for config in forks.values():  # before anything is trained
         check_folder(config)
     corpus = sources.load(args.data, skip_undecodable=args.skip_undecodable)
-    lines, words = cut_gaps(corpus.validation, longest, base.config.seq_len, args.n_rows)
+    # rows must fit the longest form of a prompt, whichever model is asked
+    lines, words = cut_gaps(corpus.validation, tokenizer, base.config.seq_len, args.n_rows, inputs_eos=True)
     if corpus.skipped:
         print(f"skipped {len(corpus.skipped)} files that are not UTF-8: {', '.join(corpus.skipped)}")
     tokens, held_out = (encode(tokenizer, documents) for documents in (corpus.train, corpus.validation))
@@ -138,8 +137,10 @@ def main(args: Quickstart) -> None:
     with progress.Bar("evaluate", len(models)) as bar:
         for i, (name, model) in enumerate(models.items()):
             trained_on = ul2r.mixture(forks[name].data.mixture) if name in forks else ()
-            asked = longest if any(d.inputs_eos for d in trained_on) else tokenizer
-            rows[name] = measure(model, asked, corpus.validation, lines, words, n_decoded=args.n_decoded)
+            eos = any(d.inputs_eos for d in trained_on)
+            rows[name] = measure(
+                model, tokenizer, corpus.validation, lines, words, n_decoded=args.n_decoded, inputs_eos=eos
+            )
             bar.update(i + 1)
     results = {
         "extra_compute": extra_compute(base_folder, forks["ul2r"]),

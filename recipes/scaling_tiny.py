@@ -134,23 +134,26 @@ def main(args: ScalingTiny) -> None:
 
 def evaluate(args: ScalingTiny, checkpoint: Path, files: Path, documents: list, place: Path) -> None:
     """The synthetic suite, asked in the form that suits the model; gaps; and text left to right under both masks."""
-    model, tokenizer = load_model(checkpoint)
-    learnt = "prefix" if tokenizer.gaps_trained else "causal"  # the mask that the model was trained with
+    model, tokenizer, info = load_model(checkpoint)
+    learnt = "prefix" if info.gaps_trained else "causal"  # the mask that the model was trained with
     answerer = Scorer(model, tokenizer, PromptFormat(attention=learnt))
     suite = run_suite(answerer, suites.find("synthetic"), files, place)
-    measures = {name: e._asdict() | {"lower_is_better": True} for name, e in bits(args, model, tokenizer, documents)}
+    measures = {
+        name: e._asdict() | {"lower_is_better": True}
+        for name, e in bits(args, model, tokenizer, documents, info.inputs_eos)
+    }
     save(
         place / "results.json", about(checkpoint, model, tokenizer, answerer) | suite.to_json() | {"measures": measures}
     )
 
 
-def bits(args: ScalingTiny, model: Decoder, tokenizer: Tokenizer, documents: list) -> list[tuple[str, Estimate]]:
+def bits(
+    args: ScalingTiny, model: Decoder, tokenizer: Tokenizer, documents: list, inputs_eos: bool
+) -> list[tuple[str, Estimate]]:
     """Bits a byte of gaps, and of the second halves of excerpts under either mask."""
-    longest = tokenizer.trained(inputs_eos=True)
-    lines, _ = cut_gaps(documents, longest, model.config.seq_len, args.n_rows)
-    asked = longest if tokenizer.inputs_eos else tokenizer
+    lines, _ = cut_gaps(documents, tokenizer, model.config.seq_len, args.n_rows, inputs_eos=True)
     gaps = min(
-        (scores.score_spans(model, asked, lines, mode).bits for mode in ("none", "nlu", "nlg")),
+        (scores.score_spans(model, tokenizer, lines, mode, inputs_eos).bits for mode in ("none", "nlu", "nlg")),
         key=lambda b: b.bits.sum(),
     )
 
@@ -163,7 +166,7 @@ def bits(args: ScalingTiny, model: Decoder, tokenizer: Tokenizer, documents: lis
     return [
         ("infill_bits_per_byte", ratio(*gaps)),
         *(
-            (f"continue_{mask}_bits_per_byte", ratio(*scores.left_only_bits(model, asked, halves, "none", mask)))
+            (f"continue_{mask}_bits_per_byte", ratio(*scores.left_only_bits(model, tokenizer, halves, "none", mask)))
             for mask in masks
         ),
     ]

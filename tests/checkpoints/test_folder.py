@@ -8,13 +8,14 @@ import pytest
 from support.runs import MODEL
 
 from upalm.checkpoints.folder import export, load_model
+from upalm.checkpoints.lineage import CheckpointInfo
 from upalm.model.palm import Decoder
 
 
 def test_export_opens_with_equal_model_and_tokenizer(tmp_path, tokenizer):
     model = Decoder(MODEL, key=jax.random.key(0))
     export(tmp_path / "m", model, tokenizer, {})
-    loaded, loaded_tokenizer = load_model(tmp_path / "m")
+    loaded, loaded_tokenizer, _ = load_model(tmp_path / "m")
     assert loaded_tokenizer.hash == tokenizer.hash
     assert loaded.config == model.config
     for a, b in zip(jax.tree.leaves(loaded), jax.tree.leaves(model), strict=True):
@@ -65,3 +66,22 @@ def test_damaged_exports_are_named(tmp_path, tokenizer, how, message):
 def test_missing_checkpoint_is_named(tmp_path):
     with pytest.raises(ValueError, match="does not exist"):
         load_model(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("stored", "mixture", "info"),
+    [
+        ({"inputs_eos": True, "gaps_trained": True}, "ul2r_eos", CheckpointInfo("ul2r_eos", True, True)),
+        ({}, "causal", CheckpointInfo("causal", False, False)),  # from before `gaps_trained` was written
+        ({}, "ul2r", CheckpointInfo("ul2r", False, None)),
+        ({"inputs_eos": False, "gaps_trained": False}, None, CheckpointInfo(None, False, False)),  # an import
+    ],
+)
+def test_history_of_older_folders_keeps_its_meaning(tmp_path, tokenizer, stored, mixture, info):
+    run = {"data": {"mixture": mixture}} if mixture else {}
+    export(tmp_path / "m", Decoder(MODEL, key=jax.random.key(0)), tokenizer, run)
+    (tmp_path / "m" / "manifest.json").unlink()
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    del config["inputs_eos"], config["gaps_trained"]
+    (tmp_path / "m" / "config.json").write_text(json.dumps(config | stored))
+    assert load_model(tmp_path / "m").info == info

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from upalm import ul2r
+from upalm.checkpoints.lineage import CheckpointInfo
 from upalm.inference import decoding, generation, prompts, scoring
 from upalm.inference.decoding import Completion, DecodingModel, Task
 from upalm.inference.grammar import ANYTHING, FREE
@@ -43,12 +44,13 @@ def test_prompts_have_mode_token_then_text_with_sentinels(tokenizer):
 
 @pytest.mark.parametrize("denoiser", [*ul2r.UL2R[:2], *ul2r.UL2R_EOS[:2]], ids=repr)
 def test_prompts_are_the_inputs_of_training(tokenizer, denoiser):
-    tokenizer = tokenizer.trained(inputs_eos=denoiser.inputs_eos)
     segmenter = ul2r.Segmenter(denoiser, ul2r.Budget.joint(128), tokenizer.symbols)
     a, b = (np.array(tokenizer.encode(x)) for x in ("def f(x", "return x"))
     mask = np.r_[np.zeros(len(a), bool), True, True, np.zeros(len(b), bool)]
     example = segmenter.frame(ul2r.corrupt(np.r_[a, 7, 7, b], mask, tokenizer.symbols.sentinels))
-    assert prompts.prompt_ids(tokenizer, "def f(x<extra_id_0>return x", denoiser.mode) == example.inputs.tolist()
+    assert prompts.prompt_ids(tokenizer, "def f(x<extra_id_0>return x", denoiser.mode, denoiser.inputs_eos) == (
+        example.inputs.tolist()
+    )
 
 
 def test_a_sentinels_characters_in_a_part_are_text(model, tokenizer):
@@ -273,9 +275,9 @@ def test_other_bad_input(model, tokenizer):
 
 @pytest.mark.parametrize(("gaps_trained", "n_warnings"), [(None, 0), (True, 0), (False, 1)])
 def test_a_model_that_never_saw_a_gap_works_with_one_warning(model, tokenizer, gaps_trained, n_warnings):
-    tokenizer = tokenizer.trained(inputs_eos=False, gaps_trained=gaps_trained)
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
+        generation.warn_of_gaps(CheckpointInfo(gaps_trained=gaps_trained))
         assert generation.infill(model, tokenizer, "a<extra_id_0>b", max_new_tokens=2)[0].format_ok
     messages = [str(w.message) for w in found if "never trained on gaps" in str(w.message)]
     assert len(messages) == n_warnings

@@ -195,7 +195,7 @@ def test_a_model_of_our_own_with_layernorm_exports(tmp_path, tokenizer, source_t
     ids = np.random.default_rng(0).integers(3, 400, (1, 40)).astype(np.int32)
     batch = Batch.empty(1, 40)._replace(input_tokens=ids, segment_ids=np.ones((1, 40), np.int16))
     batch = batch._replace(positions=np.arange(40, dtype=np.int16)[None])
-    ours, _ = load_model(tmp_path / "ours")
+    ours = load_model(tmp_path / "ours").model
     np.testing.assert_allclose(logits(opened, ids).detach().numpy(), np.asarray(ours(batch)), atol=1e-5)
     theirs = transformers.AutoTokenizer.from_pretrained(made)
     plain = [t for t in source_text.split("\n\n") if max(tokenizer._sp.encode(t), default=0) < tokenizer.first_sentinel]

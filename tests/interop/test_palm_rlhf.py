@@ -59,7 +59,7 @@ def test_logits_gradients_and_generation_are_the_classes(saved, tmp_path, kind):
     theirs = palm(**KINDS[kind])
     base = KINDS[kind].get("rotary_xpos_scale_base", 512)
     found = saved(theirs, xpos_scale_base=base, seq_len=64)
-    ours, _ = load_model(found.folder)
+    ours = load_model(found.folder).model
     ids = np.random.default_rng(0).integers(3, VOCAB, (2, 60)).astype(np.int32)
     expected = theirs(torch.tensor(ids.astype(np.int64)))
     np.testing.assert_allclose(np.asarray(ours(rows(ids))), expected.detach().numpy(), atol=5e-5)
@@ -95,7 +95,7 @@ def test_names_of_older_files_and_plain_rotary(saved):
         layer.fn.rotary_emb.use_xpos = False
     state = {k.replace(".fn.", "."): v for k, v in theirs.state_dict().items()}
     theirs.state_dict = lambda: state
-    ours, _ = load_model(saved(theirs, xpos_scale_base=0).folder)
+    ours = load_model(saved(theirs, xpos_scale_base=0).folder).model
     ids = np.random.default_rng(0).integers(3, VOCAB, (1, 50)).astype(np.int32)
     expected = theirs(torch.tensor(ids.astype(np.int64))).detach().numpy()
     np.testing.assert_allclose(np.asarray(ours(rows(ids))), expected, atol=5e-5)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from support.cohere import logits, oracle, save, small_cohere
 
-from upalm.checkpoints.folder import description, load_model
+from upalm.checkpoints.config_json import description
+from upalm.checkpoints.folder import load_model
 from upalm.ul2r.rows import Batch
 
 
@@ -50,7 +51,7 @@ def test_import_build_ul2r_eval_export(tmp_path, source_text, monkeypatch):
     said = upalm("export-hf", "-c", run, "--out", back)
     assert "float32, as CohereForCausalLM" in said
     opened = transformers.AutoModelForCausalLM.from_pretrained(back)
-    ours, _ = load_model(run)
+    ours = load_model(run).model
     ids = np.random.default_rng(0).integers(3, 600, (1, 64)).astype(np.int32)
     batch = Batch.empty(1, 64)._replace(input_tokens=ids, segment_ids=np.ones((1, 64), np.int16))
     batch = batch._replace(positions=np.arange(64, dtype=np.int16)[None])

@@ -213,7 +213,7 @@ def test_checkpoints_in_a_bucket(config, tmp_path):
 
 def test_checkpoint_says_how_its_inputs_end(config, tokenizer, tokens):
     fit(dataclasses.replace(config, out=config.out / "plain", n_steps=1), tokenizer, tokens)
-    assert not load_model(config.out / "plain")[1].inputs_eos
+    assert not load_model(config.out / "plain").info.inputs_eos
     data = dataclasses.replace(config.data, mixture="ul2r_eos")
     fit(dataclasses.replace(config, out=config.out / "eos", data=data, n_steps=1), tokenizer, tokens)
-    assert load_model(config.out / "eos")[1].inputs_eos
+    assert load_model(config.out / "eos").info.inputs_eos

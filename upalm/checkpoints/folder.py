@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,8 @@ import safetensors.numpy
 from jax.sharding import Mesh
 
 from upalm.checkpoints.arrays import read_weights, to_arrays
+from upalm.checkpoints.config_json import FORMAT, description, split_step
+from upalm.checkpoints.lineage import CheckpointInfo, read_info
 from upalm.checkpoints.manager import Checkpoints
 from upalm.data.hf_tokenizer import load_tokenizer
 from upalm.data.tokenizer import Tokenizer
@@ -29,9 +31,6 @@ from upalm.files import sha256_file
 from upalm.model.config import ModelConfig
 from upalm.model.palm import Decoder, empty_model, param_shardings
 
-_FORMAT = 1
-
-
 WEIGHTS = "model.safetensors"
 
 
@@ -40,6 +39,7 @@ def describe(
     config: ModelConfig,
     tokenizer: Tokenizer,
     run: dict[str, Any],
+    info: CheckpointInfo = CheckpointInfo(),
     data_manifests: Mapping[str, str] = MappingProxyType({}),
     settings: Mapping[str, Any] | None = None,
     stages_before: Any = None,
@@ -51,6 +51,7 @@ def describe(
         config: the model's shape.
         tokenizer: of the model.
         run: what decided the numbers.
+        info: what the weights were trained on; its `inputs_eos` and `gaps_trained` are written.
         data_manifests: checksums of what it was trained on, by folder.
         settings: all of the run's, from which it can be run again.
         stages_before: what the weights that it began with were trained on (`lineage.Stage`), if known.
@@ -58,60 +59,41 @@ def describe(
     if not is_first():
         return
     folder.mkdir(parents=True, exist_ok=True)
-    description = {
-        "format": _FORMAT,
+    content = {
+        "format": FORMAT,
         "model": asdict(config),
         "tokenizer_hash": tokenizer.hash,
-        "inputs_eos": tokenizer.inputs_eos,
-        "gaps_trained": tokenizer.gaps_trained,
+        "inputs_eos": info.inputs_eos,
+        "gaps_trained": info.gaps_trained,
         "versions": versions(),
         "data_manifests": dict(data_manifests),
         "settings": dict(settings) if settings is not None else None,
         "stages_before": stages_before,
         "run": run,
     }
-    (folder / "config.json").write_text(json.dumps(description, indent=1) + "\n")
+    (folder / "config.json").write_text(json.dumps(content, indent=1) + "\n")
     tokenizer.save(folder)
 
 
-def split_step(folder: Path) -> tuple[Path, int | None]:
-    """A run folder, and which of its checkpoints: RUN/steps/500 is the one after 500 steps, RUN the newest."""
-    if folder.parent.name == "steps" and folder.name.isdigit():
-        return folder.parent.parent, int(folder.name)
-    return folder, None
+class Checkpoint(NamedTuple):
+    """A model, its tokenizer, and what it was trained on."""
 
-
-def description(folder: Path) -> dict[str, Any]:
-    """Read `config.json`.
-
-    Raises:
-        ValueError: no such folder, or not a checkpoint.
-    """
-    folder, _ = split_step(folder)
-    path = folder / "config.json"
-    if not path.is_file():
-        what = "holds no config.json" if folder.is_dir() else "does not exist"
-        raise ValueError(f"no checkpoint at {folder}: the folder {what}.")
-    try:
-        found = json.loads(path.read_text())
-    except ValueError as e:
-        raise ValueError(f"{path} is damaged: {e}.") from e
-    if found.get("format") != _FORMAT:
-        raise ValueError(f"{path} has format {found.get('format')}, expected {_FORMAT}.")
-    return found
+    model: Decoder
+    tokenizer: Tokenizer
+    info: CheckpointInfo
 
 
 def load_model(
     folder: str | Path, mesh: Mesh | None = None, *, remat: Literal["none", "matmuls", "full"] | None = None
-) -> tuple[Decoder, Tokenizer]:
+) -> Checkpoint:
     """Open any checkpoint folder (of a run, RUN/steps/500 or the newest), whatever mesh it was written on; with a
     `mesh`, straight into its shards; with a `remat`, that in place of its own.
 
     Raises:
         ValueError: missing, truncated or mismatching parts, each named.
     """
+    config, tokenizer, info = open_checkpoint(Path(folder))
     folder, step = split_step(Path(folder))
-    config, tokenizer = open_checkpoint(folder)
     template = empty_model(config if remat is None else replace(config, remat=remat))
     if mesh is not None:
         template = jax.tree.map(
@@ -120,52 +102,47 @@ def load_model(
         )
     weights = folder / WEIGHTS
     if weights.is_file():
-        return read_weights(template, weights), tokenizer
+        return Checkpoint(read_weights(template, weights), tokenizer, info)
     checkpoints = Checkpoints(folder)
     try:
         if step is not None:
             if step not in checkpoints.steps():
                 raise ValueError(f"no checkpoint {step} in {checkpoints.folder}: there are {checkpoints.steps()}.")
-            return checkpoints.restore("model", template, step), tokenizer
+            return Checkpoint(checkpoints.restore("model", template, step), tokenizer, info)
         found = checkpoints.newest(lambda step: checkpoints.restore("model", template, step))
         if found is None:
             raise ValueError(f"no checkpoint in {checkpoints.folder}.")
-        return found[1], tokenizer
+        return Checkpoint(found[1], tokenizer, info)
     finally:
         checkpoints.close()
 
 
-def open_checkpoint(folder: Path) -> tuple[ModelConfig, Tokenizer]:
-    """What a checkpoint folder holds, without its weights.
+def open_checkpoint(folder: Path) -> tuple[ModelConfig, Tokenizer, CheckpointInfo]:
+    """Open a checkpoint folder without reading its weights.
 
     Raises:
         ValueError: missing or mismatching parts, each named.
     """
-    folder, _ = split_step(folder)
-    found = description(folder)
-    _check_manifest(folder)
-    tokenizer = load_tokenizer(folder, **_trained(found))
-    if tokenizer.hash != found["tokenizer_hash"]:
+    run_folder, _ = split_step(folder)
+    stored = description(run_folder)
+    _check_manifest(run_folder)
+    tokenizer = load_tokenizer(run_folder)
+    if tokenizer.hash != stored["tokenizer_hash"]:
         raise ValueError(
-            f"the tokenizer in {folder} has hash {tokenizer.hash}, the checkpoint was made with "
-            f"{found['tokenizer_hash']}: put the right tokenizer there."
+            f"the tokenizer in {run_folder} has hash {tokenizer.hash}, the checkpoint was made with "
+            f"{stored['tokenizer_hash']}: put the right tokenizer there."
         )
-    config = ModelConfig(**found["model"])
+    config = ModelConfig(**stored["model"])
     if config.vocab_size < tokenizer.vocab_size:
-        raise ValueError(f"{folder}: {tokenizer.vocab_size} subwords but {config.vocab_size} embeddings.")
-    return config, tokenizer
+        raise ValueError(f"{run_folder}: {tokenizer.vocab_size} subwords but {config.vocab_size} embeddings.")
+    return config, tokenizer, read_info(folder)
 
 
-def _trained(found: dict[str, Any]) -> dict[str, Any]:
-    """What `Tokenizer` wants to know of the training; older folders say less."""
-    is_causal = found["run"].get("data", {}).get("mixture") == "causal"
-    gaps_trained = found.get("gaps_trained", False if is_causal else None)
-    return {"inputs_eos": found.get("inputs_eos", False), "gaps_trained": gaps_trained}
-
-
-def export(folder: Path, model: Decoder, tokenizer: Tokenizer, run: dict[str, Any]) -> None:
+def export(
+    folder: Path, model: Decoder, tokenizer: Tokenizer, run: dict[str, Any], info: CheckpointInfo = CheckpointInfo()
+) -> None:
     """Write the weights alone as bf16 safetensors, to share them, and a manifest with the files' checksums."""
-    describe(folder, model.config, tokenizer, run)
+    describe(folder, model.config, tokenizer, run, info)
     arrays = {name: np.asarray(leaf.astype(jnp.bfloat16)) for name, leaf in to_arrays(model).items()}
     safetensors.numpy.save_file(arrays, folder / WEIGHTS, metadata={"format": "upalm"})
     files = sorted(p for p in folder.iterdir() if p.is_file() and p.name != "manifest.json")

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from upalm.checkpoints.folder import description, split_step
+from upalm.checkpoints.config_json import description, split_step
 from upalm.data.config import DataConfig
 
 
@@ -14,6 +14,31 @@ class Stage(NamedTuple):
     mixture: str
     n_tokens: int
     seed: int
+
+
+class CheckpointInfo(NamedTuple):
+    """What a checkpoint was trained on."""
+
+    mixture: str | None = None
+    """Mixture of the last run; None if unknown, as for an import."""
+    inputs_eos: bool = False
+    """Inputs with gaps ended with EOS in training (`ul2r.Denoiser.inputs_eos`), so prompts do too."""
+    gaps_trained: bool | None = None
+    """Whether training had gaps at all; None if unknown."""
+    stages: tuple[Stage, ...] | None = None
+    """Every run from scratch to this checkpoint; None if one is unknown."""
+
+
+def read_info(folder: Path) -> CheckpointInfo:
+    """Read what a checkpoint was trained on. Older folders say less.
+
+    Raises:
+        ValueError: no such folder, or not a checkpoint.
+    """
+    stored = description(folder)
+    mixture, led = stored["run"].get("data", {}).get("mixture"), stages(folder)
+    gaps_trained = stored.get("gaps_trained", False if mixture == "causal" else None)
+    return CheckpointInfo(mixture, stored.get("inputs_eos", False), gaps_trained, tuple(led) if led else None)
 
 
 def stages(folder: Path) -> list[Stage] | None:

@@ -77,10 +77,10 @@ class Eval:
             raise ValueError(f"--limit is {self.limit}, expected at least 1.")
 
     def _held_out(self) -> None:
-        model, tokenizer = load_model(self.checkpoint)
+        model, tokenizer, info = load_model(self.checkpoint)
         documents = sources.load(self.data).validation
-        lines, words = cut_gaps(documents, tokenizer, model.config.seq_len, self.n_rows)
-        found = measure(model, tokenizer, documents, lines, words, n_decoded=self.n_decoded)
+        lines, words = cut_gaps(documents, tokenizer, model.config.seq_len, self.n_rows, info.inputs_eos)
+        found = measure(model, tokenizer, documents, lines, words, n_decoded=self.n_decoded, inputs_eos=info.inputs_eos)
         console = progress.console()
         console.print(_metrics_table(f"{self.checkpoint} on {len(documents)} held-out documents", found.estimates()))
         console.print(f"infills with mode {found.infill_mode}, continues {found.left_only_form}: what suits it most")
@@ -93,8 +93,9 @@ class Eval:
         suite = None if infills else suites.find(self.suite).only(self.tasks)
         if not Path(self.data).is_dir():
             raise ValueError(f"--data {self.data} is no folder: a suite wants the folder of the benchmarks' files.")
-        model, tokenizer = load_model(self.checkpoint)
-        form = PromptFormat(self.attention, self.mode or ("nlg" if infills else "none"), self.infill)
+        checkpoint = load_model(self.checkpoint)
+        model, tokenizer, info = checkpoint
+        form = PromptFormat(self.attention, self.mode or ("nlg" if infills else "none"), self.infill, info.inputs_eos)
         answerer, folder, console = Scorer(model, tokenizer, form), self.out / self.suite, progress.console()
         with progress.Bar(self.suite, 1) as bar:
 
@@ -104,7 +105,7 @@ class Eval:
             made = about(self.checkpoint, model, tokenizer, answerer)
             if suite is None:
                 found = infilling_suite.run(
-                    model, tokenizer, Path(self.data), folder, form.mode, answerer.fingerprint, self.limit, say
+                    checkpoint, Path(self.data), folder, form.mode, answerer.fingerprint, self.limit, say
                 )
                 shown = [_metrics_table(name, estimates) for name, estimates in found.estimates.items()]
                 results, not_run = found.to_json(), found.not_run

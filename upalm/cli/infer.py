@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.text import Text
 
 from upalm.checkpoints.folder import load_model
+from upalm.checkpoints.lineage import CheckpointInfo
 from upalm.cli import options
 from upalm.data.tokenizer import Tokenizer
 from upalm.distributed.runtime import enable_compilation_cache
@@ -85,29 +86,31 @@ class _Command:
         enable_compilation_cache()
         mesh = make_mesh(*self.mesh) if self.mesh != (1, 1) else None
         with jax.set_mesh(mesh) if mesh is not None else nullcontext():
-            model, tokenizer = load_model(self.checkpoint, mesh)
-            self._warn(tokenizer)
+            model, tokenizer, info = load_model(self.checkpoint, mesh)
+            self._warn(info)
             unstacked = DecodingModel.of(model)
             del model
             if not self.interactive:
                 for chunk in _chunks(inputs):
-                    self._answer(unstacked, tokenizer, chunk)
+                    self._answer(unstacked, tokenizer, info, chunk)
                 return
             for given in _typed():
                 try:
-                    self._answer(unstacked, tokenizer, [given])
+                    self._answer(unstacked, tokenizer, info, [given])
                 except ValueError as e:
                     print(f"error: {e}", file=sys.stderr)
 
     @abstractmethod
-    def _find(self, model: DecodingModel, tokenizer: Tokenizer, texts: Sequence[_Text]) -> Sequence[Sequence[Any]]:
+    def _find(
+        self, model: DecodingModel, tokenizer: Tokenizer, info: CheckpointInfo, texts: Sequence[_Text]
+    ) -> Sequence[Sequence[Any]]:
         """The samples of each text."""
 
     @abstractmethod
     def _shown(self, text: _Text, sample: Any) -> Text:
         """In colour."""
 
-    def _warn(self, tokenizer: Tokenizer) -> None:
+    def _warn(self, info: CheckpointInfo) -> None:
         pass
 
     @property
@@ -132,18 +135,20 @@ class _Command:
             return _json_lines(self.file.open(encoding="utf-8", newline="\n"), str(self.file))
         return iter([_Input(self.file.read_text(encoding="utf-8"), str(self.file))])
 
-    def _answer(self, model: DecodingModel, tokenizer: Tokenizer, given: Sequence[_Input]) -> None:
+    def _answer(
+        self, model: DecodingModel, tokenizer: Tokenizer, info: CheckpointInfo, given: Sequence[_Input]
+    ) -> None:
         """In one batch; if it is refused then one by one, so that what comes before the culprit is done."""
         try:
             if self.stream:
-                self._stream(model, tokenizer, given[0].text)
+                self._stream(model, tokenizer, info, given[0].text)
                 return
-            found = self._find(model, tokenizer, [one.text for one in given])
+            found = self._find(model, tokenizer, info, [one.text for one in given])
         except ValueError as e:
             if len(given) == 1:
                 raise ValueError(f"{given[0].source}: {e}" if given[0].source else str(e)) from e
             for one in given:
-                self._answer(model, tokenizer, [one])
+                self._answer(model, tokenizer, info, [one])
             return
         for one, samples in zip(given, found, strict=True):
             self._print(one.text, samples)
@@ -159,11 +164,11 @@ class _Command:
                 console.print(f"── sample {i + 1}, log-probability {sample.logprob:.2f}", style="dim")
             console.print(self._shown(text, sample))
 
-    def _stream(self, model: DecodingModel, tokenizer: Tokenizer, text: _Text) -> None:
+    def _stream(self, model: DecodingModel, tokenizer: Tokenizer, info: CheckpointInfo, text: _Text) -> None:
         """Part, span, part, ... each as soon as it is known."""
         console = Console(soft_wrap=True, highlight=False)
         parts, gap = prompts.split_gaps(text), -1
-        pieces = generation.stream(model, tokenizer, text, **self._options)
+        pieces = generation.stream(model, tokenizer, text, inputs_eos=info.inputs_eos, **self._options)
         console.print(Text(parts[0]), end="")
         for piece in pieces:
             for between in range(max(gap, 0) + 1, piece.gap + 1):
@@ -234,8 +239,9 @@ class Infill(_Command):
     unconstrained: bool = False
     """Decode without the grammar, and see whether the model keeps the form."""
 
-    def _find(self, model, tokenizer, texts):
+    def _find(self, model, tokenizer, info, texts):
         options = {"num_samples": self.num_samples, "constrained": not self.unconstrained, **self._options}
+        options["inputs_eos"] = info.inputs_eos
         return generation.infill_batch(model, tokenizer, texts, **options)
 
     def _shown(self, text, sample):
@@ -246,10 +252,10 @@ class Infill(_Command):
             shown.append(f"\n(the form was not kept: {', '.join(sample.finish_reasons)})", style="dim")
         return shown
 
-    def _warn(self, tokenizer):
+    def _warn(self, info):
         with warnings.catch_warnings(record=True) as found:
             warnings.simplefilter("always")
-            generation.warn_of_gaps(tokenizer)
+            generation.warn_of_gaps(info)
         for warning in found:
             print(f"warning: {warning.message}", file=sys.stderr)
 
@@ -261,8 +267,9 @@ class Sample(_Command):
     It may end with <extra_id_0>.
     """
 
-    def _find(self, model, tokenizer, texts):
-        return generation.generate_batch(model, tokenizer, texts, num_samples=self.num_samples, **self._options)
+    def _find(self, model, tokenizer, info, texts):
+        options = {"num_samples": self.num_samples, "inputs_eos": info.inputs_eos, **self._options}
+        return generation.generate_batch(model, tokenizer, texts, **options)
 
     def _shown(self, text, sample):
         return Text(prompts.split_gaps(text)[0]).append(sample.text, style=_FILL)

@@ -44,7 +44,6 @@ class JsonTokenizer(Tokenizer):
         content: of `tokenizer.json`.
         roles: BOS, EOS and sentinels; see `choose_roles`.
         companions: files that other software reads beside it, by name; kept for exports.
-        trained: what `Tokenizer` takes.
 
     Raises:
         ValueError: not a tokenizer, an id that is not in it, no piece for some byte, or text that does not come back.
@@ -54,8 +53,7 @@ class JsonTokenizer(Tokenizer):
     ROLES_FILE: ClassVar = "symbols.json"
     COMPANIONS: ClassVar = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
-    def __init__(self, content: bytes, roles: Roles, companions: Mapping[str, bytes] = MappingProxyType({}), **trained):
-        super().__init__(**trained)
+    def __init__(self, content: bytes, roles: Roles, companions: Mapping[str, bytes] = MappingProxyType({})):
         self.files = {self.FILE: content, self.ROLES_FILE: roles.to_bytes(), **companions}
         self.roles, self._vocabulary = roles, _Vocabulary.read(content)
         self.sentinels_are = roles.sentinels_are
@@ -142,7 +140,7 @@ def choose_roles(content: bytes, *, bos_id: int | None, eos_id: int | None) -> R
     return Roles(bos, eos, last, f"the last 100 subwords of the vocabulary, ids {last[0]} down to {last[-1]}")
 
 
-def load_tokenizer(path: epath.PathLike, **trained: Any) -> Tokenizer:
+def load_tokenizer(path: epath.PathLike) -> Tokenizer:
     """The tokenizer of a checkpoint or of shards, or a SentencePiece model by its file.
 
     Raises:
@@ -150,10 +148,10 @@ def load_tokenizer(path: epath.PathLike, **trained: Any) -> Tokenizer:
     """
     folder = epath.Path(path)
     if not folder.is_dir() or not (folder / JsonTokenizer.FILE).is_file():
-        return SentencePiece.load(folder / SentencePiece.FILE if folder.is_dir() else folder, **trained)
+        return SentencePiece.load(folder / SentencePiece.FILE if folder.is_dir() else folder)
     content, roles = (_read(folder / name) for name in (JsonTokenizer.FILE, JsonTokenizer.ROLES_FILE))
     try:
-        return JsonTokenizer(content, Roles(**json.loads(roles)), companions(folder), **trained)
+        return JsonTokenizer(content, Roles(**json.loads(roles)), companions(folder))
     except (ValueError, TypeError) as e:
         raise ValueError(f"{folder}: {e}") from e
 

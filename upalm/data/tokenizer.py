@@ -4,7 +4,6 @@ Lossless (whitespace kept, every digit its own token, bytes for what the vocabul
 `decode(encode(a) + encode(b)) == a + b` for all strings. `tokenizer_json` has the tokenizers of open checkpoints.
 """
 
-import copy
 import hashlib
 import io
 from abc import ABC, abstractmethod
@@ -20,13 +19,7 @@ from upalm.ul2r.symbols import EOS_ID, MODES, N_SENTINELS, PAD_ID, UNK_ID, Symbo
 
 
 class Tokenizer(ABC):
-    """Text to ids and back, losslessly; sentinels and mode tokens among the ids that there are.
-
-    Args:
-        inputs_eos: whether inputs with gaps end with EOS, which is how the model that this comes with was trained
-            (`ul2r.Denoiser.inputs_eos`).
-        gaps_trained: whether that model was trained on gaps at all; None if nobody knows.
-    """
+    """Text to ids and back, losslessly; sentinels and mode tokens are ids of the vocabulary."""
 
     vocab_size: int
     symbols: Symbols
@@ -36,9 +29,6 @@ class Tokenizer(ABC):
     """What `save` writes, by name."""
     sentinels_are: str = "the last 100 subwords of the vocabulary"
     """How they were chosen."""
-
-    def __init__(self, *, inputs_eos: bool = False, gaps_trained: bool | None = None):
-        self.inputs_eos, self.gaps_trained = inputs_eos, gaps_trained
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
@@ -76,12 +66,6 @@ class Tokenizer(ABC):
         """Identifies the tokenizer in checkpoints and manifests."""
         return hashlib.sha256(b"".join(self.files.values())).hexdigest()[:16]
 
-    def trained(self, *, inputs_eos: bool, gaps_trained: bool | None = None) -> "Tokenizer":
-        """The same, of a model that was trained so."""
-        new = copy.copy(self)
-        new.inputs_eos, new.gaps_trained = inputs_eos, gaps_trained
-        return new
-
     def save(self, folder: epath.PathLike) -> None:
         """Write its files."""
         for name, content in self.files.items():
@@ -104,7 +88,6 @@ class SentencePiece(Tokenizer):
 
     Args:
         model: SentencePiece.
-        trained: what `Tokenizer` takes.
 
     Raises:
         ValueError: the vocabulary is not byte-complete, too small, or a mode token does not resolve.
@@ -112,8 +95,7 @@ class SentencePiece(Tokenizer):
 
     FILE: ClassVar = "tokenizer.model"
 
-    def __init__(self, model: bytes, **trained: Any):
-        super().__init__(**trained)
+    def __init__(self, model: bytes):
         self.files = {self.FILE: model}
         self._sp = sentencepiece.SentencePieceProcessor(model_proto=model)
         self.vocab_size = self._sp.vocab_size()
@@ -225,7 +207,7 @@ class SentencePiece(Tokenizer):
         return cls(out.getvalue())
 
     @classmethod
-    def load(cls, path: epath.PathLike, **trained: Any) -> "SentencePiece":
+    def load(cls, path: epath.PathLike) -> "SentencePiece":
         """Read a SentencePiece model.
 
         Raises:
@@ -235,7 +217,7 @@ class SentencePiece(Tokenizer):
         if not path.is_file():
             raise ValueError(f"no tokenizer at {path}: expected a SentencePiece model.")
         try:
-            return cls(path.read_bytes(), **trained)
+            return cls(path.read_bytes())
         except RuntimeError as e:
             raise ValueError(f"{path} is not a SentencePiece model: {e}.") from e
 

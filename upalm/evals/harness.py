@@ -56,8 +56,9 @@ class UpalmLM(LM):
         super().__init__()
         if split not in ("separate", "joint"):
             raise ValueError(f"split is {split!r}, expected separate or joint.")
-        model, tokenizer = load_model(checkpoint)
-        self._answerer = Scorer(model, tokenizer, PromptFormat(attention, mode, infill), tokens_a_batch=tokens_a_batch)
+        model, tokenizer, info = load_model(checkpoint)
+        form = PromptFormat(attention, mode, infill, info.inputs_eos)
+        self._answerer = Scorer(model, tokenizer, form, tokens_a_batch=tokens_a_batch)
         self._split, self.n_cut = split, 0
 
     @property

@@ -27,6 +27,15 @@ class PromptFormat:
     """Mode token at the front: none, s2s, nlu or nlg."""
     infill: bool = False
     """End the prompt with `<extra_id_0>`, so that the answer is a span."""
+    inputs_eos: bool = False
+    """EOS after `<extra_id_0>`, as the checkpoint's training had it (`CheckpointInfo.inputs_eos`)."""
+
+    def identity(self) -> dict[str, Any]:
+        """What decides answers: EOS only where it comes."""
+        fields = asdict(self)
+        if not (self.infill and self.inputs_eos):
+            del fields["inputs_eos"]
+        return fields
 
 
 class Prompt(NamedTuple):
@@ -56,8 +65,8 @@ class Scorer:
         self._model = DecodingModel.of(model)
         weights = {name: int(x) for name, x in jax.device_get(checksums(to_arrays(model))).items()}
         total = sum((i + 1) * weights[name] for i, name in enumerate(sorted(weights))) % (1 << 64)
-        self.fingerprint: dict[str, Any] = {"weights": f"{total:016x}", "tokenizer": tokenizer.hash, **asdict(form)}
-        around = prompt_ids(tokenizer, ("", ""), form.mode)  # mode, <extra_id_0>, EOS if trained so
+        self.fingerprint: dict[str, Any] = {"weights": f"{total:016x}", "tokenizer": tokenizer.hash, **form.identity()}
+        around = prompt_ids(tokenizer, ("", ""), form.mode, form.inputs_eos)  # mode, <extra_id_0>, EOS if trained so
         n_mode = len(tokenizer.symbols.modes[form.mode]) if form.mode != "none" else 0
         self._front, self._end = around[:n_mode], around[n_mode:] if form.infill else []
         self.encode = lru_cache(maxsize=1 << 16)(lambda text: tuple(tokenizer.encode(text)))

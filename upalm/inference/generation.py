@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from upalm.checkpoints.lineage import CheckpointInfo
 from upalm.data.tokenizer import Tokenizer
 from upalm.inference.decoding import Attention, Completion, DecodingModel, Ids, Task, check_tasks, decode, decode_stream
 from upalm.inference.grammar import ANYTHING, FREE, stop_table
@@ -51,6 +52,7 @@ def infill(
     seed: int = 0,
     stop: Sequence[str] = (),
     constrained: bool = True,
+    inputs_eos: bool = False,
 ) -> list[Infill]:
     """Fill the gaps of a text; the likeliest sample comes first.
 
@@ -72,7 +74,6 @@ def infill(
         ValueError: no gap, what `split_gaps` refuses, a limit below 0, a text that leaves no room for the answer,
             or a tokenizer that is not the model's.
     """
-    warn_of_gaps(tokenizer)
     return infill_batch(
         *(model, tokenizer, [text_or_parts]),
         mode=mode,
@@ -82,6 +83,7 @@ def infill(
         seed=seed,
         stop=stop,
         constrained=constrained,
+        inputs_eos=inputs_eos,
     )[0]
 
 
@@ -98,11 +100,12 @@ def infill_batch(
     stop: Sequence[str] = (),
     constrained: bool = True,
     batch_size: int = 16,
+    inputs_eos: bool = False,
 ) -> list[list[Infill]]:
     """`infill` of many texts, [text][sample]; `max_new_tokens` may differ by text."""
     limits = [max_new_tokens] * len(texts) if isinstance(max_new_tokens, int) else max_new_tokens
     asked = [
-        _build_request(tokenizer, text, mode, limit, constrained, _name(i, texts))
+        _build_request(tokenizer, text, mode, limit, constrained, _name(i, texts), inputs_eos)
         for i, (text, limit) in enumerate(zip(texts, limits, strict=True))
     ]
     for i, a in enumerate(asked):
@@ -112,9 +115,9 @@ def infill_batch(
     return _answers(model, tokenizer, asked, stop, batch_size, **options)
 
 
-def warn_of_gaps(tokenizer: Tokenizer) -> None:
+def warn_of_gaps(info: CheckpointInfo) -> None:
     """Say so if the model never saw a gap."""
-    if tokenizer.gaps_trained is False:
+    if info.gaps_trained is False:
         warnings.warn(
             "this model was never trained on gaps (its mixture has no sentinels), so its fills do not heed the text "
             "after the gap; continue it with UL2R first.",
@@ -158,6 +161,7 @@ def generate_batch(
     stop: Sequence[str] = (),
     attention: Attention = "prefix",
     batch_size: int = 16,
+    inputs_eos: bool = False,
 ) -> list[list[Continuation]]:
     """Continuations of prompts, [prompt][sample], in all of the paper's forms: with or without mode token, with or
     without a final `<extra_id_0>` (U-PaLM section 4.2), which asks for a span in place of a continuation.
@@ -169,7 +173,8 @@ def generate_batch(
         ValueError: a gap that is not at the end, an empty text, no room for the new tokens, or another's tokenizer.
     """
     asked = [
-        _build_request(tokenizer, text, mode, max_new_tokens, True, _name(i, texts)) for i, text in enumerate(texts)
+        _build_request(tokenizer, text, mode, max_new_tokens, True, _name(i, texts), inputs_eos)
+        for i, text in enumerate(texts)
     ]
     for i, a in enumerate(asked):
         if len(a.parts) > 2 or a.parts[1:] not in ((), ("",)):
@@ -227,13 +232,14 @@ def stream(
     stop: Sequence[str] = (),
     attention: Attention = "prefix",
     every: int = 4,
+    inputs_eos: bool = False,
 ) -> Iterator[Piece]:
     """The spans of `infill`, or the continuation of a text without gaps, piece by piece as they come.
 
     The pieces of a gap, joined, are its span. What may still change is held back: the bytes of an unfinished
     character, and what may be the beginning of a stop string.
     """
-    asked = _build_request(tokenizer, text_or_parts, mode, max_new_tokens, True, "the text")
+    asked = _build_request(tokenizer, text_or_parts, mode, max_new_tokens, True, "the text", inputs_eos)
     options = {"sampler": sampler, "seed": seed, "attention": attention} | _grammar(model, tokenizer, stop)
     shown = [""] * max(1, len(asked.parts) - 1)
     for [[completion]] in decode_stream(model, [asked.task], every=every, **options):
@@ -273,9 +279,10 @@ def _build_request(
     limits: int | Sequence[int],
     constrained: bool,
     what: str,
+    inputs_eos: bool = False,
 ) -> _Request:
     parts = split_gaps(text_or_parts)
-    n_gaps, prompt = len(parts) - 1, prompt_ids(tokenizer, parts, mode)
+    n_gaps, prompt = len(parts) - 1, prompt_ids(tokenizer, parts, mode, inputs_eos)
     limits = (limits,) * max(n_gaps, 1) if isinstance(limits, int) else tuple(limits)
     if len(limits) != max(n_gaps, 1) or min(limits) < 0:
         raise ValueError(f"{what} has {n_gaps} gaps, max_new_tokens is {limits}: expected one limit, or one a gap.")

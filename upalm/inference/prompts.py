@@ -39,9 +39,12 @@ def split_gaps(text_or_parts: str | Sequence[str]) -> tuple[str, ...]:
     return parts
 
 
-def prompt_ids(tokenizer: Tokenizer, text_or_parts: str | Sequence[str], mode: Mode = "none") -> list[int]:
-    """Ids of a prompt: mode token, then the parts, each encoded by itself, with sentinels between; then EOS if
-    there are gaps and the model was trained so.
+def prompt_ids(
+    tokenizer: Tokenizer, text_or_parts: str | Sequence[str], mode: Mode = "none", inputs_eos: bool = False
+) -> list[int]:
+    """Build the ids of a prompt: mode token, then the parts, each encoded by itself, with sentinels between.
+
+    EOS follows if there are gaps and `inputs_eos` says that training had it there (`CheckpointInfo.inputs_eos`).
 
     Raises:
         ValueError: an unknown mode, or what `split_gaps` refuses.
@@ -53,4 +56,4 @@ def prompt_ids(tokenizer: Tokenizer, text_or_parts: str | Sequence[str], mode: M
     for sentinel, part in zip((None, *tokenizer.symbols.sentinels), parts, strict=False):
         ids += [] if sentinel is None else [sentinel]
         ids += tokenizer.encode(part)
-    return ids + [tokenizer.symbols.eos_id] * (tokenizer.inputs_eos and len(parts) > 1)
+    return ids + [tokenizer.symbols.eos_id] * (inputs_eos and len(parts) > 1)

@@ -12,7 +12,9 @@ import safetensors.numpy
 
 from upalm._version import __version__
 from upalm.checkpoints.arrays import to_arrays
-from upalm.checkpoints.folder import WEIGHTS, description, load_model, open_checkpoint
+from upalm.checkpoints.config_json import description
+from upalm.checkpoints.folder import WEIGHTS, load_model, open_checkpoint
+from upalm.checkpoints.lineage import read_info
 from upalm.data.hf_tokenizer import to_json
 from upalm.data.tokenizer import Tokenizer
 from upalm.interop.cohere import _TOP, ARCHITECTURE, _names, _shape, to_hf_layout
@@ -71,7 +73,7 @@ def export_hf(
             (folder / name).write_text(json.dumps(content, indent=2) + "\n")
         for name, content in to_json(tokenizer).items():
             (folder / name).write_bytes(content)
-        (folder / "README.md").write_text(_card(found, config, tokenizer))
+        (folder / "README.md").write_text(_card(checkpoint, config, tokenizer))
     return Exported(dest, chosen, n_bytes)
 
 
@@ -98,11 +100,11 @@ def _arrays_of(checkpoint: Path) -> Iterator[tuple[Callable[[str, int | None], A
     weights = checkpoint / WEIGHTS
     with ExitStack() as stack:
         if weights.is_file():
-            _, tokenizer = open_checkpoint(checkpoint)
+            _, tokenizer, _ = open_checkpoint(checkpoint)
             file = stack.enter_context(_opened(weights))
             slices = {name: file.get_slice(name) for name in file.keys()}
         else:
-            model, tokenizer = load_model(checkpoint)
+            model, tokenizer, _ = load_model(checkpoint)
             slices = {name: np.asarray(leaf) for name, leaf in to_arrays(model).items()}
 
         def arrays(name: str, layer: int | None) -> Any:
@@ -187,9 +189,10 @@ def _described(config: ModelConfig, tokenizer: Tokenizer, dtype: str) -> dict[st
     return {"config.json": model | ids, "generation_config.json": ids}
 
 
-def _card(found: dict[str, Any], config: ModelConfig, tokenizer: Tokenizer) -> str:
+def _card(checkpoint: Path, config: ModelConfig, tokenizer: Tokenizer) -> str:
     """The model card: what it is, how it was trained and on what, how to prompt it, whom to cite."""
-    run, symbols = found["run"], tokenizer.symbols
+    found, info, symbols = description(checkpoint), read_info(checkpoint), tokenizer.symbols
+    run = found["run"]
     data = run.get("data", {})
     start = run.get("start", {})
     trained = {
@@ -206,13 +209,13 @@ def _card(found: dict[str, Any], config: ModelConfig, tokenizer: Tokenizer) -> s
     lines = "\n".join(f"| {name} | {value} |" for name, value in trained.items() if value is not None)
     modes = ", ".join(f"`{name}` {list(ids)}" for name, ids in symbols.modes.items())
     sentinels = f"{symbols.sentinels[0]}, {symbols.sentinels[1]}, ... {symbols.sentinels[-1]}"
-    gaps = "after its inputs, EOS, " if tokenizer.inputs_eos else ""
+    gaps = "after its inputs, EOS, " if info.inputs_eos else ""
     return f"""---
 library_name: transformers
 tags: [upalm, ul2r, infilling]
 ---
 
-# A causal language model{", continued with UL2R" if tokenizer.gaps_trained else ""}
+# A causal language model{", continued with UL2R" if info.gaps_trained else ""}
 
 {config.n_params / 1e6:,.1f}M parameters: {config.n_layers} layers of width {config.d_model}, {config.n_heads} heads of
 {config.d_head}, {config.n_kv_heads} key-value heads. PaLM's block with LayerNorm, exported by upalm {__version__} as

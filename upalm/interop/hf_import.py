@@ -17,6 +17,7 @@ import numpy as np
 
 from upalm.checkpoints.arrays import to_arrays
 from upalm.checkpoints.folder import WEIGHTS, describe
+from upalm.checkpoints.lineage import CheckpointInfo
 from upalm.data.hf_tokenizer import JsonTokenizer, Roles, choose_roles, companions
 from upalm.data.tokenizer import Tokenizer
 from upalm.interop.cohere import (
@@ -116,7 +117,9 @@ def import_hf(
         compute = "float32" if all(dtype == np.float32 for dtype in dtypes.values()) else "bfloat16"
         config = ModelConfig(**{**config.__dict__, "compute_dtype": compute})
         run = {"imported": ARCHITECTURE, "norm": norm}
-        describe(folder, config, tokenizer, run)
+        is_own_export = (source / JsonTokenizer.ROLES_FILE).is_file()  # which says nothing of its training
+        info = CheckpointInfo(gaps_trained=None if is_own_export else False)
+        describe(folder, config, tokenizer, run, info)
         writer = ArrayWriter(folder / WEIGHTS, arrays)
         try:
             _copy(files, where, writer, tied, config, progress)
@@ -235,7 +238,7 @@ def _imported_tokenizer(source: Path, there: dict[str, Any], config: ModelConfig
             roles = Roles(**_read_json(stored))
         else:
             roles = choose_roles(content, bos_id=there.get("bos_token_id"), eos_id=eos_id)
-        tokenizer = JsonTokenizer(content, roles, companions(source), gaps_trained=None if stored.is_file() else False)
+        tokenizer = JsonTokenizer(content, roles, companions(source))
     except ValueError as e:
         raise ValueError(f"{path}: {e}") from e
     if tokenizer.vocab_size > config.vocab_size:

@@ -12,6 +12,7 @@ import numpy as np
 
 from upalm.checkpoints.arrays import to_arrays
 from upalm.checkpoints.folder import WEIGHTS, describe
+from upalm.checkpoints.lineage import CheckpointInfo
 from upalm.data.hf_tokenizer import JsonTokenizer, choose_roles, companions
 from upalm.interop.files import ArrayWriter, new_folder
 from upalm.interop.hf_import import Imported
@@ -53,7 +54,7 @@ def import_palm(
     if not content.is_file():
         raise ValueError(f"no {content}: give the folder of the model's tokenizer.json.")
     roles = choose_roles(content.read_bytes(), bos_id=eos_id, eos_id=eos_id)
-    found = JsonTokenizer(content.read_bytes(), roles, companions(tokenizer), gaps_trained=False)
+    found = JsonTokenizer(content.read_bytes(), roles, companions(tokenizer))
     if found.vocab_size > config.vocab_size:
         raise ValueError(f"the tokenizer has {found.vocab_size} subwords, the model {config.vocab_size} embeddings.")
     named = {"embed": arrays.take("token_emb.weight"), "norm": arrays.take("norm.gamma")}
@@ -62,7 +63,7 @@ def import_palm(
     arrays.refuse_rest(tied=named["embed"])
     wanted = {name: named[name] for name in to_arrays(empty_model(config))}
     with new_folder(dest) as folder:
-        describe(folder, config, found, {"imported": "PaLM-rlhf-pytorch"})
+        describe(folder, config, found, {"imported": "PaLM-rlhf-pytorch"}, CheckpointInfo(gaps_trained=False))
         writer = ArrayWriter(folder / WEIGHTS, {name: (a.dtype, a.shape) for name, a in wanted.items()})
         for name, array in wanted.items():
             writer.write(name, 0, array)

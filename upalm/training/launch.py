@@ -12,7 +12,8 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 
-from upalm.checkpoints.folder import description, load_model, open_checkpoint
+from upalm.checkpoints.config_json import description
+from upalm.checkpoints.folder import load_model, open_checkpoint
 from upalm.data.config import built_folders, open_source, text_source
 from upalm.data.hf_tokenizer import has_tokenizer, load_tokenizer
 from upalm.data.tokenizer import SentencePiece, Tokenizer
@@ -96,7 +97,7 @@ def prepare(config: TrainConfig, mesh: Mesh | None = None) -> tuple[Decoder, Tok
         ValueError: from the checkpoint or the tokenizer's training; or rows longer than the model's.
     """
     if isinstance(config.start, Continue):
-        found, tokenizer = open_checkpoint(config.start.checkpoint)
+        found, tokenizer, _ = open_checkpoint(config.start.checkpoint)
         shape = config.start.reshaped(found)
     else:
         shape, tokenizer = config.start.model, _tokenizer(config, config.start.model.vocab_size)
@@ -109,7 +110,8 @@ def prepare(config: TrainConfig, mesh: Mesh | None = None) -> tuple[Decoder, Tok
     if config.data.seq_len > shape.seq_len:
         raise ValueError(f"rows of {config.data.seq_len} are longer than the model's {shape.seq_len}.")
     if isinstance(config.start, Continue):
-        return load_model(config.start.checkpoint, mesh, remat=shape.remat)
+        model, tokenizer, _ = load_model(config.start.checkpoint, mesh, remat=shape.remat)
+        return model, tokenizer
     init = partial(Decoder, shape, key=jax.random.key(config.seed))
     if mesh is None:
         return init(), tokenizer

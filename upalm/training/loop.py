@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 
 from upalm.checkpoints.folder import describe
-from upalm.checkpoints.lineage import stages
+from upalm.checkpoints.lineage import CheckpointInfo, read_info
 from upalm.checkpoints.manager import Checkpoints
 from upalm.data.config import Corpus, Weighted, manifests
 from upalm.data.tokenizer import Tokenizer
@@ -102,12 +102,13 @@ def _open_checkpoints(config: TrainConfig) -> Checkpoints:
 def _describe_run(config: TrainConfig, model: Decoder, tokenizer: Tokenizer, mixture: Sequence[Denoiser]) -> None:
     """Write config.json and the tokenizer into the run folder."""
     start, source = config.start, config.data.source
-    inputs_eos = tokenizer.inputs_eos or any(d.inputs_eos for d in mixture)
-    gaps_trained = bool(tokenizer.gaps_trained) or any(d.n_sentinels(config.data.seq_len) for d in mixture)
-    trained = tokenizer.trained(inputs_eos=inputs_eos, gaps_trained=gaps_trained)
-    before = stages(start.checkpoint) if isinstance(start, Continue) else None
+    before = read_info(start.checkpoint) if isinstance(start, Continue) else CheckpointInfo()
+    info = CheckpointInfo(
+        inputs_eos=before.inputs_eos or any(d.inputs_eos for d in mixture),
+        gaps_trained=bool(before.gaps_trained) or any(d.n_sentinels(config.data.seq_len) for d in mixture),
+    )
     settings = to_json(config) | {"directory": str(Path.cwd())}  # from which relative paths are found again
-    describe(config.out, model.config, trained, config.identity(), manifests(source), settings, before)
+    describe(config.out, model.config, tokenizer, config.identity(), info, manifests(source), settings, before.stages)
 
 
 def _rewind(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from upalm.checkpoints.folder import description
+from upalm.checkpoints.config_json import description
 from upalm.checkpoints.manager import Checkpoints
 from upalm.distributed import processes
 from upalm.distributed.sharding import shardings

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -23,7 +24,9 @@ _MAX_SPAN = 40
 _LEFT_ONLY_FORMS: tuple[tuple[str, Attention], ...] = (("none", "causal"), ("none", "prefix"), ("s2s", "prefix"))
 
 
-def cut_gaps(documents: Sequence[Document], tokenizer: Tokenizer, seq_len: int, n: int) -> tuple[list[Gap], list[Gap]]:
+def cut_gaps(
+    documents: Sequence[Document], tokenizer: Tokenizer, seq_len: int, n: int, inputs_eos: bool = False
+) -> tuple[list[Gap], list[Gap]]:
     """Single-line and three-span gaps that fit a row with any mode token and the most that decoding may add.
 
     Raises:
@@ -32,15 +35,15 @@ def cut_gaps(documents: Sequence[Document], tokenizer: Tokenizer, seq_len: int, 
     most_new = _MAX_SPAN + 2
 
     def fits(row: Gap) -> bool:
-        return max(_n_tokens(tokenizer, row, mode, most_new) for mode in MODES) <= seq_len
+        return max(_n_tokens(tokenizer, row, mode, inputs_eos, most_new) for mode in MODES) <= seq_len
 
     return gaps.line_rows(documents, n, fits), gaps.word_rows(documents, n, fits)
 
 
-def _n_tokens(tokenizer: Tokenizer, row: Gap, mode: Mode, most_new: int = 0) -> int:
+def _n_tokens(tokenizer: Tokenizer, row: Gap, mode: Mode, inputs_eos: bool, most_new: int = 0) -> int:
     """Of a gap with BOS, prompt and answer."""
     n_target = sum(len(tokenizer.encode(span)) + 1 for span in row.spans) + 1
-    return 1 + len(prompt_ids(tokenizer, row.parts, mode)) + max(n_target, most_new)
+    return 1 + len(prompt_ids(tokenizer, row.parts, mode, inputs_eos)) + max(n_target, most_new)
 
 
 @dataclass
@@ -88,6 +91,7 @@ def measure(
     words: Sequence[Gap],
     *,
     n_decoded: int,
+    inputs_eos: bool = False,
 ) -> Measurement:
     """A model at its best: the mode token, and the form of left-only continuation, that suit it most.
 
@@ -98,9 +102,10 @@ def measure(
         lines: single-line gaps, from `cut_gaps`.
         words: three-span gaps, likewise.
         n_decoded: of the `lines`, how many are also decoded.
+        inputs_eos: whether training ended inputs with EOS (`CheckpointInfo.inputs_eos`).
     """
     excerpts = list(gaps.excerpts(documents, len(lines), lambda x: len(tokenizer.encode(x)) <= model.config.seq_len))
-    infills = {mode: scores.score_spans(model, tokenizer, lines, mode).bits for mode in MODES}
+    infills = {mode: scores.score_spans(model, tokenizer, lines, mode, inputs_eos).bits for mode in MODES}
     mode = min(infills, key=lambda m: infills[m].bits.sum())
     left_only = {
         f"{m}, {attention}": scores.left_only_bits(model, tokenizer, lines, m, attention)
@@ -108,20 +113,23 @@ def measure(
     }
     form = min(left_only, key=lambda f: left_only[f].bits.sum())
     few = lines[:n_decoded]
+    decode = partial(scores.decode_rows, model, tokenizer, few, mode, max_new_tokens=_MAX_SPAN, inputs_eos=inputs_eos)
     shuffled = gaps.shuffled_suffixes(lines)
-    fitting = [i for i, row in enumerate(shuffled) if _n_tokens(tokenizer, row, mode) <= model.config.seq_len]
+    fitting = [
+        i for i, row in enumerate(shuffled) if _n_tokens(tokenizer, row, mode, inputs_eos) <= model.config.seq_len
+    ]
     if not fitting:
         raise ValueError(f"no gap fits rows of {model.config.seq_len} with the text after another: give longer text.")
     return Measurement(
         causal=scores.text_bits(model, tokenizer, excerpts),
         infill=infills[mode],
         infill_mode=mode,
-        multi=scores.score_spans(model, tokenizer, words, mode).bits,
+        multi=scores.score_spans(model, tokenizer, words, mode, inputs_eos).bits,
         left_only=left_only[form],
         left_only_form=form,
-        shuffled=scores.score_spans(model, tokenizer, [shuffled[i] for i in fitting], mode).bits,
+        shuffled=scores.score_spans(model, tokenizer, [shuffled[i] for i in fitting], mode, inputs_eos).bits,
         shuffled_rows=np.array(fitting),
-        free=scores.decode_rows(model, tokenizer, few, mode, max_new_tokens=_MAX_SPAN, constrained=False),
-        filled=(filled := scores.decode_rows(model, tokenizer, few, mode, max_new_tokens=_MAX_SPAN)),
+        free=decode(constrained=False),
+        filled=(filled := decode()),
         exact=scores.exact_lines(filled, few),
     )

@@ -87,19 +87,23 @@ class Result(NamedTuple):
     """Benchmark that the model cannot hold, left out of every estimate."""
 
 
-def evaluate(model: Decoder, tokenizer: Tokenizer, benchmark: Benchmark, *, mode: Mode = "nlg") -> Result:
+def evaluate(
+    model: Decoder, tokenizer: Tokenizer, benchmark: Benchmark, *, mode: Mode = "nlg", inputs_eos: bool = False
+) -> Result:
     """Fill the gaps greedily under the grammar, with up to twice the missing tokens and 8, and compare.
 
     Raises:
         TooShort: no row fits the model.
     """
-    rows = drop_too_long(model, tokenizer, benchmark.rows, mode)
+    rows = drop_too_long(model, tokenizer, benchmark.rows, mode, inputs_eos)
     stop = ("\n",) if benchmark.kind == "single-line" else ()
-    filled = decode_rows(model, tokenizer, rows, mode, stop=stop)
+    filled = decode_rows(model, tokenizer, rows, mode, stop=stop, inputs_eos=inputs_eos)
     predictions = [spans[0] for spans in filled.spans]
     estimates = (
         match_estimates(benchmark._replace(rows=rows), predictions)
-        | score_spans(model, tokenizer, rows, mode).estimates()
+        | score_spans(model, tokenizer, rows, mode, inputs_eos).estimates()
     )
-    estimates["format_ok"] = mean(decode_rows(model, tokenizer, rows, mode, constrained=False).format_ok)
+    estimates["format_ok"] = mean(
+        decode_rows(model, tokenizer, rows, mode, constrained=False, inputs_eos=inputs_eos).format_ok
+    )
     return Result(estimates, predictions, benchmark.n_blank, len(benchmark.rows) - len(rows))

@@ -99,7 +99,7 @@ def match_estimates(rows: Sequence[Gap], predictions: Sequence[Sequence[str]]) -
 
 
 def evaluate(
-    model: Decoder, tokenizer: Tokenizer, rows: Sequence[Gap], *, mode: Mode = "nlu"
+    model: Decoder, tokenizer: Tokenizer, rows: Sequence[Gap], *, mode: Mode = "nlu", inputs_eos: bool = False
 ) -> tuple[dict[str, Estimate], int]:
     """`match_estimates` of greedy fills, `scores.Forced` and `format_ok` without the grammar; and how many rows were
     too long for the model, and are in none of these.
@@ -107,8 +107,12 @@ def evaluate(
     Raises:
         TooShort: no row fits the model.
     """
-    fitting = drop_too_long(model, tokenizer, rows, mode)
-    filled = decode_rows(model, tokenizer, fitting, mode)
-    estimates = match_estimates(fitting, filled.spans) | score_spans(model, tokenizer, fitting, mode).estimates()
-    estimates["format_ok"] = mean(decode_rows(model, tokenizer, fitting, mode, constrained=False).format_ok)
+    fitting = drop_too_long(model, tokenizer, rows, mode, inputs_eos)
+    filled = decode_rows(model, tokenizer, fitting, mode, inputs_eos=inputs_eos)
+    estimates = (
+        match_estimates(fitting, filled.spans) | score_spans(model, tokenizer, fitting, mode, inputs_eos).estimates()
+    )
+    estimates["format_ok"] = mean(
+        decode_rows(model, tokenizer, fitting, mode, constrained=False, inputs_eos=inputs_eos).format_ok
+    )
     return estimates, len(rows) - len(fitting)

@@ -59,7 +59,9 @@ class Forced(NamedTuple):
         }
 
 
-def score_spans(model: Decoder, tokenizer: Tokenizer, rows: Sequence[Gap], mode: Mode) -> Forced:
+def score_spans(
+    model: Decoder, tokenizer: Tokenizer, rows: Sequence[Gap], mode: Mode, inputs_eos: bool = False
+) -> Forced:
     """Score the true spans: no decoding, so the cheap measure of infilling."""
     examples, spans = [], []
     for row in rows:
@@ -68,7 +70,7 @@ def score_spans(model: Decoder, tokenizer: Tokenizer, rows: Sequence[Gap], mode:
             ids = tokenizer.encode(span)
             target += [sentinel, *ids]
             is_span += [False] + [True] * len(ids)
-        examples.append((prompt_ids(tokenizer, row.parts, mode), [*target, tokenizer.symbols.eos_id]))
+        examples.append((prompt_ids(tokenizer, row.parts, mode, inputs_eos), [*target, tokenizer.symbols.eos_id]))
         spans.append(np.array([*is_span, False]))
     columns = [
         (-x.log_probs[inside].sum(), inside.sum(), x.is_best[inside].sum(), -x.log_probs[1:][~inside[1:]].mean())
@@ -123,12 +125,12 @@ def decode_rows(
     max_new_tokens: int | None = None,
     constrained: bool = True,
     stop: Sequence[str] = (),
-    batch_size: int = 32,
+    inputs_eos: bool = False,
 ) -> Decoded:
     """Fill the gaps of every row greedily, each with up to `max_new_tokens`, or twice the true span's and 8."""
     texts = [row.parts for row in rows]
     limits = [_limits(tokenizer, row) if max_new_tokens is None else [max_new_tokens] * len(row.spans) for row in rows]
-    options = {"mode": mode, "constrained": constrained, "stop": stop, "batch_size": batch_size}
+    options = {"mode": mode, "constrained": constrained, "stop": stop, "batch_size": 32, "inputs_eos": inputs_eos}
     filled = [best for best, *_ in infill_batch(model, tokenizer, texts, max_new_tokens=limits, **options)]
     return Decoded([tuple(f.spans) for f in filled], np.array([f.format_ok for f in filled]))
 
@@ -137,7 +139,9 @@ def _limits(tokenizer: Tokenizer, row: Gap) -> list[int]:
     return [2 * len(tokenizer.encode(span)) + 8 for span in row.spans]
 
 
-def drop_too_long(model: Decoder, tokenizer: Tokenizer, rows: Sequence[Gap], mode: Mode) -> list[Gap]:
+def drop_too_long(
+    model: Decoder, tokenizer: Tokenizer, rows: Sequence[Gap], mode: Mode, inputs_eos: bool = False
+) -> list[Gap]:
     """The rows that the model can hold while `decode_rows` fills them.
 
     Raises:
@@ -145,7 +149,9 @@ def drop_too_long(model: Decoder, tokenizer: Tokenizer, rows: Sequence[Gap], mod
     """
 
     def length(row: Gap) -> int:
-        return len(prompt_ids(tokenizer, row.parts, mode)) + sum(_limits(tokenizer, row)) + len(row.parts) + 1
+        return (
+            len(prompt_ids(tokenizer, row.parts, mode, inputs_eos)) + sum(_limits(tokenizer, row)) + len(row.parts) + 1
+        )
 
     lengths = [length(row) for row in rows]
     fitting = [row for row, n in zip(rows, lengths, strict=True) if n <= model.config.seq_len]

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from upalm.data.tokenizer import Tokenizer
+from upalm.checkpoints.folder import Checkpoint
 from upalm.evals import benchmark_files
 from upalm.evals.bootstrap import Estimate
 from upalm.evals.infilling import humaneval, prose
 from upalm.evals.task import TooShort
 from upalm.inference.prompts import Mode
-from upalm.model.palm import Decoder
 
 NAME = "infilling"
 
@@ -45,8 +44,7 @@ class InfillingResult:
 
 
 def run(
-    model: Decoder,
-    tokenizer: Tokenizer,
+    checkpoint: Checkpoint,
     folder: Path,
     out: Path,
     mode: Mode,
@@ -70,7 +68,7 @@ def run(
                 raise ValueError(f"{path} is of another evaluation: choose another --out, or delete it.")
         else:
             try:
-                found, left_out = _evaluate(name, model, tokenizer, folder, mode, limit)
+                found, left_out = _evaluate(name, checkpoint, folder, mode, limit)
             except (FileNotFoundError, TooShort) as e:
                 not_run[name] = f"no {e}" if isinstance(e, FileNotFoundError) else str(e)
                 continue
@@ -86,19 +84,20 @@ def run(
 
 
 def _evaluate(
-    name: str, model: Decoder, tokenizer: Tokenizer, folder: Path, mode: Mode, limit: int | None
+    name: str, checkpoint: Checkpoint, folder: Path, mode: Mode, limit: int | None
 ) -> tuple[dict[str, Estimate], dict[str, int]]:
+    model, tokenizer, info = checkpoint
     if name.startswith("humaneval"):
         kind = name.removeprefix("humaneval_").replace("_", "-")
         _need(folder, f"humaneval_infilling/{humaneval.FILES[kind]}")
         benchmark = humaneval.load(folder / "humaneval_infilling", kind)
         benchmark = benchmark._replace(rows=benchmark.rows[:limit])
-        found = humaneval.evaluate(model, tokenizer, benchmark, mode=mode)
+        found = humaneval.evaluate(model, tokenizer, benchmark, mode=mode, inputs_eos=info.inputs_eos)
         return found.estimates, {"blank": found.n_blank, "too_long": found.n_too_long}
     _need(folder, _PROSE)
     texts = [row.text("text") for row in benchmark_files.read(folder / _PROSE)][:limit]
     cut, n_short = prose.cut_rows("lambada", texts, prose.Cut(int(name.split("_")[1])))
-    estimates, n_too_long = prose.evaluate(model, tokenizer, cut, mode=mode)
+    estimates, n_too_long = prose.evaluate(model, tokenizer, cut, mode=mode, inputs_eos=info.inputs_eos)
     return estimates, {"too_short": n_short, "too_long": n_too_long}
 
 
