@@ -1,6 +1,8 @@
 import dataclasses
 import json
 import pickle
+import subprocess
+import sys
 from dataclasses import dataclass
 
 import pytest
@@ -25,6 +27,8 @@ from upalm.training.config import Scratch, TrainConfig, differences, from_json, 
         ({"batch_ramp": ((5, 8), (5, 16))}, "rising steps"),
         ({"batch_ramp": ((0, 8),)}, "rising steps"),
         ({"batch_ramp": ((5, 0),)}, "at least 1 row"),
+        ({"mixture": "UL2R"}, "did you mean 'ul2r'"),
+        ({"source": ""}, "source is ''"),
     ],
 )
 def test_bad_config(change, message):
@@ -69,3 +73,43 @@ def test_a_resumed_run_compares_its_mixture(tmp_path):
     first, other = (TrainConfig(tmp_path, Scratch(), DataConfig(mixture=own_mixture(rate))) for rate in (0.25, 0.5))
     assert not differences(first.identity(), first.identity())
     assert "corruption_rate=0.25" in str(differences(first.identity(), other.identity()))
+
+
+WRONG = [
+    ("D(seq_len='256')", "seq_len is '256', expected a whole number"),
+    ("D(batch_size=1.5)", "batch_size is 1.5, expected a whole number"),
+    ("D(batch_size=True)", "batch_size is True"),
+    ("D(batch_ramp=((5,),))", "expected (step, rows)"),
+    ("D(batch_ramp=((5, 8.5),))", "expected (step, rows)"),
+    ("D(layout='document')", "expected 'concatenated' or 'documents'"),
+    ("D(mixture=None)", "expected a name, text or a tuple"),
+    ("D(mixture=(ul2r.R, 'x'))", "'x', which is no Denoiser"),
+    ("D(mixture='PrefixLM(name=3)')", "named 3, expected a string"),
+    ("replace(ul2r.R, max_spans=2.5)", "max_spans is 2.5"),
+    ("replace(ul2r.R, roll='no')", "roll is 'no'"),
+    (
+        "Loader(Tokens.from_documents([[5] * 99]), D(), ul2r.Symbols(tuple(range(900, 1000)), {}), seed=1.5)",
+        "seed is 1.5",
+    ),
+    ("sources.TextSource(None)", "no such file or folder: None"),
+]
+
+
+def test_values_of_the_wrong_type_are_refused():
+    """As users meet them: tests check types before the code does."""
+    program = """
+import sys
+from dataclasses import replace
+from upalm import ul2r
+from upalm.data import DataConfig as D, Loader, Tokens, sources
+SYMBOLS = ul2r.Symbols(tuple(range(900, 1000)), {})
+for line in sys.stdin.read().splitlines():
+    try:
+        print("accepted", eval(line))
+    except Exception as e:
+        print(type(e).__name__, e)
+"""
+    lines = "\n".join(line for line, _ in WRONG)
+    done = subprocess.run([sys.executable, "-c", program], input=lines, capture_output=True, text=True, check=True)
+    for answer, (line, message) in zip(done.stdout.splitlines(), WRONG, strict=True):
+        assert answer.startswith("ValueError ") and message in answer, (line, answer)

@@ -123,5 +123,7 @@ def test_bad_sources(tokens):
         build_loader(Tokens.from_documents([[5] * 300 + [950] + [6] * 300])).batch(0)
     with pytest.raises(ValueError, match="expected at least 2"):
         build_loader(Tokens.from_documents([[]]))
+    with pytest.raises(ValueError, match="step is -1"):
+        build_loader(tokens).batch(-1)
     with pytest.raises(ValueError, match="one kind at a time"):
         build_loader([Weighted(tokens), Weighted(Tokens.from_pairs([([1], [2])] * 9))])

@@ -13,7 +13,7 @@ import pytest
 import upalm
 from upalm.cli import data
 from upalm.data import shards
-from upalm.data.config import DataConfig, open_source
+from upalm.data.config import DataConfig, built_folders, open_source
 from upalm.data.hf_tokenizer import load_tokenizer
 from upalm.data.loader import Loader
 from upalm.data.sources import TextSource, is_validation
@@ -148,6 +148,12 @@ def test_supervised_examples(tmp_path, tokenizer):
         assert tokenizer.decode(example.targets) == f"answer {i}"
 
 
+def edit_manifest(folder, **changes):
+    content = json.loads((folder / "manifest.json").read_text())
+    content["shards"][0] |= changes
+    (folder / "manifest.json").write_text(json.dumps(content))
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -155,6 +161,8 @@ def test_supervised_examples(tmp_path, tokenizer):
         (lambda p: (p / "train-00001.array_record").write_bytes(b"x"), "train-00001.array_record has 1 bytes"),
         (lambda p: (p / "train-00000.lengths").write_bytes(b"1234"), "train-00000.lengths is damaged"),
         (lambda p: (p / "manifest.json").write_text('{"shards": 1}'), "manifest.json is no manifest"),
+        (lambda p: (p / "manifest.json").write_bytes(b'"shards"\xff'), "manifest.json is no manifest"),
+        (lambda p: edit_manifest(p, block_tokens=[1]), "count differently"),
         (lambda p: (p / "manifest.json").unlink(), "no shards at"),
     ],
 )
@@ -189,6 +197,12 @@ def test_mixed_kinds_are_refused(tmp_path, tokenizer, n):
     (tmp_path / "a.jsonl").write_text('{"text": "x"}\n' * n + '{"inputs": "x", "targets": "y"}\n' * n)
     with pytest.raises(ValueError, match="folders of their own"):
         shards.build(str(tmp_path / "a.jsonl"), str(tmp_path / "built"), tokenizer)
+    rows = (
+        {"text": "x"} if is_validation(f"b.jsonl:{i}") else {"inputs": "x", "targets": "y"} for i in range(1, n * 9)
+    )
+    (tmp_path / "b.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ValueError, match="folders of their own"):
+        open_source(DataConfig(str(tmp_path / "b.jsonl")), tokenizer)
 
 
 def test_command_line(built, source, tmp_path, tokenizer):
@@ -274,6 +288,43 @@ def test_a_build_refuses_what_no_run_can_use(tmp_path, content, message):
         data.Build(str(tmp_path / "a.txt"), str(tmp_path / "built"), tokenizer=str(PALM_TINY))()
     with pytest.raises(ValueError, match="unfinished|no shards"):
         shards.Shards(str(tmp_path / "built"), "train", "0")
+
+
+def test_a_finished_build_is_looked_through_again(built, source, tokenizer):
+    """It mends the tokenizer, and refuses shards that are gone, instead of saying that all is done."""
+    (built / "tokenizer.model").unlink()
+    shards.build(str(source), str(built), tokenizer)
+    assert load_tokenizer(built).hash == tokenizer.hash
+    (built / "train-00001.array_record").unlink()
+    with pytest.raises(ValueError, match="train-00001.array_record is missing"):
+        shards.build(str(source), str(built), tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (lambda p: data.Build(str(p), "x", vocab_size=100), "--vocab-size is 100, expected 360"),
+        (lambda p: data.Build(str(p), "x", vocab_size=10**9), "--vocab-size"),
+        (lambda p: data.Show(str(p), count=0), "--count 0"),
+        (lambda p: data.Show(str(p), mask=Path("nowhere/x.png")), "no folder .*nowhere for the file x.png"),
+        (lambda p: data.Build(str(p), str(p))(), "holds other files, such as .*choose another --out"),
+        (lambda p: data.Build(str(p), str(p / "text.jsonl"), tokenizer=str(PALM_TINY))(), "is a file"),
+        (lambda p: data.Check(str(p))(), "no shards at"),
+    ],
+)
+def test_impossible_requests_are_refused_early(source, command, message):
+    with pytest.raises(ValueError, match=message):
+        command(source.parent)
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [("{0}=1e300,{1}=1", "a millionth"), ("{0}=1,{0}=2", "stands twice"), ("{0}=nan,{1}=1", "above 0 and finite")],
+)
+def test_weights_that_give_no_rows_are_refused(built, weights, message):
+    other = shutil.copytree(built, built.parent / "other")
+    with pytest.raises(ValueError, match=message):
+        built_folders(weights.format(built, other))
 
 
 def test_one_long_line_and_equal_names_build_usable_shards(tmp_path, tokenizer, source_text):

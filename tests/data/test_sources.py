@@ -67,6 +67,10 @@ def test_jsonl_keeps_line_separators_inside_strings(tmp_path):
         ("a.csv", b"a,b", r"of .txt, .jsonl.*include '\*\.csv'"),
         ("a.jsonl", b'{"text": "x"}\n{"body": "y"}', "line 2: expected an object"),
         ("a.jsonl", b'{"text": 3}', "'text' is int"),
+        ("a.jsonl", b'{"inputs": "x"}', "'targets' is missing"),
+        ("a.jsonl", b"null", "it is NoneType, one object per row"),
+        ("a.jsonl", b'[{"text": "x"}]', "it is list, one object per row"),
+        ("a.jsonl", b'{\n"text": "x"}', "line 1: not JSON .*one object per line"),
         ("a.jsonl", b"{", "line 1: not JSON"),
         ("a.jsonl", b"[" * 100_000, "line 1: not JSON"),
         ("a.jsonl", b'{"text": ' + b"1" * 10_000 + b"}", "line 1: not JSON"),
@@ -232,8 +236,12 @@ def test_parquet_reads_the_columns_of_text_alone(tmp_path):
     path.write_bytes(content)
     corpus = sources.load(str(path))
     assert len(corpus.train) + len(corpus.validation) == 2000
+    twice = pyarrow.Table.from_arrays([pyarrow.array(["x"]), pyarrow.array(["y"])], names=["text", "text"])
+    parquet.write_table(twice, path)
+    with pytest.raises(ValueError, match=r"the columns are \['text', 'text'\], expected one"):
+        sources.load(str(path))
     parquet.write_table(table.select(["html"]), path)
-    with pytest.raises(ValueError, match=r"the columns are \['html'\], expected a \"text\""):
+    with pytest.raises(ValueError, match=r"the columns are \['html'\], expected one \"text\""):
         sources.load(str(path))
 
 
@@ -250,3 +258,19 @@ def test_a_sample_is_drawn_from_all_documents():
     assert sorted(sources.sample(documents[:5], 1000)) == sorted(
         d.text[i : i + 1000] for d in documents[:5] if not sources.is_validation(d.name) for i in (0, 1000, 2000)
     )
+
+
+def test_supervised_rows_may_have_empty_targets(tmp_path):
+    """They teach to end at once; only a row without any text is none."""
+    rows = [{"inputs": "x", "targets": ""}, {"inputs": "", "targets": "y"}, {"inputs": "", "targets": ""}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pairs = [(d.inputs, d.text) for d in sources.TextSource(str(tmp_path / "a.jsonl")).documents()]
+    assert pairs == [("x", ""), ("", "y")]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes are of POSIX")
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.txt")
+    for source in (tmp_path, tmp_path / "a.txt"):
+        with pytest.raises(ValueError, match=r"a\.txt: a dangling link or no regular file"):
+            sources.load(str(source))

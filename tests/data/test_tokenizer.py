@@ -65,3 +65,11 @@ def test_not_a_model(tmp_path):
         SentencePiece.load(tmp_path / "t.model")
     with pytest.raises(ValueError, match="no tokenizer at"):
         SentencePiece.load(tmp_path / "absent.model")
+
+
+def test_lone_surrogates_are_refused_by_place(tokenizer):
+    """`json.loads` makes them of half an emoji, the command line of bytes that are not UTF-8."""
+    for encode in (tokenizer.encode, lambda text: tokenizer.encode_documents(["fine", text])):
+        with pytest.raises(ValueError, match=r"lone surrogate U\+D83D at character 2") as e:
+            encode("é \ud83d b")
+        assert type(e.value) is ValueError

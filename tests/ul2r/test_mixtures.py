@@ -71,8 +71,11 @@ def test_a_mixture_is_written_as_text_and_read_back():
         ("PrefixLM(name='s')] + [Causal(name='c')", "no list of denoisers"),
         ("(" * 5000, "Expected, for example"),
         ("PrefixLM(name='s', weight=1e999)", "finite"),
+        ("PrefixLM(name='a', name='b')", "name is given twice"),
+        ("PrefixLM(name='s', weight=nan)", "nan is no number"),
+        ("PrefixLM(name='')", "not empty"),
+        ("PrefixLM(name='a', weight=1e308), PrefixLM(name='b', weight=1e308)", "infinite sum"),
         ((), "0 denoisers"),
-        ((ul2r.R, "x"), "no Denoiser"),
         (tuple(ul2r.Causal(name=str(i)) for i in range(128)), "1 to 127"),
     ],
 )

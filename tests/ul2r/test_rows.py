@@ -54,3 +54,21 @@ def test_packed_rows_come_back(seq_len, per_token):
     assert batch.pack().shape == (2, per_token * seq_len)
     for a, b in zip(Batch.unpack(batch.pack()), batch, strict=True):
         assert a.dtype == b.dtype and np.array_equal(a, b)
+
+
+def test_a_denoiser_that_breaks_its_promise_is_named():
+    """Else its rows overflow, or floats are cut to ids."""
+
+    class Doubles(ul2r.PrefixLM):
+        def __call__(self, tokens, rng, symbols):
+            return ul2r.Example(tokens, tokens)
+
+    class Floats(ul2r.PrefixLM):
+        def __call__(self, tokens, rng, symbols):
+            return ul2r.Example(tokens[:1] / 2, tokens[1:])
+
+    tokens = np.arange(9, dtype=np.int32)
+    for denoiser, message in ((Doubles(name="d"), "'d' makes 18 tokens"), (Floats(name="f"), "'f' makes 9 .*float64")):
+        segmenter = ul2r.Segmenter(denoiser, ul2r.Budget.split(64), SYMBOLS)
+        with pytest.raises(ValueError, match=message):
+            segmenter(tokens, np.random.default_rng(0))

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from upalm.data.sources import TextSource
     from upalm.data.tokenizer import Tokenizer
 
+MIN_VOCAB_SIZE, MAX_VOCAB_SIZE = 360, 1_000_000
 SHIPPED = Path(__file__).parents[1] / "assets" / "palm_tiny"
 
 
@@ -36,6 +37,13 @@ class Build:
     known."""
     skip_undecodable: bool = False
     """Leave out text that is not UTF-8, and list it, instead of stopping."""
+
+    def __post_init__(self):
+        if self.tokenizer is None and not MIN_VOCAB_SIZE <= self.vocab_size <= MAX_VOCAB_SIZE:
+            raise ValueError(
+                f"--vocab-size is {self.vocab_size}, expected {MIN_VOCAB_SIZE} (bytes, special ids and sentinels) to "
+                f"{MAX_VOCAB_SIZE:,}."
+            )
 
     def __call__(self) -> None:
         from upalm.data import shards, sources
@@ -64,7 +72,11 @@ class Build:
             return load_tokenizer(self.tokenizer)
         if shards.is_folder_of_shards(self.out):
             return load_tokenizer(self.out)
-        tokenizer = SentencePiece.train(sources.sample(text.documents()), self.vocab_size, at_most=True)
+        pieces = sources.sample(text.documents())
+        try:
+            tokenizer = SentencePiece.train(pieces, self.vocab_size, at_most=True)
+        except ValueError as e:
+            raise ValueError(f"{e} Give more text, or the tokenizer of a checkpoint with --tokenizer.") from e
         if tokenizer.vocab_size < self.vocab_size:
             print(f"the text supports a vocabulary of {tokenizer.vocab_size:,}, not of {self.vocab_size:,}")
         return tokenizer
@@ -81,6 +93,7 @@ class Check:
         from upalm.data import shards
         from upalm.data.hf_tokenizer import load_tokenizer
 
+        shards.Manifest.read(self.data)  # first says what else a folder is
         tokenizer = load_tokenizer(self.data)
         for split in shards.SPLITS:
             corpus = shards.Shards(self.data, split, tokenizer.hash)
@@ -118,6 +131,12 @@ class Show:
     """PNG to draw the masks to."""
     seed: int = 0
     """Decides order and noise."""
+
+    def __post_init__(self):
+        if self.rows < 0 or self.count < 1:
+            raise ValueError(f"--rows is {self.rows}, --count {self.count}: expected at least 0 and 1.")
+        if self.mask is not None and not self.mask.absolute().parent.is_dir():
+            raise ValueError(f"no folder {self.mask.absolute().parent} for the file {self.mask.name} of --mask.")
 
     def __call__(self) -> None:
         from upalm.data.config import DataConfig, built_folders, open_source

@@ -1,5 +1,6 @@
 """DataConfig, and the corpora that it names."""
 
+import os
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -11,9 +12,12 @@ from upalm import ul2r
 from upalm.data import sources
 from upalm.data.shards import SPLITS, Shards, is_folder_of_shards, manifest_hash
 from upalm.data.tokenizer import Tokenizer
-from upalm.data.tokens import Tokens, encode
+from upalm.data.tokens import BUILD_APART, Tokens, encode
 
 Corpus = Tokens | Shards
+
+MIN_SHARE = 1e-6
+"""The least share of rows that a corpus can have; a smaller one would get none."""
 
 
 @dataclass(frozen=True)
@@ -50,14 +54,19 @@ class DataConfig:
         denoisers = ul2r.mixture(self.mixture)
         if not isinstance(self.mixture, str):
             object.__setattr__(self, "mixture", ul2r.mixture_text(denoisers))
-        if self.seq_len < 8 or self.batch_size < 1 or self.n_workers < 0:
-            raise ValueError(
-                f"seq_len {self.seq_len}, batch_size {self.batch_size}, n_workers {self.n_workers}: "
-                "expected at least 8, 1 and 0."
-            )
-        steps = [0, *(step for step, _ in self.batch_ramp)]
-        if any(a >= b for a, b in pairwise(steps)) or any(rows < 1 for _, rows in self.batch_ramp):
-            raise ValueError(f"batch_ramp {self.batch_ramp}: expected rising steps above 0, and at least 1 row.")
+        if isinstance(self.source, os.PathLike):
+            object.__setattr__(self, "source", str(self.source))
+        if not isinstance(self.source, str) or not self.source.strip():
+            raise ValueError(f"source is {self.source!r}, expected `stdlib`, a file or a folder.")
+        for name, least in (("seq_len", 8), ("batch_size", 1), ("n_workers", 0)):
+            if not _is_whole(value := getattr(self, name)) or value < least:
+                raise ValueError(f"{name} is {value!r}, expected a whole number of at least {least}.")
+        if self.layout not in ("concatenated", "documents"):
+            raise ValueError(f"layout is {self.layout!r}, expected 'concatenated' or 'documents'.")
+        are_pairs = all(len(pair) == 2 and all(map(_is_whole, pair)) for pair in self.batch_ramp)
+        steps = [0, *(step for step, *_ in self.batch_ramp)]
+        if not are_pairs or any(a >= b for a, b in pairwise(steps)) or any(rows < 1 for _, rows in self.batch_ramp):
+            raise ValueError(f"batch_ramp {self.batch_ramp}: expected (step, rows), rising steps and at least 1 row.")
 
     def batch_sizes(self) -> list[int]:
         """Return every batch size of the ramp, in order."""
@@ -75,6 +84,10 @@ class DataConfig:
     def budget(self) -> ul2r.Budget:
         """Return how long segments may get."""
         return (ul2r.Budget.joint if self.joint_budget else ul2r.Budget.split)(self.seq_len)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def text_source(config: DataConfig, option_prefix: str = "--data.") -> sources.TextSource:
@@ -102,6 +115,8 @@ def built_folders(source: str) -> dict[str, float]:
     weights = {}
     for part in source.split(","):
         folder, _, weight = part.rpartition("=")
+        if folder in weights:
+            raise ValueError(f"{folder!r} stands twice in {source!r}: give it one weight.")
         try:
             weights[folder] = float(weight)
         except ValueError as e:
@@ -110,6 +125,8 @@ def built_folders(source: str) -> dict[str, float]:
             raise ValueError(f"weight {weight} of {folder!r}: expected above 0 and finite.")
         if not is_folder_of_shards(folder):
             raise ValueError(f"no shards at {folder!r}: only folders made by `upalm data build` can be mixed.")
+    if min(weights.values()) < MIN_SHARE * sum(weights.values()):
+        raise ValueError(f"weights in {source!r}: expected each at least a millionth of their sum.")
     return weights
 
 
@@ -141,4 +158,7 @@ def open_source(
     corpus = text.load()
     for note in text.notes():
         print(note)
-    return [Weighted(encode(tokenizer, corpus.train))], [Weighted(encode(tokenizer, corpus.validation))]
+    train, validation = encode(tokenizer, corpus.train), encode(tokenizer, corpus.validation)
+    if train.is_supervised != validation.is_supervised:
+        raise ValueError(f"{config.source!r} has both plain text and (inputs, targets) examples: {BUILD_APART}")
+    return [Weighted(train)], [Weighted(validation)]

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from etils import epath
 
-from upalm.data.tokenizer import SentencePiece, Tokenizer
+from upalm.data.tokenizer import SentencePiece, Tokenizer, check_text
 from upalm.ul2r.symbols import BOS_ID, EOS_ID, MODES, N_SENTINELS, UNK_ID, Symbols
 
 _RESERVED = re.compile(r"^[<\[|]+(?:reserved(?:_special)?_token|reserved|unused|extra)_?(\d+)(?:_token)?[|\]>]+$", re.I)
@@ -86,10 +86,12 @@ class JsonTokenizer(Tokenizer):
 
     def encode(self, text: str) -> list[int]:
         """See `Tokenizer`."""
+        check_text(text)
         return self._spelt(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def encode_documents(self, texts: list[str]) -> list[list[int]]:
         """See `Tokenizer`."""
+        check_text(*texts)
         return [self._spelt(e.ids) for e in self._tokenizer.encode_batch(texts, add_special_tokens=False)]
 
     def _spelt(self, ids: list[int]) -> list[int]:

@@ -66,7 +66,7 @@ class Loader:
                 raise ValueError(f"the corpus has {corpus.n_tokens} tokens: expected at least 2.")
         if len({corpus.is_supervised for corpus in self.corpora}) > 1:
             raise ValueError("plain text and (inputs, targets) corpora are mixed: train on one kind at a time.")
-        if not 0 <= seed < 1 << 64:
+        if not isinstance(seed, int | np.integer) or not 0 <= seed < 1 << 64:
             raise ValueError(f"seed is {seed}, expected 0 to 2^64 - 1.")
         self.config, self.seed, self.rows, self.skips = config, seed, rows, tuple(skips)
         self.mixture = ul2r.SUPERVISED if self.corpora[0].is_supervised else ul2r.mixture(config.mixture)
@@ -155,6 +155,8 @@ class Loader:
 
     def batch(self, step: int) -> Batch:
         """Build this process's rows of a step, [rows, T]."""
+        if step < 0:
+            raise ValueError(f"step is {step}, expected at least 0.")
         size, first = self.config.batch_size_at(step), self.first_row(step)
         numbers = np.arange(size) if self.rows is None else self.rows[size]
         batch, noise = Batch.empty(len(numbers), self.config.seq_len), self._noise()

@@ -135,7 +135,7 @@ def manifest_hash(folder: str) -> str:
 def is_folder_of_shards(source: str) -> bool:
     """Tell whether `build` wrote `source` (a checkpoint, too, has a manifest)."""
     path = epath.Path(source) / "manifest.json"
-    return path.exists() and '"shards"' in path.read_text()
+    return path.exists() and b'"shards"' in path.read_bytes()
 
 
 class Shards:
@@ -178,7 +178,11 @@ class Shards:
         content = lengths.read_bytes()
         if hashlib.sha256(content).hexdigest() != shard.lengths_sha256:
             raise ValueError(f"{lengths} is damaged: its checksum is not the manifest's.")
-        return np.frombuffer(content, "<i4")
+        document_lengths = np.frombuffer(content, "<i4")
+        blocks = np.split(document_lengths, np.cumsum(shard.block_documents)[:-1])
+        if [int(block.sum()) for block in blocks] != shard.block_tokens or len(document_lengths) != shard.documents:
+            raise ValueError(f"{lengths} and the manifest count differently: one of them is damaged.")
+        return document_lengths
 
     def check(self) -> None:
         """Read every shard against its checksum.
@@ -245,9 +249,13 @@ def build(
         ValueError: a source that `TextSource` refuses, or too small for both splits; or a folder that answers another
             request.
     """
+    if shard_tokens < 1:
+        raise ValueError(f"shard_tokens is {shard_tokens}, expected at least 1.")
     text = sources.TextSource(source) if isinstance(source, str) else source
     out, manifest = epath.Path(folder), _open_manifest(text, folder, tokenizer, trained_vocab_size)
     if manifest.complete:
+        for split in SPLITS:
+            Shards(folder, split, tokenizer.hash)  # refuses what is missing or cut short
         return manifest
     documents = text.documents()
     for _ in islice(documents, manifest.documents):  # tokenised before the interruption
@@ -298,6 +306,8 @@ def _open_manifest(text: sources.TextSource, folder: str, tokenizer: Tokenizer, 
         tokenizer.save(out)
         request.write(out)
         return request
+    if "manifest.json" not in names:
+        raise ValueError(f"{folder} holds other files, such as {sorted(names)[0]}: choose another --out.")
     manifest = Manifest.read(out)
     if differences := _differences(manifest, request):
         raise ValueError(
@@ -305,6 +315,8 @@ def _open_manifest(text: sources.TextSource, folder: str, tokenizer: Tokenizer, 
         )
     if not manifest.complete:
         manifest.skip_undecodable = request.skip_undecodable
+    if not tokenizer.files.keys() <= names:
+        tokenizer.save(out)
     return manifest
 
 

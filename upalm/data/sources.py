@@ -107,13 +107,15 @@ class TextSource:
     """Files and rows that `documents` left out because they are not UTF-8."""
 
     def __post_init__(self):
+        if isinstance(self.source, os.PathLike):
+            self.source = str(self.source)
         self.include = (self.include,) if isinstance(self.include, str) else tuple(self.include)
         self.other = Counter()
         if self.source == STDLIB:
             self.files = [SourceFile(p, _printable(p), _read_source_file) for p in _stdlib_files()]
             return
-        root = Path(self.source)
-        if not self.source.strip() or not root.exists():
+        root = Path(self.source) if isinstance(self.source, str) and self.source.strip() else None
+        if root is None or not root.exists():
             raise ValueError(
                 f"no such file or folder: {self.source!r}. Give a file of {', '.join(_READERS)}, a folder of them, "
                 f"or {STDLIB!r} for Python's own source files."
@@ -406,11 +408,10 @@ def _read_json_lines(file: SourceFile, skipped: list[str] | None) -> Iterator[Do
                 _skip(f"{where} is not UTF-8 ({e.reason} at byte {e.start} of the line)", skipped)
                 continue
             try:
-                row = json.loads(text) if text.strip() else None
+                row = json.loads(text) if text.strip() else {"text": ""}
             except (ValueError, RecursionError) as e:
-                raise ValueError(f"{where}: not JSON ({e}).") from e
-            if row is not None:
-                yield from _row_document(f"{file.name}:{n}", row, where, skipped)
+                raise ValueError(f"{where}: not JSON ({e}), expected one object per line.") from e
+            yield from _row_document(f"{file.name}:{n}", row, where, skipped)
 
 
 def _read_parquet(file: SourceFile, skipped: list[str] | None) -> Iterator[Document]:
@@ -434,9 +435,10 @@ def _read_arrow(file: SourceFile, skipped: list[str] | None) -> Iterator[Documen
 
 
 def _text_columns(file: SourceFile, names: list[str]) -> list[str]:
-    if columns := [c for c in ("text", "inputs", "targets") if c in names]:
+    columns = [c for c in names if c in ("text", "inputs", "targets")]
+    if columns and len(set(columns)) == len(columns):
         return columns
-    raise ValueError(f'{file.shown}: the columns are {names}, expected a "text", or "inputs" and "targets".')
+    raise ValueError(f'{file.shown}: the columns are {names}, expected one "text", or "inputs" and "targets".')
 
 
 def _read_batches(file: SourceFile, batches: Iterable[Any], skipped: list[str] | None) -> Iterator[Document]:
@@ -462,20 +464,23 @@ def _rows(batch: Any) -> list[Any]:
 
 def _row_document(name: str, row: Any, where: str, skipped: list[str] | None) -> Iterator[Document]:
     keys = ("inputs", "targets") if isinstance(row, dict) and "inputs" in row else ("text",)
-    texts = [row.get(key) for key in keys] if isinstance(row, dict) else [None]
-    for key, text in zip(keys, texts, strict=True):
+    texts: list[str] = []
+    for key in keys:
+        text = row.get(key) if isinstance(row, dict) else None
         if not isinstance(text, str):
-            raise ValueError(
-                f'{where}: expected an object with a "text", or "inputs" and "targets": '
-                f"{key!r} is {type(text).__name__}, expected a string."
-            )
+            if not isinstance(row, dict):
+                problem = f"it is {type(row).__name__}, one object per row is expected"
+            else:
+                problem = f"{key!r} is {type(text).__name__ if key in row else 'missing'}, expected a string"
+            raise ValueError(f'{where}: expected an object with a "text", or "inputs" and "targets": {problem}.')
         try:
             text.encode()
         except UnicodeEncodeError as e:
             surrogate = f"{key!r} has the lone surrogate U+{ord(text[e.start]):04X} at character {e.start}"
             _skip(f"{where} is not UTF-8 ({surrogate})", skipped)
             return
-    if texts[-1]:
+        texts.append(text)
+    if any(texts):
         yield Document(name, texts[-1], texts[0] if len(texts) == 2 else None)
 
 

@@ -32,7 +32,11 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
-        """Ids of ordinary text. `<extra_id_0>` written in it is characters, not a sentinel."""
+        """Ids of ordinary text. `<extra_id_0>` written in it is characters, not a sentinel.
+
+        Raises:
+            ValueError: a lone surrogate.
+        """
 
     @abstractmethod
     def encode_documents(self, texts: list[str]) -> list[list[int]]:
@@ -77,6 +81,25 @@ class Tokenizer(ABC):
                 raise ValueError(f"the tokenizer is not lossless: {text!r} becomes {found!r}.")
         if len(set(self.symbols.modes.values())) != len(MODES):
             raise ValueError(f"mode tokens do not encode to different ids: {self.symbols.modes}.")
+
+
+def check_text(*texts: str) -> None:
+    """Refuse lone surrogates, which no vocabulary of bytes can spell.
+
+    Raises:
+        ValueError: with the surrogate and its place.
+    """
+    for text in texts:
+        if text.isascii():
+            continue
+        try:
+            text.encode()
+        except UnicodeEncodeError as e:
+            near = text[max(e.start - 20, 0) : e.start + 20]
+            raise ValueError(
+                f"the text {near!r} has the lone surrogate U+{ord(text[e.start]):04X} at character {e.start}: half a "
+                "character, which UTF-8 cannot write. Leave it out, or replace it."
+            ) from None
 
 
 class SentencePiece(Tokenizer):
@@ -146,6 +169,7 @@ class SentencePiece(Tokenizer):
 
     def encode(self, text: str) -> list[int]:
         """See `Tokenizer`."""
+        check_text(text)
         ids = self._sp.encode(text)
         if max(ids, default=0) < self.first_sentinel:
             return ids
@@ -157,6 +181,7 @@ class SentencePiece(Tokenizer):
 
     def encode_documents(self, texts: list[str]) -> list[list[int]]:
         """See `Tokenizer`."""
+        check_text(*texts)
         ids = self._sp.encode(texts, num_threads=-1)
         return [
             self.encode(t) if max(i, default=0) >= self.first_sentinel else i for t, i in zip(texts, ids, strict=True)

@@ -29,6 +29,8 @@ class Denoiser:
     ends_with_eos: ClassVar[bool] = True
 
     def __post_init__(self):
+        if not isinstance(self.name, str) or not self.name:
+            raise ValueError(f"a denoiser is named {self.name!r}, expected a string that is not empty.")
         if self.mode not in (*MODES, "none"):
             raise ValueError(f"{self.name}: mode is {self.mode!r}, expected one of {[*MODES, 'none']}.")
         if not 0 < self.weight < float("inf"):
@@ -67,8 +69,10 @@ class SpanCorruption(Denoiser):
             raise ValueError(f"{self.name}: mean_span is {self.mean_span}, expected at least 1 token.")
         if not 0 < self.corruption_rate < 1:
             raise ValueError(f"{self.name}: corruption_rate is {self.corruption_rate}, expected in (0, 1).")
-        if self.max_spans is not None and not 1 <= self.max_spans <= N_SENTINELS:
+        if self.max_spans is not None and self.max_spans not in range(1, N_SENTINELS + 1):
             raise ValueError(f"{self.name}: max_spans is {self.max_spans}, expected 1 to {N_SENTINELS}.")
+        if not isinstance(self.roll, bool):
+            raise ValueError(f"{self.name}: roll is {self.roll!r}, expected True or False.")
 
     def lengths(self, length: int) -> tuple[int, int]:
         n_noise, _ = span_counts(length, self.mean_span, self.corruption_rate)

@@ -86,11 +86,13 @@ def mixture(given: str | Mixture) -> Mixture:
             defined, or denoisers that share a name.
     """
     if not isinstance(given, str):
+        if not isinstance(given, tuple | list):
+            raise ValueError(f"mixture is {given!r}, expected a name, text or a tuple of denoisers.")
         return _check(tuple(given), f"mixture {given!r}")
     if given in MIXTURES:
         return MIXTURES[given]
     if "(" not in given:
-        near = difflib.get_close_matches(given, MIXTURES, n=1)
+        near = difflib.get_close_matches(given.lower(), MIXTURES, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"expected one of {sorted(MIXTURES)}."
         raise ValueError(f"no mixture {given!r}: {hint}")
     try:
@@ -99,7 +101,8 @@ def mixture(given: str | Mixture) -> Mixture:
             raise TypeError("it is no list of denoisers")
         denoisers = tuple(_parse_denoiser(call) for call in body.elts)
     except (SyntaxError, TypeError, ValueError, RecursionError, MemoryError) as e:
-        raise ValueError(f"mixture {_short(given)!r}: {e}. Expected, for example, {_EXAMPLE!r}.") from e
+        problem = str(e).rstrip(".")
+        raise ValueError(f"mixture {_short(given)!r}: {problem}. Expected, for example, {_EXAMPLE!r}.") from e
     return _check(denoisers, f"mixture {_short(given)!r}")
 
 
@@ -130,6 +133,8 @@ def _check(denoisers: Mixture, what: str) -> Mixture:
         raise ValueError(f"{what} has {wrong[0]!r}, which is no Denoiser.")
     if not 1 <= len(denoisers) <= MAX_DENOISERS:
         raise ValueError(f"{what} has {len(denoisers)} denoisers, expected 1 to {MAX_DENOISERS}.")
+    if not sum(d.weight for d in denoisers) < float("inf"):
+        raise ValueError(f"{what} has weights of an infinite sum: they are shares, so make them smaller.")
     names = [d.name for d in denoisers]
     if len(set(names)) < len(names):
         raise ValueError(f"{what} has the names {names}: give each denoiser its own.")
@@ -145,9 +150,18 @@ def _parse_denoiser(call: ast.expr) -> Denoiser:
             f"no denoiser class {call.func.id!r} is defined (there are {', '.join(classes)}); "
             "if it is your own, import the module that defines it first"
         )
-    if call.args or any(k.arg is None for k in call.keywords):
+    arguments = {}
+    for keyword in call.keywords:
+        try:
+            value = ast.literal_eval(keyword.value)
+        except ValueError:
+            raise TypeError(f"{ast.unparse(keyword.value)} is no number, string or other literal") from None
+        if keyword.arg in arguments:
+            raise TypeError(f"{ast.unparse(call)}: {keyword.arg} is given twice")
+        arguments[keyword.arg] = value
+    if call.args or None in arguments:
         raise TypeError(f"{ast.unparse(call)}: give every argument its name")
-    return classes[call.func.id](**{str(k.arg): ast.literal_eval(k.value) for k in call.keywords})
+    return classes[call.func.id](**arguments)
 
 
 def _denoiser_classes() -> dict[str, type[Denoiser]]:

@@ -141,8 +141,20 @@ class Segmenter:
         return halves_fit and self.segment_length(n_tokens) <= budget.total
 
     def __call__(self, tokens: np.ndarray, rng: np.random.Generator) -> Example:
-        """Denoise a chunk and frame it."""
-        return self.frame(self.denoiser(tokens, rng, self.symbols))
+        """Denoise a chunk and frame it.
+
+        Raises:
+            ValueError: the denoiser gives more or fewer tokens than it says, or others than integers.
+        """
+        inputs, targets = self.denoiser(tokens, rng, self.symbols)
+        n, n_promised = len(inputs) + len(targets), len(tokens) + 2 * self.denoiser.n_sentinels(len(tokens))
+        if n != n_promised or inputs.dtype.kind not in "iu" or targets.dtype.kind not in "iu":
+            raise ValueError(
+                f"denoiser {self.denoiser.name!r} makes {n} tokens of {inputs.dtype} and {targets.dtype} from "
+                f"{len(tokens)}, expected {n_promised} integers: its inputs and targets hold every token once, and "
+                "each of the n_sentinels(length) sentinels twice."
+            )
+        return self.frame(Example(inputs, targets))
 
     def frame(self, example: Example) -> Example:
         """Add mode token and EOS: inputs end with EOS if the denoiser says so, targets as a rule."""
