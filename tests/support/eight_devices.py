@@ -1,0 +1,145 @@
+"""Programs on meshes of eight fake devices. A test calls `on_eight_devices`, which starts a process that has them."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from upalm.checkpoints.arrays import to_arrays
+from upalm.checkpoints.folder import describe, export, load_model
+from upalm.checkpoints.manager import Checkpoints
+from upalm.data.tokenizer import SentencePiece
+from upalm.distributed.sharding import make_mesh, row_sharding
+from upalm.inference.decoding import DecodingModel, Task, decode, prefill
+from upalm.inference.sampling import Sampler
+from upalm.model.config import ModelConfig
+from upalm.model.palm import Decoder, shard
+from upalm.training.loss import loss_fn
+from upalm.ul2r.rows import Batch
+from upalm.ul2r.symbols import Symbols
+
+SHAPE = dict(vocab_size=512, d_model=32, n_layers=2, n_heads=8, d_head=8, d_ff=64, seq_len=128)
+CONFIG = ModelConfig(**SHAPE)
+OPEN_MODELS = {
+    "two key heads, which four devices do not divide": ModelConfig(
+        **SHAPE, n_kv_heads=2, block="sequential", qkv_bias=True, qk_norm="shared", rope_factor=8.0, gate="gelu"
+    ),
+    "norms after, over all heads at once": ModelConfig(
+        **SHAPE,
+        n_kv_heads=8,
+        block="post_norm",
+        qk_norm="flat",
+        tied_head=False,
+        final_norm_scale=True,
+        embed_scale=2.0,
+    ),
+}
+
+
+def on_eight_devices(program: Callable[..., None], *arguments: str | Path) -> None:
+    """Run a function of this module, which takes strings, in a process with eight devices."""
+    paths = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    command = [sys.executable, "-m", "support.eight_devices", program.__name__, *map(str, arguments)]
+    env = os.environ | flags | {"PYTHONPATH": os.pathsep.join(paths)}
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def _decode(model: Decoder, sampler: Sampler = Sampler()) -> tuple[list, np.ndarray]:
+    """Tokens and log-probabilities of eight prompts with gaps, two samples each."""
+    rng = np.random.default_rng(0)
+    tasks = [Task(rng.integers(3, 400, n).tolist(), 3 * 4 + 1, 3, (3, 3, 3)) for n in (3, 40, 0, 9, 9, 1, 2, 7)]
+    symbols = Symbols(tuple(range(511, 411, -1)), {})
+    results = decode(DecodingModel.of(model), tasks, symbols=symbols, sampler=sampler, num_samples=2)
+    samples = [sample for some in results for sample in some]
+    return [x.tokens.tolist() for x in samples], np.concatenate([x.log_probs for x in samples])
+
+
+def decode_on_meshes() -> None:
+    """Every sample is that of one device, and caches are split by rows."""
+    model = Decoder(CONFIG, key=jax.random.key(0))
+    for sampler in (Sampler(), Sampler(1.0)):
+        expected, expected_log_probs = _decode(model, sampler)
+        for n_data, n_model in ((8, 1), (1, 8), (2, 4), (4, 2)):
+            mesh = make_mesh(n_data, n_model)
+            with jax.set_mesh(mesh):
+                sharded = shard(model, mesh)
+                assert sharded.blocks.wq.sharding.shard_shape((2, 32, 8, 8)) == (2, 32 // n_data, 8 // n_model, 8)
+                tokens, log_probs = _decode(sharded, sampler)
+                assert tokens == expected, (n_data, n_model)
+                np.testing.assert_allclose(log_probs, expected_log_probs, atol=1e-4)
+                by_row = jax.NamedSharding(mesh, jax.P("data"))
+                rows, starts = (jax.device_put(jnp.zeros(shape, int), by_row) for shape in ((8, 33), (8,)))
+                _, caches = prefill(DecodingModel.of(sharded), rows, starts, max_new=32, attention="prefix")
+                for cache in jax.tree.leaves(caches):
+                    assert cache.sharding.shard_shape(cache.shape) == (8 // n_data, 65, 8), cache.sharding
+
+
+def open_models_on_meshes() -> None:
+    """Loss, every gradient and every sample of open models' blocks are those of one device."""
+    rng, batch = np.random.default_rng(0), Batch.empty(8, 32)
+    for name, low, high in (("input_tokens", 3, 512), ("target_tokens", 3, 512), ("loss_weights", 0, 2)):
+        getattr(batch, name)[:] = rng.integers(low, high, (8, 32))
+    batch.segment_ids[:], batch.positions[:] = 1 + np.arange(32) // 20, np.arange(32) % 20
+    batch.prefix_mask[:] = batch.positions < 8
+    step = eqx.filter_jit(eqx.filter_value_and_grad(lambda model, batch: loss_fn(model, batch)[0]))
+    for name, config in OPEN_MODELS.items():
+        model = Decoder(config, key=jax.random.key(0))
+        expected_loss, expected_gradient = step(model, batch)
+        expected = to_arrays(expected_gradient)
+        expected_tokens, expected_log_probs = _decode(model)
+        for n_data, n_model in ((8, 1), (1, 8), (2, 4)):
+            mesh = make_mesh(n_data, n_model)
+            with jax.set_mesh(mesh):
+                sharded = shard(model, mesh)
+                rows = jax.device_put(batch, jax.NamedSharding(mesh, jax.P(*row_sharding(mesh).spec[1:])))
+                loss, gradient = step(sharded, rows)
+                tokens, log_probs = _decode(sharded)
+            np.testing.assert_allclose(loss, expected_loss, rtol=1e-5)
+            for parameter, array in to_arrays(gradient).items():
+                scale = np.abs(expected[parameter]).max()
+                message = f"{name}, {parameter} on {n_data} x {n_model}"
+                np.testing.assert_allclose(array, expected[parameter], atol=2e-5 * scale, err_msg=message)
+            assert tokens == expected_tokens, (name, n_data, n_model)
+            np.testing.assert_allclose(log_probs, expected_log_probs, atol=1e-4)
+
+
+def move_checkpoint(folder: str, tokenizer_file: str) -> None:
+    """A checkpoint that one mesh wrote gives the same samples on others."""
+    model, tokenizer = Decoder(CONFIG, key=jax.random.key(0)), SentencePiece.load(Path(tokenizer_file))
+    expected, _ = _decode(model)
+    describe(Path(folder), CONFIG, tokenizer, {})
+    checkpoints = Checkpoints(Path(folder))
+    checkpoints.save(1, shard(model, make_mesh(2, 4)), {"count": jnp.zeros(())})
+    checkpoints.close()
+    for sizes in ((8, 1), (1, 8), (1, 1)):
+        mesh = make_mesh(*sizes)
+        with jax.set_mesh(mesh):
+            restored = load_model(Path(folder), mesh)[0]
+            assert restored.embed.sharding.mesh.shape == mesh.shape
+            assert _decode(restored)[0] == expected, sizes
+
+
+def read_into_shards(folder: str, tokenizer_file: str) -> None:
+    """Exported weights are read as each device's part."""
+    export(Path(folder), Decoder(CONFIG, key=jax.random.key(0)), SentencePiece.load(Path(tokenizer_file)), {})
+    expected = to_arrays(load_model(Path(folder))[0])
+    for n_data, n_model in ((8, 1), (1, 8), (2, 4)):
+        mesh = make_mesh(n_data, n_model)
+        model = load_model(Path(folder), mesh)[0]
+        assert model.blocks.wq.sharding.shard_shape((2, 32, 8, 8)) == (2, 32 // n_data, 8 // n_model, 8)
+        for name, array in to_arrays(model).items():
+            assert array.sharding.mesh.shape == mesh.shape
+            np.testing.assert_array_equal(array, expected[name])
+
+
+if __name__ == "__main__":
+    assert len(jax.devices()) == 8
+    globals()[sys.argv[1]](*sys.argv[2:])
