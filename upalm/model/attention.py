@@ -114,7 +114,7 @@ def _attend_forward(q_BTNH, k_BKSH, v_BKSH, visible) -> tuple[Float[Array, "B T 
 
 def _attend_backward(saved: _Saved, d_out_BTNH) -> tuple[Array, Array, Array, None]:
     specs = _specs(saved.q, saved.k, saved.visible)
-    backward = partial(_backward, n_heads=saved.q.shape[2])
+    backward = partial(_backward, is_shared=saved.k.shape[1] == 1 and specs.q[2] is not None)
     gradients = on_shards(backward, (specs, specs.out), (specs.q, specs.k, specs.v), saved, d_out_BTNH)
     return *gradients, None
 
@@ -157,10 +157,10 @@ def _forward(
 
 
 def _backward(
-    saved: _Saved, d_out_BTNH: Float[Array, "B T N H"], *, n_heads: int
+    saved: _Saved, d_out_BTNH: Float[Array, "B T N H"], *, is_shared: bool
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B K S H"], Float[Array, "B K S H"]]:
-    """Gradients of one device's queries, keys and values; `n_heads` counts the heads of all devices."""
-    n_local_heads, d_head, n_kv = *saved.q.shape[2:], saved.k.shape[1]
+    """Gradients of one device's queries, keys and values; `is_shared` if other devices' query heads share the keys."""
+    n_heads, d_head, n_kv = *saved.q.shape[2:], saved.k.shape[1]
     q_GRH, k_GSH, v_GSH = _scaled_rows(saved.q, n_kv), _merge(saved.k), _merge(saved.v)
     out_GRH, d_out_GRH = _by_key_head(saved.out, n_kv), _by_key_head(d_out_BTNH, n_kv)
     log_total_GR1 = _by_key_head(saved.log_total[..., None], n_kv)
@@ -180,9 +180,9 @@ def _backward(
 
     d_q_GRH, d_k_GSH, d_v_GSH = _fastest(kernel, plain, q_GRH, k_GSH)
     d_k_BKSH, d_v_BKSH = d_k_GSH.reshape(saved.k.shape), d_v_GSH.reshape(saved.v.shape)
-    if n_kv == 1 and n_local_heads < n_heads:  # other devices have the other heads that share the keys
+    if is_shared:
         d_k_BKSH, d_v_BKSH = sum_over("heads", (d_k_BKSH, d_v_BKSH))
-    return _by_position(d_q_GRH, n_kv, n_local_heads) * d_head**-0.5, d_k_BKSH, d_v_BKSH
+    return _by_position(d_q_GRH, n_kv, n_heads) * d_head**-0.5, d_k_BKSH, d_v_BKSH
 
 
 def _fastest(kernel: Callable[[], Any], plain: Callable[[], Any], q_GRH: Array, k_GSH: Array) -> Any:
