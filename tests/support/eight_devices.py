@@ -122,7 +122,7 @@ def move_checkpoint(folder: str, tokenizer_file: str) -> None:
     for sizes in ((8, 1), (1, 8), (1, 1)):
         mesh = make_mesh(*sizes)
         with jax.set_mesh(mesh):
-            restored = load_model(Path(folder), mesh)[0]
+            restored = load_model(Path(folder), mesh).model
             assert restored.embed.sharding.mesh.shape == mesh.shape
             assert _decode(restored)[0] == expected, sizes
 
@@ -130,10 +130,10 @@ def move_checkpoint(folder: str, tokenizer_file: str) -> None:
 def read_into_shards(folder: str, tokenizer_file: str) -> None:
     """Exported weights are read as each device's part."""
     export(Path(folder), Decoder(CONFIG, key=jax.random.key(0)), SentencePiece.load(Path(tokenizer_file)), {})
-    expected = to_arrays(load_model(Path(folder))[0])
+    expected = to_arrays(load_model(Path(folder)).model)
     for n_data, n_model in ((8, 1), (1, 8), (2, 4)):
         mesh = make_mesh(n_data, n_model)
-        model = load_model(Path(folder), mesh)[0]
+        model = load_model(Path(folder), mesh).model
         assert model.blocks.wq.sharding.shard_shape((2, 32, 8, 8)) == (2, 32 // n_data, 8 // n_model, 8)
         for name, array in to_arrays(model).items():
             assert array.sharding.mesh.shape == mesh.shape
