@@ -1,4 +1,4 @@
-"""The same run on one process and on several, on every mesh; what stops one process, and what all must agree on."""
+"""The same run on one process and on several; stopping one process, and settings that all must share."""
 
 import os
 import signal
@@ -14,7 +14,6 @@ from support.pod import Pod, same, wait_for
 from upalm.data import shards
 from upalm.distributed import processes
 from upalm.distributed.processes import ProcessConfig
-from upalm.distributed.sharding import MeshConfig
 
 MESHES = {  # processes, replicas, data, model
     "fully sharded": (1, 1, 8, 1),
@@ -71,52 +70,20 @@ def test_losses_and_parameters_are_those_of_one_device(pod, alone, pair, name):
     close((pod.params(out), pod.metrics(out)), alone)
 
 
-_ROWS = """
-import sys
-import jax, numpy as np
-from jax.experimental import multihost_utils
-from upalm.data import DataConfig, Loader
-from upalm.hosts import ProcessConfig
-from upalm.shards import Shards
-from upalm.sharding import MeshConfig, rows_here, to_devices
-from upalm.tokenizer_json import load_tokenizer
-
-data, port, n, i = sys.argv[1:]
-ProcessConfig(f"127.0.0.1:{port}", int(n), int(i)).connect()
-tokenizer = load_tokenizer(data)
-shards = Shards(data, "train", tokenizer.hash)
-config = DataConfig(seq_len=64, batch_size=16, batch_ramp=((2, 32),))
-whole = Loader(shards, config, tokenizer.symbols, seed=0)
-for sizes in ((1, 8, 1), (2, 2, 2), (4, 1, 2), (1, 1, 8)):
-    mesh = MeshConfig(*sizes).build()
-    for accumulation in (1, 2):
-        rows = {size: rows_here(mesh, size, accumulation) for size in (16, 32)}
-        loader = Loader(shards, config, tokenizer.symbols, seed=0, rows=rows)
-        for step in (0, 1, 2):
-            size = config.batch_size_at(step)
-            batch = to_devices(mesh, loader.batch(step), rows[size], size, accumulation)
-            for found, expected in zip(batch, whole.batch(step), strict=True):
-                found = multihost_utils.process_allgather(found, tiled=True)
-                np.testing.assert_array_equal(np.asarray(found).reshape(expected.shape), expected)
-                assert found.shape[0] == accumulation
-    made = sum(len(r) for r in rows.values())
-    assert made == 48 // min(int(n), sizes[0] * sizes[1]), (sizes, made)  # no more than its devices need
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("n", [1, 2])
-def test_batches_are_the_same_for_every_mesh_and_number_of_processes(pod, n):
+def test_batches_are_the_same_on_every_mesh(pod, n):
     env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={8 // n}"}
+    env["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [env.get("PYTHONPATH")])])
     port = 20_000 + os.getpid() % 10_000 + n
-    words = [sys.executable, "-c", _ROWS, pod.folder / "data", str(port), str(n)]
+    words = [sys.executable, "-m", "support.pod_rows", pod.folder / "data", str(port), str(n)]
     started = [subprocess.Popen([*words, str(i)], env=env, text=True, stderr=subprocess.PIPE) for i in range(n)]
     said = [p.communicate(timeout=300)[1] for p in started]
     assert [p.returncode for p in started] == [0] * n, said[0][-3000:]
 
 
 @pytest.mark.slow
-def test_sigterm_to_one_process_saves_on_all_and_the_run_goes_on_elsewhere(pod, pair):
+def test_sigterm_to_one_process_saves_on_all(pod, pair):
     """As a preemption notice does. Then on the same mesh to the same bits, and on another to the same numbers."""
     started = pod.start("stopped", *mesh(1, 4, 2), "--save-every", 100, n=2)
     wait_for(started[0], "train 1/8")
@@ -136,7 +103,7 @@ def test_sigterm_to_one_process_saves_on_all_and_the_run_goes_on_elsewhere(pod, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("killed", [0, 1])
-def test_a_killed_process_ends_the_others_and_the_restart_goes_on(pod, pair, killed):
+def test_killed_process_ends_the_others_and_a_restart_resumes(pod, pair, killed):
     out = f"killed_{killed}"
     started = pod.start(out, *mesh(1, 4, 2), n=2)
     wait_for(started[0], "checkpoint 3")
@@ -150,7 +117,7 @@ def test_a_killed_process_ends_the_others_and_the_restart_goes_on(pod, pair, kil
 
 
 @pytest.mark.slow
-def test_processes_that_disagree_all_say_how(pod):
+def test_processes_with_other_settings_are_refused(pod):
     said = pod.finish(pod.start("disagree", *mesh(1, 4, 2), n=2, each={1: ("--seed", 1)}), ok=False)
     assert all("the processes disagree: process 1 has seed 1, process 0 0" in x for x in said)
     assert not (pod.folder / "disagree" / "steps").exists()
@@ -159,7 +126,7 @@ def test_processes_that_disagree_all_say_how(pod):
 # --- Alone ---
 
 
-def test_flags_that_do_not_make_a_pod():
+def test_incomplete_process_settings_are_refused():
     for wrong in (
         {"coordinator": "a:1"},
         {"n_processes": 2},
@@ -183,28 +150,13 @@ def test_flags_that_do_not_make_a_pod():
         ({"MEGASCALE_COORDINATOR_ADDRESS": "a"}, True),
     ],
 )
-def test_clusters_say_so_themselves(monkeypatch, env, found):
+def test_clusters_are_detected(monkeypatch, env, found):
     for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "TPU_WORKER_HOSTNAMES", "MEGASCALE_COORDINATOR_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
     for name, value in env.items():
         monkeypatch.setenv(name, value)
     on_tpu = any(Path("/dev").glob("accel[0-9]*"))
     assert processes._is_cluster() == (found or on_tpu)
-
-
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        (MeshConfig(model=3), r"1 replicas x 1 data x 3 model needs 3 devices, there are 1"),
-        (MeshConfig(data=2), r"1 replicas x 2 data x 1 model needs 2 devices, there are 1"),
-        (MeshConfig(model=0), "at least 1"),
-    ],
-)
-def test_meshes_that_do_not_divide_the_devices(config, message):
-    if len(jax.devices()) == 1:
-        with pytest.raises(ValueError, match=message):
-            config.build()
-    assert MeshConfig().build() is None or len(jax.devices()) > 1
 
 
 @pytest.mark.slow
@@ -218,6 +170,6 @@ def test_meshes_that_do_not_divide_the_devices(config, message):
         (("--start.model.d-model", 36), "d_model 36 is no multiple of the 8 devices"),
     ],
 )
-def test_meshes_that_do_not_divide_the_run(pod, words, message):
+def test_meshes_that_do_not_divide_the_run_are_refused(pod, words, message):
     [said] = pod.finish(pod.start("undivided", *words), ok=False)
     assert message in said and "Traceback" not in said

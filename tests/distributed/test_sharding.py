@@ -21,7 +21,7 @@ from upalm.model.palm import empty_model, param_shardings
 # --- Layouts of the full sizes ---
 
 
-def test_layouts_are_those_kept():
+def test_layouts_are_the_golden_ones():
     assert text() == GOLDEN.read_text(), "if that is meant: PYTHONPATH=tests python -m support.layouts"
 
 
@@ -34,7 +34,7 @@ def test_no_large_array_lies_whole_on_every_device():
             assert parts >= (mesh.shape["data"] if leaf.size > 1e5 else 1), (size, leaf.shape)
 
 
-def test_every_parameter_of_540b_has_its_place():
+def test_every_parameter_of_540b_is_laid_out():
     """FSDP over `data`, tensor parallelism over `model`, and what they do not divide whole."""
     model = empty_model(PALM["540b"])
     shardings = param_shardings(model, jax.sharding.AbstractMesh((64, 96), ("data", "model")))
@@ -64,7 +64,7 @@ def test_too_many_devices_are_refused():
         (MeshConfig(model=0), "at least 1"),
     ],
 )
-def test_meshes_that_do_not_divide_the_devices(config, message):
+def test_meshes_that_do_not_divide_the_devices_are_refused(config, message):
     if len(jax.devices()) == 1:
         with pytest.raises(ValueError, match=message):
             config.build()

@@ -1,4 +1,4 @@
-"""The kernels, interpreted on the CPU, beside the plain attention: values and gradients, over any packing."""
+"""TPU kernels, interpreted on the CPU, against `attend`: values and gradients, over any packing."""
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,7 @@ def ranges_of(visible: KeyRange, n_heads: int) -> RowRanges:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("kind", ["random", "random again", "one causal segment", "one prefix", "all padding"])
-def test_values_and_gradients_are_the_plain_ones(kind, dtype):
+def test_values_and_gradients(kind, dtype):
     n_heads, rng = 3, np.random.default_rng(len(kind))
     visible = packing("random" if kind.startswith("random") else kind, rng)
     q, d_out = (jnp.asarray(rng.normal(size=(2, T, n_heads, H)), dtype) for _ in range(2))
@@ -55,7 +55,7 @@ def test_values_and_gradients_are_the_plain_ones(kind, dtype):
         np.testing.assert_allclose(a, b, atol=tolerance * np.abs(b).max())
 
 
-def test_blocks_outside_every_range_are_never_visited():
+def test_blocks_outside_every_range_are_not_visited():
     """Not even to be masked: what is not a number there would spread."""
     rng = np.random.default_rng(0)
     q, k, v = (jnp.asarray(rng.normal(size=(1, 4 * 512, H)), jnp.float32) for _ in range(3))
@@ -71,7 +71,7 @@ def test_blocks_outside_every_range_are_never_visited():
     assert float(jnp.abs(d_k[:, 1024:1536]).max()) == 0
 
 
-def test_shapes_that_are_no_blocks_are_refused():
+def test_shapes_without_whole_blocks_are_refused():
     q, ranges = jnp.zeros((1, 100, H)), jnp.zeros((1, 100), jnp.int32)
     with pytest.raises(ValueError, match="100 query rows"):
         flash_attention.forward(q, q, q, RowRanges(ranges, ranges), interpret=True)

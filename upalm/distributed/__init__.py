@@ -1,4 +1,4 @@
-"""Devices and processes."""
+"""Devices and processes: meshes, sharding, multi-process runs, chips."""
 
 from etils import epy as _epy
 

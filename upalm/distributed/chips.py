@@ -1,4 +1,4 @@
-"""What chips can do, as their makers publish it. Plain numbers, no JAX."""
+"""Peak FLOP/s, memory and link bandwidth of TPUs and GPUs, as their makers publish them. No JAX."""
 
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -8,7 +8,7 @@ GIB = 2.0**30
 
 @dataclass(frozen=True)
 class Chip:
-    """One accelerator."""
+    """Peak rates of one accelerator chip."""
 
     kind: str
     """The beginning of JAX's `device_kind`."""
@@ -17,26 +17,25 @@ class Chip:
     memory: float = 0.0
     """Bytes of main memory (HBM)."""
     bandwidth: float = 0.0
-    """Bytes/s to and from it."""
+    """Bytes/s to and from main memory."""
     links: int = 0
-    """To its neighbours; 6 make a three-dimensional torus, 4 a two-dimensional one."""
+    """Links to neighbours: 6 in a three-dimensional torus, 4 in a two-dimensional one."""
     link: float = 0.0
-    """Bytes/s that a link carries each way."""
+    """Bytes/s per link, each way."""
     network: float = 0.0
-    """Bytes/s of its share of the data-centre network, between slices."""
+    """Bytes/s per chip on the data-centre network, between slices."""
     source: str = ""
+    """Publication of the numbers."""
 
 
-_TPU = (
-    "Google Cloud, system architecture pages of the TPU generations (peak compute, HBM, interconnect bandwidth a chip)"
-)
+_TPU = "Google Cloud, system architecture pages of the TPU generations (peak compute, HBM, links per chip)"
 
 
 _NVIDIA = "NVIDIA's data sheet; without sparsity; NVLink as one link"
 
 
 _NETWORK = 200e9 / 8 / 4
-"""200 Gbit/s a host of four chips: an assumption, since it depends on what is rented."""
+"""200 Gbit/s per host of four chips: an assumption, since it depends on the rented machine."""
 
 
 CHIPS = MappingProxyType(
@@ -51,18 +50,18 @@ CHIPS = MappingProxyType(
         "H200": Chip("NVIDIA H200", 989e12, 141e9, 4800e9, 1, 450e9, 0.0, _NVIDIA),
     }
 )
-"""By the names their makers use."""
+"""Chips by their makers' names."""
 
 
 _OTHER_KINDS = {"TPU v5p": "v5p", "TPU v5e": "v5e", "TPU v6e": "v6e"}
 
 
 def chip_of(device_kind: str) -> Chip | None:
-    """The chip of a JAX device; None if it is unknown. The longest name that fits counts.
+    """The chip of a JAX device, by the longest kind that `device_kind` begins with; None for an unknown one.
 
     >>> chip_of("TPU v5 lite").flops / 1e12
     197.0
     """
     kinds = {chip.kind: chip for chip in CHIPS.values()} | {k: CHIPS[name] for k, name in _OTHER_KINDS.items()}
-    fitting = [kind for kind in kinds if device_kind.startswith(kind)]
-    return kinds[max(fitting, key=len)] if fitting else None
+    prefixes = [kind for kind in kinds if device_kind.startswith(kind)]
+    return kinds[max(prefixes, key=len)] if prefixes else None

@@ -1,4 +1,4 @@
-"""The processes of a run: how they find each other, what they must agree on, and what they ask of each other."""
+"""Multi-process runs: connect, compare settings, broadcast stop and save requests."""
 
 import json
 import os
@@ -12,21 +12,21 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 STOP, SAVE = 1, 2
-"""What a process may ask of all: to save and end, to save."""
+"""Bits of a request to all processes: save and stop, or save."""
 
 
 @dataclass(frozen=True)
 class ProcessConfig:
-    """How the processes of a run find each other. TPU pods, GKE, Slurm and Open MPI say so themselves."""
+    """Addresses of a run's processes. TPU pods, GKE, Slurm and Open MPI need none of it."""
 
     coordinator: str = ""
-    """HOST:PORT of process 0, where nothing says so itself."""
+    """HOST:PORT of process 0, if the cluster does not provide it."""
     n_processes: int = 0
-    """Processes in all, with `coordinator`."""
+    """Number of processes, with `coordinator`."""
     process_id: int = -1
-    """Number of this one, with `coordinator`."""
+    """Number of this process, from 0, with `coordinator`."""
     heartbeat_seconds: int = 100
-    """After this long without a sign of one process, the others end."""
+    """Seconds without a sign of life from one process after which the others end."""
 
     def __post_init__(self):
         given = (bool(self.coordinator), self.n_processes > 0, self.process_id >= 0)
@@ -36,50 +36,58 @@ class ProcessConfig:
             )
 
     def connect(self) -> None:
-        """Join the other processes, before anything else asks JAX for devices; alone, do nothing.
+        """Join the other processes, before the first use of JAX's devices; a no-op for a single process.
 
         Raises:
-            ValueError: they cannot be joined.
+            ValueError: the processes cannot be joined.
         """
         if jax.distributed.is_initialized():
             return
-        known: Any = (self.coordinator, self.n_processes, self.process_id) if self.coordinator else ()
         try:
-            if known or _is_cluster():
-                jax.distributed.initialize(*known, heartbeat_timeout_seconds=self.heartbeat_seconds)
+            if self.coordinator:
+                jax.distributed.initialize(
+                    self.coordinator,
+                    self.n_processes,
+                    self.process_id,
+                    heartbeat_timeout_seconds=self.heartbeat_seconds,
+                )
+            elif _is_cluster():
+                jax.distributed.initialize(heartbeat_timeout_seconds=self.heartbeat_seconds)
         except RuntimeError as e:
             raise ValueError(f"the processes of {self} cannot be joined: {e}") from e
 
 
 def _is_cluster() -> bool:
-    """Whether something here knows of several processes; JAX then finds out the rest."""
+    """Whether a cluster manager started several processes; JAX then reads their addresses from it."""
     env = os.environ
-    started = max(int(env.get(name, "1")) for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"))
+    n_processes = max(int(env.get(name, "1")) for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"))
     on_tpu = any(Path("/dev").glob("accel[0-9]*")) or "," in env.get("TPU_WORKER_HOSTNAMES", "")
-    return started > 1 or on_tpu or "MEGASCALE_COORDINATOR_ADDRESS" in env
+    return n_processes > 1 or on_tpu or "MEGASCALE_COORDINATOR_ADDRESS" in env
 
 
-def agree(what: dict[str, Any]) -> None:
+def agree(settings: dict[str, Any]) -> None:
     """Compare settings over all processes.
 
     Raises:
-        ValueError: they differ; on every process, with all that differ and how.
+        ValueError: the settings differ. Every process raises it, with the names and values that differ.
     """
     if jax.process_count() == 1:
         return
-    everyone = [json.loads(text) for text in _gathered(json.dumps(what, sort_keys=True))]
-    wrong = [
+    everyone = [json.loads(text) for text in _gather_text(json.dumps(settings, sort_keys=True))]
+    disagreements = [
         f"process {i} has {name} {other.get(name)!r}, process 0 {everyone[0].get(name)!r}"
         for i, other in enumerate(everyone)
         for name in sorted(everyone[0].keys() | other.keys())
         if other.get(name) != everyone[0].get(name)
     ]
-    if wrong:
-        raise ValueError(f"the processes disagree: {'; '.join(wrong)}. Start all with the same command and packages.")
+    if disagreements:
+        raise ValueError(
+            f"the processes disagree: {'; '.join(disagreements)}. Start all with the same command and packages."
+        )
 
 
-def _gathered(text: str) -> list[str]:
-    """Of every process."""
+def _gather_text(text: str) -> list[str]:
+    """The text of every process."""
     encoded = np.frombuffer(text.encode(), np.uint8)
     lengths = np.asarray(multihost_utils.process_allgather(np.array([len(encoded)]))).reshape(-1)
     padded = np.pad(encoded, (0, int(lengths.max()) - len(encoded)))
@@ -88,26 +96,27 @@ def _gathered(text: str) -> list[str]:
 
 
 def broadcast_from_first(text: str) -> str:
-    """What the first process says, on all."""
-    return text if jax.process_count() == 1 else _gathered(text)[0]
+    """Process 0's text, on every process."""
+    return text if jax.process_count() == 1 else _gather_text(text)[0]
 
 
 def raise_everywhere(error: Exception | None) -> None:
-    """Pass on an error of any process to all, so that none goes on alone.
+    """Raise on all processes if any failed, so that none continues alone.
 
     Raises:
-        ValueError: `error`, or that another process has one.
+        Exception: `error`, of this process.
+        ValueError: another process failed.
     """
     if jax.process_count() > 1:
         failed = np.asarray(multihost_utils.process_allgather(np.array([error is not None]))).reshape(-1)
         if failed.any() and error is None:
-            raise ValueError(f"process {int(failed.argmax())} could not read it; see what it says.")
+            raise ValueError(f"process {int(failed.argmax())} failed; its own message says why.")
     if error is not None:
         raise error
 
 
 def is_first() -> bool:
-    """Whether this process writes what only one may write."""
+    """Whether this is process 0, which writes the files of a run."""
     return jax.process_index() == 0
 
 

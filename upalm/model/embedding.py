@@ -1,7 +1,9 @@
-"""The embedding table on a mesh: a device has some rows (of the vocabulary) and some columns (of the width) of it, and
-some rows of the batch. What must be exchanged is written out here.
+"""Embedding table sharded over vocabulary and width.
 
-Dims: B batch rows, T positions, V vocabulary, D d_model.
+On a mesh a device has some rows (of the vocabulary) and some columns (of the width) of the table, and some rows of the
+batch. The collectives between them are written out here.
+
+Dims: B batch rows, T positions, V vocabulary, D d_model; v and d are one device's part of V and D.
 """
 
 from functools import partial
@@ -20,7 +22,7 @@ AXES: LogicalAxes = ("vocab", "embed")
 
 
 class Split(NamedTuple):
-    """Mesh axes that the batch and the table are split over: none without a mesh."""
+    """Mesh axes that split the batch and the table; none without a mesh."""
 
     batch: tuple[str, ...] = ()
     vocab: tuple[str, ...] = ()
@@ -28,7 +30,7 @@ class Split(NamedTuple):
 
     @classmethod
     def of(cls, table: Any, n_rows: int) -> "Split":
-        """None at all for a batch that the devices do not divide: XLA sees to that."""
+        """The split of `table` and a batch of `n_rows`; XLA partitions a batch that the devices do not divide."""
         if n_rows % axis_size("batch"):
             return cls()
         axes = act_spec((n_rows, *table.shape), "batch", *AXES)
@@ -36,19 +38,19 @@ class Split(NamedTuple):
 
     @property
     def table_spec(self) -> PartitionSpec:
-        """Of the table."""
+        """Layout of the table."""
         return PartitionSpec(self.vocab or None, self.width or None)
 
     def rows(self, ndim: int) -> PartitionSpec:
-        """Of an array of `ndim` axes whose first is the batch."""
+        """Layout of an array of `ndim` axes whose first is the batch."""
         return PartitionSpec(self.batch or None, *[None] * (ndim - 1))
 
 
 def lookup(table: Float[Array, "V D"], tokens: Int[Array, "B T"], dtype: str) -> Float[Array, "B T D"]:
-    """Rows of the table.
+    """Embeddings of tokens, in `dtype`.
 
-    On a mesh no part of the table moves: a device looks up the tokens of all rows in its part, and what it found goes
-    to those whose rows they are; gradients come back the same way.
+    On a mesh no part of the table moves. Each device looks up all tokens in its part of the table, and sends the
+    embeddings to the devices of their rows. Gradients return the same way.
     """
     split = Split.of(table, len(tokens))
     if not any(split):
@@ -59,41 +61,45 @@ def lookup(table: Float[Array, "V D"], tokens: Int[Array, "B T"], dtype: str) ->
     return on_shards(local, (split.table_spec, split.rows(2)), out, table, tokens)
 
 
-def _lookup(table, tokens, split, by_position, dtype):
+def _lookup(
+    table: Float[Array, "v d"], tokens: Int[Array, "b T"], split: Split, by_position: tuple[str, ...], dtype: str
+) -> Float[Array, "b t D"]:
+    """Embeddings of one device's rows: summed over parts of the vocabulary, joined over parts of the width."""
     tokens = lax.all_gather(tokens, split.width, tiled=True) if split.width else tokens
     row = tokens - first_row(table, split)
-    is_here = (row >= 0) & (row < len(table))
-    found = jnp.where(is_here[..., None], table[jnp.where(is_here, row, 0)].astype(dtype), 0)
+    is_local = (row >= 0) & (row < len(table))
+    x = jnp.where(is_local[..., None], table[jnp.where(is_local, row, 0)].astype(dtype), 0)
     if by_position:
-        found = lax.psum_scatter(found, by_position, scatter_dimension=1, tiled=True)
+        x = lax.psum_scatter(x, by_position, scatter_dimension=1, tiled=True)
     elif split.vocab:
-        found = lax.psum(found, split.vocab)
-    return lax.all_to_all(found, split.width, 0, 2, tiled=True) if split.width else found
+        x = lax.psum(x, split.vocab)
+    return lax.all_to_all(x, split.width, 0, 2, tiled=True) if split.width else x
 
 
 # --- Inside `on_shards` ---------------------------------------------------------------------------
 
 
 def first_row(table: Array, split: Split) -> Int[Array, ""] | int:
-    """Number of the first row that this device has."""
+    """Number of this device's first row of the table."""
     return lax.axis_index(split.vocab) * len(table) if split.vocab else 0
 
 
-def is_target(n_here: int, targets: Int[Array, "B T"], first: Any) -> Bool[Array, "B T v"]:
-    """Where logits of rows `first` and after are those of the targets: compared, not gathered, since the gradient of a
-    gather is a scatter, slow on CPU.
+def is_target(n_local: int, targets: Int[Array, "B T"], first: Any) -> Bool[Array, "B T v"]:
+    """Mask of the targets among the `n_local` rows from `first` on.
+
+    Compared, not gathered, because the gradient of a gather is a scatter, which is slow on CPUs.
     """
-    return first + jnp.arange(n_here)[None, None] == targets[..., None]
+    return first + jnp.arange(n_local)[None, None] == targets[..., None]
 
 
 def all_gather_axis(table: Float[Array, "v d"], dtype: Any, split: Split) -> Float[Array, "v D"]:
-    """With its whole width, in `dtype`."""
+    """Gather a table's whole width, in `dtype`."""
     table = table.astype(dtype)
     return lax.all_gather(table, split.width, axis=1, tiled=True) if split.width else table
 
 
-def scattered(gradient_DV: Float[Array, "D v"], split: Split) -> Float[Array, "v d"]:
-    """A gradient summed over all rows of the batch, and split as the table is."""
+def scatter_gradient(gradient_DV: Float[Array, "D v"], split: Split) -> Float[Array, "v d"]:
+    """Sum a gradient over all rows of the batch, and split it as the table."""
     gradient_DV = lax.psum(gradient_DV, tuple(a for a in split.batch if a not in split.width))
     if split.width:  # along the major axis, where parts are whole tiles of a TPU's memory
         gradient_DV = lax.psum_scatter(gradient_DV, split.width, tiled=True)
@@ -101,5 +107,5 @@ def scattered(gradient_DV: Float[Array, "D v"], split: Split) -> Float[Array, "v
 
 
 def psum_if(tree: Any, axes: tuple[str, ...]) -> Any:
-    """Sums over mesh axes, which may be none."""
+    """Sum over mesh axes; the identity when there are none."""
     return jax.tree.map(lambda x: lax.psum(x, axes) if axes else x, tree)

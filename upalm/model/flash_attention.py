@@ -1,10 +1,10 @@
-"""Attention over key ranges as Pallas kernels for TPUs: no score leaves the chip's memory, and blocks of keys that no
-query of a block sees are never visited.
+"""Pallas TPU kernels for attention over key ranges.
 
-The queries of all heads that share a key head are rows of one matrix, so that the keys are read once for all of them;
-scores are held with keys along rows, so that what belongs to a query (its range, its sum) lies along lanes.
+No score leaves the chip's memory, and blocks of keys outside every range are never visited. The queries of all heads
+that share a key head are rows of one matrix, so that the keys are read once for all of them. Scores are held with keys
+along rows, so that a query's range and sum lie along lanes.
 
-Dims: G batch rows x key heads, R query rows (positions x query heads a key head), S key positions, H d_head.
+Dims: G batch rows x key heads, R query rows (positions x query heads per key head), S key positions, H d_head.
 """
 
 from functools import partial
@@ -24,18 +24,18 @@ _LOWEST = -1e30
 
 
 _VMEM = 8 * 2**20
-"""Bytes that the keys and values of a row may take; longer rows take the plain path."""
+"""Most bytes for the keys and values of a row; longer rows take the plain path."""
 
 
 class RowRanges(NamedTuple):
-    """What every query row sees: keys `start <= s < end`."""
+    """Keys `start <= s < end` that each query row sees."""
 
     start: Int[Array, "G R"]
     end: Int[Array, "G R"]
 
 
 def fits(n_rows: int, n_keys: int, d_head: int, itemsize: int) -> bool:
-    """Whether the kernels take these shapes: whole blocks, and the keys and values of a row in the chip's memory."""
+    """Whether the kernels take these shapes: whole blocks, and a row's keys and values within VMEM."""
     return bool(_block(n_rows) and _block(n_keys)) and d_head % 128 == 0 and 2 * n_keys * d_head * itemsize <= _VMEM
 
 
@@ -80,7 +80,7 @@ def backward(
     *,
     interpret: bool = False,
 ) -> tuple[Float[Array, "G R H"], Float[Array, "G S H"], Float[Array, "G S H"]]:
-    """Gradients of scaled queries, keys and values. Those of keys and values are added up in fp32 over all rows."""
+    """Gradients of scaled queries, keys and values, the last two summed in fp32 over all rows."""
     (g, r, h), s = q_GRH.shape, k_GSH.shape[1]
     call = _Call(g, r, s, h, most_rows=256)
     mean_GR = jnp.sum((d_out_GRH * out_GRH).astype(jnp.float32), -1)
@@ -103,33 +103,34 @@ def backward(
 # --- Kernels --------------------------------------------------------------------------------------
 
 
-def _forward_kernel(  # of one block of rows; the first two are scalars
-    first, last, q, k, v, start, end, out, log_total, highest, total, sums, *, block
-):
+def _forward_kernel(first, last, q, k, v, start, end, out, log_total, highest, total, sums, *, block):
+    """One block of query rows; `first` and `last` are scalars, the last three references are scratch."""
     highest[...] = jnp.full_like(highest, _LOWEST)
     total[...] = jnp.zeros_like(total)
     sums[...] = jnp.zeros_like(sums)
 
-    def of_keys(i, _):
+    def visit(i, _):
         k_SH, v_SH = (x[0, pl.ds(pl.multiple_of(i * block, block), block)] for x in (k, v))
         scores_SR = _scores(i * block, q[0], k_SH, start[0], end[0])
-        before = highest[...]
-        now = jnp.maximum(before, jnp.max(scores_SR, 0, keepdims=True))
-        weights_SR = jnp.exp(scores_SR - now)
-        shrunk = jnp.exp(before - now)
-        highest[...] = now
-        total[...] = total[...] * shrunk + jnp.sum(weights_SR, 0, keepdims=True)
-        sums[...] = sums[...] * shrunk.T + _product(weights_SR.astype(v_SH.dtype), v_SH, (0, 0))
+        old_highest = highest[...]
+        new_highest = jnp.maximum(old_highest, jnp.max(scores_SR, 0, keepdims=True))
+        weights_SR = jnp.exp(scores_SR - new_highest)
+        shrink = jnp.exp(old_highest - new_highest)
+        highest[...] = new_highest
+        total[...] = total[...] * shrink + jnp.sum(weights_SR, 0, keepdims=True)
+        sums[...] = sums[...] * shrink.T + _product(weights_SR.astype(v_SH.dtype), v_SH, (0, 0))
 
-    _over_blocks(first, last, of_keys)
-    seen = jnp.maximum(total[...], 1e-30)
-    out[0] = (sums[...] / seen.T).astype(out.dtype)
-    log_total[0] = highest[...] + jnp.log(seen)
+    _over_blocks(first, last, visit)
+    safe_total = jnp.maximum(total[...], 1e-30)
+    out[0] = (sums[...] / safe_total.T).astype(out.dtype)
+    log_total[0] = highest[...] + jnp.log(safe_total)
 
 
 def _backward_kernel(
     first, last, q, k, v, start, end, log_total, mean, d_out, d_q, d_k, d_v, d_q_sums, d_k_sums, d_v_sums, *, block
 ):
+    """Gradients of one block of query rows; keys and values sum theirs over all blocks."""
+
     @pl.when(pl.program_id(1) == 0)
     def _():
         d_k_sums[...] = jnp.zeros_like(d_k_sums)
@@ -137,17 +138,17 @@ def _backward_kernel(
 
     d_q_sums[...] = jnp.zeros_like(d_q_sums)
 
-    def of_keys(i, _):
-        here = pl.ds(pl.multiple_of(i * block, block), block)
-        k_SH, v_SH, q_RH, d_out_RH = k[0, here], v[0, here], q[0], d_out[0]
+    def visit(i, _):
+        keys = pl.ds(pl.multiple_of(i * block, block), block)
+        k_SH, v_SH, q_RH, d_out_RH = k[0, keys], v[0, keys], q[0], d_out[0]
         scores_SR = _scores(i * block, q_RH, k_SH, start[0], end[0])
         weights_SR = jnp.exp(scores_SR - log_total[0])
-        d_v_sums[here] += _product(weights_SR.astype(v_SH.dtype), d_out_RH, (1, 0))
+        d_v_sums[keys] += _product(weights_SR.astype(v_SH.dtype), d_out_RH, (1, 0))
         d_scores_SR = (weights_SR * (_product(v_SH, d_out_RH, (1, 1)) - mean[0])).astype(k_SH.dtype)
-        d_k_sums[here] += _product(d_scores_SR, q_RH, (1, 0))
+        d_k_sums[keys] += _product(d_scores_SR, q_RH, (1, 0))
         d_q_sums[...] += _product(d_scores_SR, k_SH, (0, 0))
 
-    _over_blocks(first, last, of_keys)
+    _over_blocks(first, last, visit)
     d_q[0] = d_q_sums[...].astype(d_q.dtype)
 
     @pl.when(pl.program_id(1) == pl.num_programs(1) - 1)
@@ -175,7 +176,7 @@ def _product(a, b, axes):
 
 
 class _Call:
-    """Blocks of a call: one step for each batch row (and key head) and block of query rows."""
+    """Grid of a call: one step per batch row and key head, and block of query rows."""
 
     def __init__(self, g: int, r: int, s: int, h: int, most_rows: int = 512):
         if not fits(r, s, h, 1):
@@ -197,12 +198,12 @@ class _Call:
         )
 
     def blocks_seen(self, rows: RowRanges) -> tuple[Array, Array]:
-        """First block of keys that each block of rows sees, and the one after the last."""
+        """First block of keys that each block of rows sees, and one past the last."""
         start, end = (x.reshape(x.shape[0], -1, self.rows) for x in rows)
         return jnp.min(start, -1) // self.keys, -(-jnp.max(end, -1) // self.keys)
 
     def cost(self, itemsize: int, *, n_products: int) -> dict[str, Any]:
-        """As if every query saw every key: what the papers' formulas count. For the compiler, and for `hlo`."""
+        """Cost as the papers count it, as if every query saw every key; for the compiler and `planning.hlo`."""
         g, r, s, h = self.shape
         n_passes = 2 if n_products == 2 else 4
         estimate = pl.CostEstimate(
@@ -214,7 +215,7 @@ class _Call:
 
 
 def _block(n: int, most: int = 512) -> int:
-    """Largest block that divides n."""
+    """Largest block of at most `most` that divides n; 0 for none."""
     return next((block for block in (512, 256, 128) if n % block == 0 and block <= most), 0)
 
 

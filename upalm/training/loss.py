@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from upalm.distributed.sharding import on_shards
-from upalm.model.embedding import Split, all_gather_axis, first_row, is_target, psum_if, scattered
+from upalm.model.embedding import Split, all_gather_axis, first_row, is_target, psum_if, scatter_gradient
 from upalm.model.palm import Decoder
 from upalm.ul2r.rows import Batch
 
@@ -137,7 +137,7 @@ def _values_and_gradients(table, x, targets, weights, *, scale, split):
     start = (jnp.float32(0), jnp.zeros(whole.shape[::-1]))
     (total, d_table), (log_probs, d_rows) = lax.scan(chunk, start, _chunks(x, targets, weights))
     d_x = psum_if(_joined(d_rows.reshape(len(d_rows), len(x), -1, x.shape[-1])), split.vocab)
-    return psum_if(total, split.batch), _joined(log_probs), scattered(d_table, split), d_x.astype(x.dtype)
+    return psum_if(total, split.batch), _joined(log_probs), scatter_gradient(d_table, split), d_x.astype(x.dtype)
 
 
 def _logits(table, x, scale):
