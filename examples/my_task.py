@@ -15,12 +15,12 @@ from upalm.evals import Question, Ranked, Scorer, Source, Suite, run_suite
 from upalm.evals.benchmark_files import BenchmarkRow
 
 
-def ask(row: BenchmarkRow) -> Question:
+def build_question(row: BenchmarkRow) -> Question:
     """A row of the file as a question with two choices, of which `gold` is right."""
-    return Question(f"[{row.text('items')}] has {row.text('item')}:", (" no", " yes"), (row.number("label"),))
+    return Question(f"[{row.text('items')}] has {row.text('item')}:", (" no", " yes"), (row.choice("label", 2),))
 
 
-TASK = Ranked("membership", (Source("membership.jsonl", ask, shots=2),))  # the first two rows are exemplars
+TASK = Ranked("membership", (Source("membership.jsonl", build_question, shots=2),))  # the first two rows are exemplars
 SUITE = Suite("mine", "tasks of my own", (TASK,))
 
 
@@ -38,7 +38,7 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         write_questions(Path(folder), 42)
         model, tokenizer, _ = load_model(Path(upalm.__file__).parent / "assets" / "palm_tiny")
-        found = run_suite(Scorer(model, tokenizer), SUITE, Path(folder), Path(folder) / "records")
-        score = found.results["membership"].score
+        result = run_suite(Scorer(model, tokenizer), SUITE, Path(folder), Path(folder) / "records")
+        score = result.results["membership"].score
         print(f"accuracy {score.mean:.2f} [{score.low:.2f}, {score.high:.2f}] on {score.n} questions, chance 0.50")
         assert score.n == 40

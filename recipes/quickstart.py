@@ -7,6 +7,7 @@ Expected: the table of docs/results.md, within its intervals.
 """
 
 import json
+import textwrap
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,10 +26,11 @@ from upalm.data.config import DataConfig
 from upalm.data.loader import Loader
 from upalm.data.tokens import encode
 from upalm.distributed.runtime import enable_compilation_cache
-from upalm.evals import report
-from upalm.evals.bootstrap import Estimate, ratio
+from upalm.evals import report, text_table
+from upalm.evals.bootstrap import Estimate
 from upalm.evals.infilling import gaps
-from upalm.evals.infilling.held_out import Measurement, cut_gaps, measure
+from upalm.evals.infilling.held_out import Measurement, compare, cut_gaps, measure
+from upalm.files import write_atomically
 from upalm.model.attention import key_range
 from upalm.training import config as train
 from upalm.training import metrics, progress, recipes
@@ -39,14 +41,30 @@ from upalm.training.resume import check_folder
 
 SHIPPED = Path(upalm.__file__).parent / "assets" / "palm_tiny"
 FORKS = ("causal", "ul2r")
-SHOWN = ("causal_bits_per_byte", "infill_bits_per_byte", "infill_gain", "suffix_use", "format_ok")
-
+LABELS = {
+    "infill_bits_per_byte": "a missing line",
+    "multi_span_bits_per_byte": "three gaps at once",
+    "causal_bits_per_byte": "left to right",
+}
+ON_SCREEN = {
+    "infill_bits_per_byte": ("a missing line", ".3f"),
+    "infill_gain": ("gain over continuing from the left", "+.3f"),
+    "causal_bits_per_byte": ("a file from left to right", ".3f"),
+    "format_ok": ("answers in the right form", ".0%"),
+}
+CAPTIONS = {
+    "metrics": "Points are means over held-out rows, bars 95% intervals.",
+    "loss": "Training loss: running means over the logged steps. Panels differ in objective, so they do not compare.",
+    "masks": "Which keys each query attends to, in one packed row per denoiser; strong where a loss is taken.",
+}
+FILLS = """<p>Grey: the missing line. Below it, what each model wrote from both sides;
+<mark class="same">green</mark> where it agrees with the missing line, <mark>yellow</mark> elsewhere.</p>"""
 
 WHAT = """
+<p class="lead">{verdict}</p>
 <p>A causal PaLM of {n_params} parameters (<b>base</b>) was trained further in two ways with equal extra compute
 ({share}): with plain next-token prediction (<b>causal</b>, the control) and with U-PaLM's mixture of denoisers
 (<b>ul2r</b>). All three are measured on files that none of them has seen.</p>
-<p>{verdict}</p>
 """
 
 LIMITS = """
@@ -56,15 +74,15 @@ and to use the text on both sides; and how that compares with spending the same 
 equal compute UL2R costs a tiny model some left-to-right quality (causal bits/byte), and exact whole lines are
 rare.</p>
 <p>Intervals: 95%, bootstrap over rows (1000 draws); they do not include the spread over training seeds. Each model is
-taken at its best on these rows ({modes}). <code>infill_gain</code> is left_only minus infill: above 0, the right
-context helps more than the infilling form costs. <code>suffix_use</code>: bits/byte lost when the text after the gap
-is exchanged for another row's. <code>format_ok</code>: unconstrained decoding gives the gap one span and ends.</p>
+measured at its best on these rows ({modes}). <code>infill_gain</code> is left_only minus infill: above 0, the text
+after the gap helps more than the infilling form costs. <code>suffix_use</code>: bits/byte lost when the text after the
+gap is exchanged for another row's. <code>format_ok</code>: unconstrained decoding gives the gap one span and ends.</p>
 """
 
 
 @dataclass(frozen=True)
 class Quickstart:
-    """The main job."""
+    """Fork the base, measure, report."""
 
     out: Path = Path("runs/quickstart")
     """Folder for checkpoints, figures, report.html and results.json. Run again to resume."""
@@ -83,16 +101,16 @@ class Quickstart:
     batch_size: int = 8
     """Rows of 256 tokens in a batch."""
     optimizer: Adafactor = field(default_factory=lambda: Adafactor(Schedule("cosine", 1e-2, 1e-4), decay=False))
-    """Of both forks."""
+    """Optimizer of both forks."""
     n_rows: int = 160
     """Held-out gaps of each kind."""
     n_decoded: int = 96
-    """Of them, how many single-line gaps are also decoded."""
+    """Single-line gaps that are also decoded."""
     seed: int = 0
-    """Decides data order and noise."""
+    """Seed of data order and noise."""
 
     def fork(self, name: str, base: Path, seq_len: int) -> train.TrainConfig:
-        """The run of a fork: the same but for the mixture."""
+        """The run of a fork: the two differ in their mixture alone."""
         mixture = "causal" if name == "causal" else self.mixture
         return train.TrainConfig(
             out=self.out / name,
@@ -113,6 +131,10 @@ class Quickstart:
             eval_every=self.n_steps,
         )
 
+    def packed(self, config: DataConfig) -> DataConfig:
+        """The paper's packed rows, of which the masks are drawn."""
+        return replace(config, batch_size=24, joint_budget=False)
+
 
 def main(args: Quickstart) -> None:
     started = time.monotonic()
@@ -123,7 +145,7 @@ def main(args: Quickstart) -> None:
     for config in forks.values():  # before anything is trained
         check_folder(config)
     corpus = sources.load(args.data, skip_undecodable=args.skip_undecodable)
-    # rows must fit the longest form of a prompt, whichever model is asked
+    # gaps must fit the longest form of a prompt, whichever model fills them
     lines, words = cut_gaps(corpus.validation, tokenizer, base.config.seq_len, args.n_rows, inputs_eos=True)
     if corpus.skipped:
         print(f"skipped {len(corpus.skipped)} files that are not UTF-8: {', '.join(corpus.skipped)}")
@@ -133,25 +155,34 @@ def main(args: Quickstart) -> None:
         print(f"\n{name}: {args.n_steps} steps of {args.batch_size} x {config.data.seq_len} tokens", flush=True)
         models[name] = fit(config, base, tokenizer, tokens, held_out, title=name)
 
-    rows: dict[str, Measurement] = {}
+    measurements: dict[str, Measurement] = {}
     with progress.Bar("evaluate", len(models)) as bar:
         for i, (name, model) in enumerate(models.items()):
             trained_on = ul2r.mixture(forks[name].data.mixture) if name in forks else ()
-            eos = any(d.inputs_eos for d in trained_on)
-            rows[name] = measure(
-                model, tokenizer, corpus.validation, lines, words, n_decoded=args.n_decoded, inputs_eos=eos
+            measurements[name] = measure(
+                model,
+                tokenizer,
+                corpus.validation,
+                lines,
+                words,
+                n_decoded=args.n_decoded,
+                inputs_eos=any(d.inputs_eos for d in trained_on),
             )
             bar.update(i + 1)
-    results = {
-        "extra_compute": extra_compute(base_folder, forks["ul2r"]),
-        "models": {name: {k: v._asdict() for k, v in r.estimates().items()} for name, r in rows.items()},
-        "differences": {k: v._asdict() for k, v in differences(rows).items()},
+    share = extra_compute(base_folder, forks["ul2r"])
+    save_results(args.out / "results.json", measurements, share)
+    figures = {
+        "metrics": draw_metrics(measurements),
+        "loss": report.draw_loss_curves({n: metrics.read(c.out / "metrics.jsonl") for n, c in forks.items()}),
+        "masks": draw_masks(Loader(tokens, args.packed(forks["ul2r"].data), tokenizer.symbols, seed=args.seed)),
     }
-    (args.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    write_report(args, forks, models, tokenizer, tokens, lines, rows, results)
-    print_summary(results, rows, lines)
-    print(f"\nreport: {args.out / 'report.html'}   ({time.monotonic() - started:.0f} s)")
-    print(f'try: upalm infill --checkpoint {args.out / "ul2r"} --text "def add(a, b):<extra_id_0>return c"')
+    what = WHAT.format(
+        n_params=f"{base.config.n_params / 1e6:.1f}M", share=format_share(share), verdict=verdict(measurements)
+    )
+    write_report(args.out, what, measurements, lines, figures)
+    print(summarise(measurements, share))
+    print(f"\nreport: {args.out / 'report.html'} ({time.monotonic() - started:.0f} s)")
+    print(f"try: upalm infill -c {args.out / 'ul2r'} --text 'def add(a, b):<extra_id_0>return c'")
 
 
 def pretrain(args: Quickstart) -> Path:
@@ -162,115 +193,123 @@ def pretrain(args: Quickstart) -> Path:
     return run(config)
 
 
-# --- Measurements ---------------------------------------------------------------------------------
-
-
-def differences(rows: dict[str, Measurement]) -> dict[str, Estimate]:
-    """Paired: the same gaps, UL2R minus the equal-compute control. Below 0, UL2R is better (bits)."""
-    ours, control = rows["ul2r"], rows["causal"]
-    return {
-        "infill_bits_per_byte": ratio(ours.infill.bits - control.infill.bits, ours.infill.n_bytes),
-        "multi_span_bits_per_byte": ratio(ours.multi.bits - control.multi.bits, ours.multi.n_bytes),
-        "causal_bits_per_byte": ratio(ours.causal.bits - control.causal.bits, ours.causal.n_bytes),
-    }
+# --- Results --------------------------------------------------------------------------------------
 
 
 def extra_compute(base_folder: Path, fork: train.TrainConfig) -> float | None:
-    """Tokens (so FLOPs) of a fork over those that made the base; None if the base does not say how many."""
-    made_by = stages(base_folder)
-    if made_by is None:
+    """Return the FLOPs of a fork over those that made the base; None if the base does not say how many."""
+    base_stages = stages(base_folder)
+    if base_stages is None:
         return None
-    return fork.n_steps * fork.data.batch_size * fork.data.seq_len / sum(stage.n_tokens for stage in made_by)
+    return fork.n_steps * fork.data.batch_size * fork.data.seq_len / sum(stage.n_tokens for stage in base_stages)
 
 
-# --- What the user sees ---------------------------------------------------------------------------
+def format_share(share: float | None) -> str:
+    return f"{share:.1%} of the base's own" if share is not None else "the base does not say what share of its own"
 
 
-def print_summary(results: dict, rows: dict[str, Measurement], lines: list[gaps.Gap]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=f"\nThe same extra compute ({share(results)}), spent in two ways")
-    table.add_column("held-out Python source")
-    for name in rows:
-        table.add_column(name, justify="right")
-    for metric in next(iter(results["models"].values())):
-        table.add_row(metric, *(str(Estimate(**results["models"][name][metric])) for name in rows))
-    console = Console(highlight=False)
-    console.print(table)
-    console.print(verdict(results))
-    for i in examples(rows, lines):
-        before, after = tail(lines[i].parts[0]), head(lines[i].parts[1])
-        console.print(f"\n{before}<extra_id_0>{after}", markup=False, style="dim")
-        console.print(f"   was    {lines[i].spans[0].strip()}", markup=False)
-        for name, r in rows.items():
-            console.print(f"   {name:6} {r.prediction(i)}", markup=False)
+def summarise(measurements: dict[str, Measurement], share: float | None) -> str:
+    """Return four rows and one sentence of text, within 80 columns."""
+    estimates = [m.estimates() for m in measurements.values()]
+    rows = [(label, *(f"{e[metric].mean:{form}}" for e in estimates)) for metric, (label, form) in ON_SCREEN.items()]
+    title = f"The same extra compute ({format_share(share)}), spent in two ways"
+    table = text_table.format_table(("held-out Python, bits per byte", *measurements), rows)
+    return f"\n{title}\n\n{table}\n\n{textwrap.fill(verdict(measurements), 80)}"
 
 
-def share(results: dict) -> str:
-    known = results["extra_compute"]
-    return f"{known:.1%} of the base's own" if known is not None else "the base does not say what share of its own"
-
-
-def verdict(results: dict) -> str:
-    d = Estimate(**results["differences"]["infill_bits_per_byte"])
-    gain = Estimate(**results["models"]["ul2r"]["infill_gain"])
-    better = "fewer" if d.mean < 0 else "more"
-    sure = "significant" if d.high < 0 or d.low > 0 else "not significant"
-    said = (
-        f"UL2R fills held-out gaps with {abs(d.mean):.3f} {better} bits/byte than the control "
-        f"({sure}: 95% interval of the difference {d.low:+.3f} to {d.high:+.3f}). "
-    )
+def verdict(measurements: dict[str, Measurement]) -> str:
+    difference = compare(measurements["ul2r"], measurements["causal"])["infill_bits_per_byte"]
+    gain = measurements["ul2r"].estimates()["infill_gain"]
+    better = "fewer" if difference.mean < 0 else "more"
+    doubt = "" if difference.high < 0 or difference.low > 0 else "not significantly "
     if gain.low > 0:
-        return said + (
-            f"Against its own best continuation from the left alone, the text after the gap gains it {gain} bits/byte."
-        )
-    if gain.high < 0:
-        return said + (
-            f"It is still {-gain.mean:.3f} bits/byte behind its own best continuation from the left alone: at this "
-            "size and budget it uses the text after the gap, not yet enough to beat plain continuation."
-        )
-    return said + f"Its gain over its own best continuation from the left alone is not significant: {gain}."
-
-
-def examples(rows: dict[str, Measurement], lines: list[gaps.Gap], n: int = 4) -> list[int]:
-    """The first gaps, good or bad: not chosen by what the models wrote."""
-    return list(range(min(n, len(rows["ul2r"].filled.spans), len(lines))))
-
-
-def tail(part: str) -> str:
-    return "\n".join(part.split("\n")[-4:])
-
-
-def head(part: str) -> str:
-    return "\n".join(part.split("\n")[:3])
-
-
-def write_report(args: Quickstart, forks, models, tokenizer, tokens, lines, rows, results) -> None:
-    logs = {name: metrics.read(config.out / "metrics.jsonl") for name, config in forks.items()}
-    drawn = replace(forks["ul2r"].data, batch_size=24, joint_budget=False)  # the paper's budgets: packed rows
-    batch = Loader(tokens, drawn, tokenizer.symbols, seed=args.seed).batch(0)
-    visible = np.asarray(key_range(jnp.asarray(batch.segment_ids), jnp.asarray(batch.prefix_mask)).mask(drawn.seq_len))
-    figures = [args.out / name for name in ("metrics.png", "masks.png", "loss.png")]
-    report.save_metrics(figures[0], results["models"], SHOWN)
-    report.save_masks(figures[1], batch, visible, [d.name for d in ul2r.mixture(args.mixture)])
-    report.save_loss_curves(figures[2], logs)
-    shown = "".join(
-        report.infill_block(
-            *(tail(lines[i].parts[0]), lines[i].spans[0], head(lines[i].parts[1])),
-            {name: r.prediction(i) for name, r in rows.items()},
-        )
-        for i in examples(rows, lines, 8)
+        beyond = f"and {gain.mean:.3f} fewer than its own continuation from the left alone"
+    elif gain.high < 0:
+        beyond = f"and {-gain.mean:.3f} more than its own continuation from the left alone"
+    else:
+        beyond = "and about as many as its own continuation from the left alone"
+    return (
+        f"UL2R fills a held-out gap with {abs(difference.mean):.3f} {doubt}{better} bits/byte than the control (95% "
+        f"interval of the paired difference {difference.low:+.3f} to {difference.high:+.3f}), {beyond}."
     )
-    base = models["base"].config
+
+
+def save_results(path: Path, measurements: dict[str, Measurement], share: float | None) -> None:
+    results = {
+        "extra_compute": share,
+        "models": {name: {k: e._asdict() for k, e in m.estimates().items()} for name, m in measurements.items()},
+        "differences": {k: e._asdict() for k, e in compare(measurements["ul2r"], measurements["causal"]).items()},
+    }
+    write_atomically(path, json.dumps(results, indent=1, allow_nan=False) + "\n")
+
+
+def write_report(
+    out: Path,
+    what: str,
+    measurements: dict[str, Measurement],
+    lines: list[gaps.Gap],
+    figures: dict[str, report.Figure],
+) -> None:
+    """Write each figure as PNG, and report.html."""
+    for name, figure in figures.items():
+        report.save_figure(out / f"{name}.png", figure)
+    images = {name: report.format_figure(figure, CAPTIONS[name]) for name, figure in figures.items()}
     modes = "; ".join(
-        f"{name} infills with mode {r.infill_mode}, continues {r.left_only_form}" for name, r in rows.items()
+        f"{name} infills with mode {m.infill_mode}, continues {m.left_only_format}" for name, m in measurements.items()
     )
-    what = WHAT.format(n_params=f"{base.n_params / 1e6:.1f}M", share=share(results), verdict=verdict(results))
-    limits = LIMITS.format(modes=modes)
-    sections = [("What was done", what), ("Measured", report.table(results["models"])), ("What it means", limits)]
-    sections.append(("The first eight gaps (grey: what was there)", shown))
-    report.save_html(args.out / "report.html", "UL2R on a laptop", sections, figures)
+    sections = [
+        ("What was done", what),
+        ("What came of it", images["metrics"]),
+        ("The first eight gaps, not selected", FILLS + format_fills(measurements, lines)),
+        ("All measures", report.format_estimates({name: m.estimates() for name, m in measurements.items()})),
+        ("What it means", LIMITS.format(modes=modes)),
+        ("Training", images["loss"] + images["masks"]),
+    ]
+    report.save_html(out / "report.html", "UL2R on a laptop", sections)
+
+
+def draw_metrics(measurements: dict[str, Measurement]) -> report.Figure:
+    differences = compare(measurements["ul2r"], measurements["causal"])
+    estimates = {name: m.estimates() for name, m in measurements.items()}
+
+    def by_model(*metrics: str) -> dict[str, dict[str, Estimate]]:
+        return {metric.replace("_", " "): {name: e[metric] for name, e in estimates.items()} for metric in metrics}
+
+    return report.draw_estimates(
+        [
+            report.Panel(
+                "UL2R minus the control: paired difference, bits per byte",
+                {LABELS[name]: {"difference": e} for name, e in differences.items()},
+                "left of zero: UL2R needs fewer bits",
+            ),
+            report.Panel(
+                "Use of the text after a gap, bits per byte",
+                by_model("infill_gain", "suffix_use"),
+                "right of zero: the text after the gap helps",
+            ),
+            report.Panel("Unconstrained answers, share", by_model("format_ok", "line_exact_match"), "", (-0.03, 1.03)),
+        ]
+    )
+
+
+def draw_masks(loader: Loader) -> report.Figure:
+    batch = loader.batch(0)
+    visible = key_range(jnp.asarray(batch.segment_ids), jnp.asarray(batch.prefix_mask)).mask(loader.config.seq_len)
+    return report.draw_masks(batch, np.asarray(visible), [d.name for d in loader.mixture])
+
+
+def format_fills(measurements: dict[str, Measurement], lines: list[gaps.Gap], n: int = 8) -> str:
+    """Return the first gaps, good or bad, with each model's fill, as HTML."""
+    n = min(n, len(measurements["ul2r"].filled.spans), len(lines))
+    return "".join(
+        report.format_fills(
+            "\n".join(line.parts[0].split("\n")[-4:]),
+            line.spans[0],
+            "\n".join(line.parts[1].split("\n")[:3]),
+            {name: m.prediction(i) for name, m in measurements.items()},
+        )
+        for i, line in enumerate(lines[:n])
+    )
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 Paper:    U-PaLM (arXiv:2210.11399) section 3, Figures 1 and 2, at a millionth of the size.
 Command:  upalm run scaling_tiny
-Hardware: 2 CPU cores, about an hour (64 minutes beside other work); Ctrl-C and the same command goes on.
+Hardware: 2 CPU cores, about an hour (64 minutes beside other work); after Ctrl-C the same command resumes.
 Result:   OUT/report.html and scaling.png; results.json of every checkpoint for `upalm scaling OUT`.
 Expected: docs/results.md. The paper has nothing below 8B parameters: a null result is a result.
 """
@@ -20,19 +20,18 @@ from upalm.data import sources
 from upalm.data.config import DataConfig
 from upalm.data.sources import STDLIB
 from upalm.data.tokenizer import Tokenizer
-from upalm.evals import savings_report, suites
+from upalm.evals import suites
 from upalm.evals.bootstrap import Estimate, ratio
-from upalm.evals.infilling import gaps as gaps_module
-from upalm.evals.infilling import scores
-from upalm.evals.infilling.held_out import cut_gaps
-from upalm.evals.savings import about
+from upalm.evals.infilling import gaps, scores
+from upalm.evals.infilling.held_out import MODES, cut_gaps
+from upalm.evals.savings import describe_checkpoint
+from upalm.evals.savings_report import analyse, read_points
 from upalm.evals.scorer import PromptFormat, Scorer
-from upalm.evals.suites import run_suite, save
+from upalm.evals.suites import run_suite, save_results
 from upalm.evals.tasks import synthetic
 from upalm.inference.decoding import Attention
 from upalm.model.config import PALM
 from upalm.model.palm import Decoder
-from upalm.terminal import console
 from upalm.training import recipes
 from upalm.training.config import CheckpointConfig, Continue, Scratch, TrainConfig
 from upalm.training.launch import run
@@ -68,7 +67,7 @@ class ScalingTiny:
     """Questions of each synthetic task."""
 
     def pretraining(self, size: str) -> TrainConfig:
-        """The causal run; its checkpoints stay."""
+        """The causal run, which keeps its checkpoints."""
         every = int(np.gcd.reduce(self.starts))
         return TrainConfig(
             out=self.out / size / "causal",
@@ -126,64 +125,56 @@ def main(args: ScalingTiny) -> None:
                 shutil.rmtree(place, ignore_errors=True)
                 evaluate(args, checkpoint, files, documents, place)
             bar.update(i + 1)
-    for table in savings_report.write(savings_report.read_results([results]), args.out):
-        console().print(table)
-    summary(args, results)
+    print(analyse(read_points([results]), args.out).format())
+    print_summary(args, results)
     print(f"{time.monotonic() - started:.0f} s in all")
 
 
 def evaluate(args: ScalingTiny, checkpoint: Path, files: Path, documents: list, place: Path) -> None:
-    """The synthetic suite, asked in the form that suits the model; gaps; and text left to right under both masks."""
+    """Evaluate the synthetic suite in the format that suits the model, gaps, and text under both masks."""
     model, tokenizer, info = load_model(checkpoint)
-    learnt = "prefix" if info.gaps_trained else "causal"  # the mask that the model was trained with
-    answerer = Scorer(model, tokenizer, PromptFormat(attention=learnt))
-    suite = run_suite(answerer, suites.find("synthetic"), files, place)
-    measures = {
-        name: e._asdict() | {"lower_is_better": True}
-        for name, e in bits(args, model, tokenizer, documents, info.inputs_eos)
-    }
-    save(
-        place / "results.json", about(checkpoint, model, tokenizer, answerer) | suite.to_json() | {"measures": measures}
-    )
+    trained_mask = "prefix" if info.gaps_trained else "causal"
+    scorer = Scorer(model, tokenizer, PromptFormat(attention=trained_mask))
+    suite = run_suite(scorer, suites.find_suite("synthetic"), files, place)
+    estimates = estimate_bits(args, model, tokenizer, documents, info.inputs_eos)
+    measures = {name: e._asdict() | {"lower_is_better": True} for name, e in estimates.items()}
+    results = describe_checkpoint(checkpoint, model, scorer) | suite.to_json() | {"measures": measures}
+    save_results(place / "results.json", results)
 
 
-def bits(
+def estimate_bits(
     args: ScalingTiny, model: Decoder, tokenizer: Tokenizer, documents: list, inputs_eos: bool
-) -> list[tuple[str, Estimate]]:
-    """Bits a byte of gaps, and of the second halves of excerpts under either mask."""
+) -> dict[str, Estimate]:
+    """Estimate bits per byte of gaps, and of the second halves of excerpts under either mask."""
     lines, _ = cut_gaps(documents, tokenizer, model.config.seq_len, args.n_rows, inputs_eos=True)
-    gaps = min(
-        (scores.score_spans(model, tokenizer, lines, mode, inputs_eos).bits for mode in ("none", "nlu", "nlg")),
-        key=lambda b: b.bits.sum(),
-    )
+    by_mode = [scores.score_spans(model, tokenizer, lines, mode, inputs_eos).bits for mode in MODES]
+    best = min(by_mode, key=lambda bits: bits.bits.sum())
 
-    def fits(x: str) -> bool:
-        return sum(len(tokenizer.encode(half)) for half in in_halves(x)) <= model.config.seq_len
+    def fits(text: str) -> bool:
+        return sum(len(tokenizer.encode(half)) for half in split_in_half(text)) <= model.config.seq_len
 
-    excerpts = gaps_module.excerpts(documents, args.n_rows, fits)
-    halves = [gaps_module.Gap((before, ""), (after,)) for before, after in map(in_halves, excerpts)]
+    halves = map(split_in_half, gaps.take_excerpts(documents, args.n_rows, fits))
+    rows = [gaps.Gap((before, ""), (after,)) for before, after in halves]
     masks: tuple[Attention, ...] = ("causal", "prefix")
-    return [
-        ("infill_bits_per_byte", ratio(*gaps)),
-        *(
-            (f"continue_{mask}_bits_per_byte", ratio(*scores.left_only_bits(model, tokenizer, halves, "none", mask)))
-            for mask in masks
-        ),
-    ]
+    continued = {mask: scores.score_left_only(model, tokenizer, rows, "none", mask) for mask in masks}
+    return {
+        "infill_bits_per_byte": ratio(*best),
+        **{f"continue_{mask}_bits_per_byte": ratio(*bits) for mask, bits in continued.items()},
+    }
 
 
-def in_halves(x: str) -> tuple[str, str]:
-    return x[: len(x) // 2], x[len(x) // 2 :]
+def split_in_half(text: str) -> tuple[str, str]:
+    return text[: len(text) // 2], text[len(text) // 2 :]
 
 
-def summary(args: ScalingTiny, results: Path) -> None:
-    """Continuations beside the control, paired by start and seed."""
-    found = {p.parent.name: json.loads(p.read_text()) for p in sorted(results.glob("*/results.json"))}
+def print_summary(args: ScalingTiny, results: Path) -> None:
+    """Print the differences between UL2R and the control, paired by start and seed."""
+    contents = {p.parent.name: json.loads(p.read_text()) for p in sorted(results.glob("*/results.json"))}
     for size in SIZES:
         for measure in ("average", "infill_bits_per_byte", "continue_causal_bits_per_byte"):
             gains = [
-                value(found[f"{size}-ul2r_{start}_{seed}-steps-{args.n_steps}"], measure)
-                - value(found[f"{size}-control_{start}_{seed}-steps-{args.n_steps}"], measure)
+                read_value(contents[f"{size}-ul2r_{start}_{seed}-steps-{args.n_steps}"], measure)
+                - read_value(contents[f"{size}-control_{start}_{seed}-steps-{args.n_steps}"], measure)
                 for start in args.starts
                 for seed in range(args.n_seeds)
             ]
@@ -191,7 +182,7 @@ def summary(args: ScalingTiny, results: Path) -> None:
             print(f"{size}: {measure}, UL2R minus control: {np.mean(gains):+.4f} ± {error:.4f} over {len(gains)} pairs")
 
 
-def value(result: dict, measure: str) -> float:
+def read_value(result: dict, measure: str) -> float:
     return result["average"]["mean"] if measure == "average" else result["measures"][measure]["mean"]
 
 

@@ -19,7 +19,7 @@ from upalm.evals.harness import UpalmLM
 from upalm.evals.runner import evaluate
 from upalm.evals.scorer import PromptFormat
 from upalm.evals.task import Generated, Ranked, Source
-from upalm.evals.tasks.english import _foundry, _open_question
+from upalm.evals.tasks.english import _from_foundry, _from_open_question
 from upalm.inference.prompts import prompt_ids
 from upalm.inference.scoring import score
 from upalm.model.config import ModelConfig
@@ -92,13 +92,13 @@ def test_native_and_harness_agree(form, model, tokenizer, checkpoint, data, tmp_
         bootstrap_iters=0,
         log_samples=True,
     )
-    answerer = lm._answerer
-    ranked = Ranked("r", (Source("r.jsonl", _foundry(" =")),))
-    generated = Generated("g", (Source("g.jsonl", _open_question("answer")),), max_new_tokens=8)
+    scorer = lm._scorer
+    ranked = Ranked("r", (Source("r.jsonl", _from_foundry(" =")),))
+    generated = Generated("g", (Source("g.jsonl", _from_open_question("answer")),), max_new_tokens=8)
     native = {}
     for task in (ranked, generated):
         loaded = task.load(data)
-        result = evaluate(answerer, task, loaded, tmp_path / f"{task.name}.jsonl")
+        result = evaluate(scorer, task, loaded, tmp_path / f"{task.name}.jsonl")
         lines = (tmp_path / f"{task.name}.jsonl").read_text().split("\n")[1:]
         native[task.name] = (result, {r["i"]: r for r in map(json.loads, filter(None, lines))})
     result, records = native["r"]
@@ -143,7 +143,7 @@ def test_long_contexts_lose_their_front_and_keep_the_mode(tokenizer, checkpoint)
 def test_every_token_of_a_text_is_predicted_once(model, tokenizer, checkpoint, source_text):
     """With a model that gives all tokens the same probability, log-likelihood counts them."""
     lm = UpalmLM(checkpoint)
-    lm._answerer._model = jax.tree.map(lambda x: x * 0, lm._answerer._model)
+    lm._scorer._model = jax.tree.map(lambda x: x * 0, lm._scorer._model)
     texts = [source_text[:n] for n in (1, 40, 900, 3000)]
     found = lm.loglikelihood_rolling(requests(*((t,) for t in texts)))
     counts = [len(tokenizer.encode(t)) for t in texts]

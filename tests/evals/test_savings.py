@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from upalm.cli import main
-from upalm.evals.savings import Curve, Point, points_of, savings, table_8
+from upalm.evals.savings import Curve, Point, build_paper_points, build_points, estimate_savings
 
 
-def test_the_papers_table_gives_about_two_at_the_middle_checkpoint():
-    found = savings(table_8())
+def test_paper_table_gives_about_2_at_the_middle_checkpoint():
+    found = estimate_savings(build_paper_points())
     assert [(s.family, round(s.start_flops / 1e21)) for s in found] == [("ul2r", n) for n in (590, 1066, 2527)]
     early, middle, late = found
     assert 1.9 < middle.rate < 2.4 and middle.low < 2.35 < middle.bound
@@ -22,15 +22,15 @@ def test_the_papers_table_gives_about_two_at_the_middle_checkpoint():
     assert np.isinf(late.rate) and str(late).startswith("over 1.00x")  # no later PaLM to compare with
 
 
-def test_a_monotone_curve_through_noise():
+def test_curve_is_monotone_through_noise():
     """Isotonic regression pools what falls; between checkpoints the score is linear in log FLOPs."""
-    curve = Curve.of(np.array([1.0, 10.0, 100.0, 1000.0]), np.array([0.0, 2.0, 1.0, 3.0]))
+    curve = Curve.fit(np.array([1.0, 10.0, 100.0, 1000.0]), np.array([0.0, 2.0, 1.0, 3.0]))
     assert curve.scores.tolist() == [0, 1.5, 1.5, 3]
-    assert curve.reaches(0.75) == pytest.approx(10**0.5)
-    assert curve.reaches(2.25) == pytest.approx(10**2.5)
-    assert curve.reaches(1.5) == pytest.approx(10)  # where it first has it
-    assert (curve.reaches(0.0), curve.reaches(-1.0), curve.reaches(3.1)) == (1, 0, np.inf)
-    twice = Curve.of(np.array([1.0, 1.0, 10.0]), np.array([0.0, 2.0, 3.0]))
+    assert curve.find_flops(0.75) == pytest.approx(10**0.5)
+    assert curve.find_flops(2.25) == pytest.approx(10**2.5)
+    assert curve.find_flops(1.5) == pytest.approx(10)  # where it first has it
+    assert (curve.find_flops(0.0), curve.find_flops(-1.0), curve.find_flops(3.1)) == (1, 0, np.inf)
+    twice = Curve.fit(np.array([1.0, 1.0, 10.0]), np.array([0.0, 2.0, 3.0]))
     assert (twice.flops.tolist(), twice.scores.tolist()) == ([1, 10], [1, 3])
 
 
@@ -54,14 +54,14 @@ def grid(slope, seeds, noise, rng):
     return base + forks
 
 
-def test_known_savings_are_found_with_or_without_noise():
-    for found in savings(grid(1, 3, 0, np.random.default_rng(0))):
+def test_known_savings_are_recovered():
+    for found in estimate_savings(grid(1, 3, 0, np.random.default_rng(0))):
         assert found.rate == pytest.approx(3 if found.family == "ul2r" else 1)
         assert found.low == pytest.approx(found.rate) and found.high == pytest.approx(found.rate)
     inside = [
         s.low <= (3 if s.family == "ul2r" else 1) <= s.high
         for draw in range(8)
-        for s in savings(grid(1, 5, 0.3, np.random.default_rng(draw)))
+        for s in estimate_savings(grid(1, 5, 0.3, np.random.default_rng(draw)))
     ]
     assert np.mean(inside) > 0.75  # of 48 intervals; few tasks make them narrow
 
@@ -90,19 +90,19 @@ RUN = [
 ]
 
 
-def test_families_are_told_by_what_the_checkpoints_were_trained_on():
-    found = points_of(RUN)
+def test_families_follow_from_the_stages():
+    found = build_points(RUN)
     assert [(p.family, p.start_flops, p.flops) for p in found] == [
         ("causal", 6000, 6000),
         ("causal", 60_000, 60_000),
         ("ul2r", 6000, 6600),
         ("control", 6000, 6600),
     ]
-    turned = points_of(RUN, "infill_bits_per_byte")
+    turned = build_points(RUN, "infill_bits_per_byte")
     assert turned[2].scores == {"infill_bits_per_byte": -1.0}  # higher is better
 
 
-def test_the_command_draws_and_reports(tmp_path, monkeypatch, capsys):
+def test_command_writes_table_figure_and_report(tmp_path, monkeypatch, capsys):
     write(tmp_path / "in", RUN)
     monkeypatch.setattr(sys, "argv", ["upalm", "scaling", str(tmp_path / "in"), "--out", str(tmp_path / "out")])
     main.main()
@@ -110,7 +110,7 @@ def test_the_command_draws_and_reports(tmp_path, monkeypatch, capsys):
     assert contents.keys() == {"score", "minus infill_bits_per_byte"}
     by_family = {s["family"]: s for s in contents["score"]}
     assert by_family["ul2r"]["rate"] == pytest.approx(10**0.5 / 1.1)  # halfway up the run, for 1.1 times its start
-    assert np.isinf(contents["minus infill_bits_per_byte"][1]["rate"])
+    assert contents["minus infill_bits_per_byte"][1]["rate"] is None  # JSON has no infinity
     assert "over 9.09x" in said
     assert (tmp_path / "out/scaling.png").read_bytes().startswith(b"\x89PNG")
     assert "data:image/png" in (tmp_path / "out/report.html").read_text()
@@ -121,18 +121,24 @@ def test_the_command_draws_and_reports(tmp_path, monkeypatch, capsys):
     [
         ([*RUN, result([("causal", 1)], {"a": 1}, suite="other")], "several suites .other, s."),
         ([result([("ul2r", 1)], {"a": 1})], "trained on ul2r: expected a causal run"),
-        ([RUN[0] | {"compute": {"n_params": 1, "stages": None}}], "nothing says how much compute"),
-        (RUN[:1] + RUN[2:], "takes two checkpoints, there are 1"),
+        ([RUN[0] | {"compute": {"n_params": 1, "stages": None}}], "its compute is not known"),
+        (RUN[:1] + RUN[2:], "needs two checkpoints of the causal run, there are 1"),
         ([*RUN, result([("causal", 5)], {"z": 1})], "no task in common"),
         (
             [RUN[0], RUN[1] | {"tasks": {"a": {"score": 1, "n": 7}}}],
-            r"task a was not asked alike: None questions .*, 7 questions",
+            r"task a has different questions: None questions .*, 7 questions",
         ),
         ([{"a": 1}], "is not a result of `upalm eval"),
+        ([RUN[0] | {"compute": {}}], "damaged or of another version"),
+        ([RUN[0] | {"tasks": {"a": {}}}], "damaged or of another version"),
+        ([RUN[0] | {"tasks": []}], "damaged or of another version"),
+        ([result([("causal", 100)], {"a": float("nan")})], "the score of a is nan, expected a finite number"),
+        ([result([("causal", 0)], {"a": 0.5})], "its compute is 0.0 FLOPs"),
+        ([result([], {"a": 0.5})], "was trained on : expected a causal run"),
         ([], "no results.json in"),
     ],
 )
-def test_bad_input_is_one_line(results, message, tmp_path, monkeypatch):
+def test_results_that_do_not_fit_are_refused(results, message, tmp_path, monkeypatch):
     (tmp_path / "in").mkdir()
     write(tmp_path / "in", results)
     monkeypatch.setattr(sys, "argv", ["upalm", "scaling", str(tmp_path / "in"), "--out", str(tmp_path / "out")])
@@ -140,7 +146,7 @@ def test_bad_input_is_one_line(results, message, tmp_path, monkeypatch):
         main.main()
 
 
-def test_results_or_the_paper_not_both(tmp_path, monkeypatch):
+def test_command_takes_results_or_the_paper(tmp_path, monkeypatch):
     for words in ((), (str(tmp_path), "--paper")):
         monkeypatch.setattr(sys, "argv", ["upalm", "scaling", *words])
         with pytest.raises(SystemExit, match="or --paper"):

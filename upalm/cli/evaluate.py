@@ -1,11 +1,10 @@
 """`upalm eval`."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
-
-from rich.table import Table
+from typing import Any, Literal
 
 from upalm.checkpoints.folder import load_model
 from upalm.cli import options
@@ -15,9 +14,11 @@ from upalm.evals import paper_numbers, suites
 from upalm.evals.bootstrap import Estimate
 from upalm.evals.infilling import suite as infilling_suite
 from upalm.evals.infilling.held_out import cut_gaps, measure
-from upalm.evals.savings import about
+from upalm.evals.savings import describe_checkpoint
 from upalm.evals.scorer import PromptFormat, Scorer
-from upalm.evals.suites import SuiteResult, run_suite, save
+from upalm.evals.suites import Suite, SuiteResult, run_suite, save_results
+from upalm.evals.text_table import format_table
+from upalm.files import write_atomically
 from upalm.inference.decoding import Attention
 from upalm.training import progress
 
@@ -28,131 +29,169 @@ _HELD_OUT = "held_out"
 class Eval:
     """Measure a checkpoint on held-out text or benchmark suites.
 
-    Suites: english26, cot, bbh, mmlu, mgsm, tydiqa, xquad, bbes, infilling, synthetic, others (docs/evals.md), and
-    held_out. A suite runs the tasks whose files are in the data folder and names the others; run again, it goes on
-    where it was.
+    Suites: english26, cot, bbh, mmlu, mgsm, tydiqa, xquad, bbes, infilling, synthetic, others, held_out, or a Python
+    file with a suite of your own (docs/evals.md). A suite runs the tasks whose files are in the data folder and lists
+    the others. The same command resumes an interrupted evaluation.
     """
 
     checkpoint: options.Checkpoint
     """Folder of a run, of one of its checkpoints (RUN/steps/500), or of weights."""
     data: options.Data
-    """Held-out: text, as for `upalm data build`; the tenth of its documents that training leaves out is measured on.
-    Suites: the folder with the benchmarks' files."""
+    """For held_out: text as for `upalm data build`, of which the held-out tenth is measured. For suites: the folder
+    with the benchmark files."""
     suite: str = _HELD_OUT
-    """What to measure: a suite, or held_out."""
+    """Name of a suite, a Python file that defines SUITE or TASKS, or held_out."""
     tasks: tuple[str, ...] = ()
-    """Of a suite, only these."""
+    """Suites: run these tasks only."""
     out: Path = Path("runs/eval")
-    """Of a suite: folder for results.json, and for a record of every question."""
+    """Suites: folder for results.json and a record of every question."""
     limit: int | None = None
-    """Of a suite: only the first so many questions of each task."""
+    """Suites: use the first questions of each task only."""
     mode: Literal["none", "s2s", "nlu", "nlg"] | None = None
-    """Mode token; the paper's default is none, for infilling it is nlg here."""
+    """Suites: mode token. The default is none as in the paper, and nlg for infilling."""
     attention: Attention = "prefix"
-    """Whether a prompt sees all of itself, or, as a causal base was trained, what came before."""
+    """Suites: mask of the prompt, bidirectional (prefix) or causal, as a causal base was trained."""
     infill: bool = False
-    """Ask for the answer as a span after `<extra_id_0>`."""
+    """Suites: ask for the answer as a span after `<extra_id_0>`."""
     n_rows: int = 160
-    """Held-out: gaps of each kind."""
+    """held_out: gaps of each kind."""
     n_decoded: int = 96
-    """Held-out: of them, how many single-line gaps are also decoded."""
+    """held_out: single-line gaps that are also decoded."""
     json: Path | None = None
-    """Held-out: file to write the numbers to."""
+    """held_out: file for the numbers."""
 
     def __call__(self) -> None:
-        self._refuse_what_would_be_ignored()
-        enable_compilation_cache()
+        self._check_options()
         if self.suite == _HELD_OUT:
-            self._held_out()
+            self._measure_held_out()
+        elif self.suite == infilling_suite.NAME:
+            self._run_infilling()
         else:
-            self._suite()
+            self._run_suite(suites.find_suite(self.suite).select(self.tasks))
 
-    def _refuse_what_would_be_ignored(self) -> None:
+    def _check_options(self) -> None:
+        """Refuse options that would be ignored, and numbers below 1."""
         of_prompts = {"attention": self.attention != "prefix", "infill": self.infill, "tasks": bool(self.tasks)}
         of_suites = of_prompts | {"limit": self.limit is not None, "mode": self.mode is not None}
-        unused = {_HELD_OUT: of_suites, infilling_suite.NAME: of_prompts}.get(self.suite, {})
-        if given := [f"--{name}" for name, is_given in unused.items() if is_given]:
+        ignored = {_HELD_OUT: of_suites, infilling_suite.NAME: of_prompts}.get(self.suite, {})
+        if self.suite != _HELD_OUT:
+            ignored = ignored | {"json": self.json is not None}
+        if given := [f"--{name}" for name, is_given in ignored.items() if is_given]:
             raise ValueError(f"suite {self.suite} has no use for {', '.join(given)}: leave it out.")
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"--limit is {self.limit}, expected at least 1.")
+        for name, value in (("limit", self.limit), ("n-rows", self.n_rows), ("n-decoded", self.n_decoded)):
+            if value is not None and value < 1:
+                raise ValueError(f"--{name} is {value}, expected at least 1.")
+        if self.json is not None and not self.json.absolute().parent.is_dir():
+            raise ValueError(f"--json {self.json}: there is no folder {self.json.parent}.")
 
-    def _held_out(self) -> None:
+    def _measure_held_out(self) -> None:
+        enable_compilation_cache()
         model, tokenizer, info = load_model(self.checkpoint)
         documents = sources.load(self.data).validation
         lines, words = cut_gaps(documents, tokenizer, model.config.seq_len, self.n_rows, info.inputs_eos)
-        found = measure(model, tokenizer, documents, lines, words, n_decoded=self.n_decoded, inputs_eos=info.inputs_eos)
-        console = progress.console()
-        console.print(_metrics_table(f"{self.checkpoint} on {len(documents)} held-out documents", found.estimates()))
-        console.print(f"infills with mode {found.infill_mode}, continues {found.left_only_form}: what suits it most")
+        measurement = measure(
+            model, tokenizer, documents, lines, words, n_decoded=self.n_decoded, inputs_eos=info.inputs_eos
+        )
+        estimates = measurement.estimates()
         if self.json is not None:
-            numbers = {name: estimate._asdict() for name, estimate in found.estimates().items()}
-            self.json.write_text(json.dumps(numbers, indent=1) + "\n")
+            numbers = {name: estimate._asdict() for name, estimate in estimates.items()}
+            write_atomically(self.json, json.dumps(numbers, indent=1) + "\n")
+        print(_format_metrics(f"{self.checkpoint} on {len(documents)} held-out documents", estimates))
+        print(
+            f"mode token {measurement.infill_mode} for gaps, {measurement.left_only_format} for continuations: its best"
+        )
 
-    def _suite(self) -> None:
-        infills = self.suite == infilling_suite.NAME
-        suite = None if infills else suites.find(self.suite).only(self.tasks)
+    def _run_infilling(self) -> None:
+        folder, checkpoint, scorer, identity = self._prepare(infilling_suite.NAME, self.mode or "nlg")
+        with progress.Bar(infilling_suite.NAME, 1) as bar:
+            result = infilling_suite.run(
+                checkpoint,
+                Path(self.data),
+                folder,
+                scorer.prompt_format.mode,
+                scorer.fingerprint,
+                self.limit,
+                lambda name, n, total: bar.set_total(n, total, name),
+            )
+        save_results(folder / "results.json", identity | result.to_json())
+        print("\n\n".join(_format_metrics(name, estimates) for name, estimates in result.estimates.items()))
+        _print_end(result.not_run, folder / "results.json")
+
+    def _run_suite(self, suite: Suite) -> None:
+        folder, _, scorer, identity = self._prepare(suite.name, self.mode or "none")
+        with progress.Bar(suite.name, 1) as bar:
+            result = run_suite(
+                scorer,
+                suite,
+                Path(self.data),
+                folder,
+                limit=self.limit,
+                progress=lambda name, n, total: bar.set_total(n, total, name),
+            )
+        save_results(folder / "results.json", identity | result.to_json())
+        print(_format_suite(result))
+        _print_end(result.not_run, folder / "results.json")
+
+    def _prepare(self, name: str, mode: Literal["none", "s2s", "nlu", "nlg"]):
+        """Check the folders, then load the model and describe it."""
         if not Path(self.data).is_dir():
-            raise ValueError(f"--data {self.data} is no folder: a suite wants the folder of the benchmarks' files.")
+            raise ValueError(f"--data {self.data} is no folder: a suite needs the folder with the benchmark files.")
+        folder = self.out / name
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise ValueError(f"--out {self.out} cannot be written ({e}): choose another folder.") from e
+        enable_compilation_cache()
         checkpoint = load_model(self.checkpoint)
         model, tokenizer, info = checkpoint
-        form = PromptFormat(self.attention, self.mode or ("nlg" if infills else "none"), self.infill, info.inputs_eos)
-        answerer, folder, console = Scorer(model, tokenizer, form), self.out / self.suite, progress.console()
-        with progress.Bar(self.suite, 1) as bar:
-
-            def say(name: str, n: int, total: int) -> None:
-                bar.set_total(n, total, name)
-
-            made = about(self.checkpoint, model, tokenizer, answerer)
-            if suite is None:
-                found = infilling_suite.run(
-                    checkpoint, Path(self.data), folder, form.mode, answerer.fingerprint, self.limit, say
-                )
-                shown = [_metrics_table(name, estimates) for name, estimates in found.estimates.items()]
-                results, not_run = found.to_json(), found.not_run
-            else:
-                whole = run_suite(answerer, suite, Path(self.data), folder, limit=self.limit, say=say)
-                shown, results, not_run = [_suite_table(whole)], whole.to_json(), whole.not_run
-        save(folder / "results.json", made | {"limit": self.limit, **results})
-        for table in shown:
-            console.print(table)
-        for name, reason in not_run.items():
-            console.print(f"not run: {name}: {reason}", style="yellow", markup=False)
-        beside = "" if suite is None else ", a record of every question beside it"
-        console.print(f"results: {folder / 'results.json'}{beside}")
+        prompt_format = PromptFormat(self.attention, mode, self.infill, info.inputs_eos)
+        scorer = Scorer(model, tokenizer, prompt_format)
+        identity = describe_checkpoint(self.checkpoint, model, scorer) | {"limit": self.limit}
+        return folder, checkpoint, scorer, identity
 
 
-def _metrics_table(title: str, estimates: dict[str, Estimate]) -> Table:
-    table = Table(title=title)
-    for name in ("metric", "mean [95% interval]", "rows"):
-        table.add_column(name)
-    for name, estimate in estimates.items():
-        table.add_row(name, str(estimate), str(estimate.n))
-    return table
+def _print_end(not_run: Mapping[str, str], results: Path) -> None:
+    for name, reason in not_run.items():
+        print(f"not run: {name}: {reason}")
+    print(f"results: {results}, with a record of every task beside it")
 
 
-def _suite_table(found: SuiteResult) -> Table:
-    """Ours beside the paper's, in percent."""
-    table = Table(title=f"{found.suite.name}: {found.suite.what}")
-    for name in ("task", "metric", "score [95% interval]", "chance", "questions", "shots", "lost", "PaLM", "U-PaLM"):
-        table.add_column(name, justify="left" if name in ("task", "metric") else "right")
-    for task in found.suite.tasks:
-        if (r := found.results.get(task.name)) is None:
-            continue
-        paper = paper_numbers.TASKS.get(task.name)
+def _format_metrics(title: str, estimates: dict[str, Estimate]) -> str:
+    rows = [(name, str(estimate), str(estimate.n)) for name, estimate in estimates.items()]
+    return format_table(("metric", "mean [95% interval]", "rows"), rows, title=title)
+
+
+def _format_suite(result: SuiteResult) -> str:
+    """Return scores beside the paper's, in percent, and what did not fit the model's rows."""
+    rows, notes = [], []
+    for name, r in result.results.items():
+        paper, task = paper_numbers.TASKS.get(name), next(t for t in result.suite.tasks if t.name == name)
         n = f"{r.score.n}" + (f" of {task.n_official}" if task.n_official not in (None, r.score.n) else "")
-        lost = [f"{k} {what}" for k, what in ((r.n_dropped, "with fewer"), (r.n_cut, "cut")) if k]
-        table.add_row(
-            *(task.name, next(iter(r.estimates))),
-            f"{r.score.mean:.1%} [{r.score.low:.1%}, {r.score.high:.1%}]",
-            *(f"{r.chance:.1%}", n, str(r.n_shots), ", ".join(lost)),
-            *((f"{paper.palm:.1f}", f"{paper.u_palm:.1f}") if paper is not None else ("", "")),
-        )
-    average, paper = found.average(), paper_numbers.SUITES.get(found.suite.name)
+        score = f"{r.score.mean:.1%} [{r.score.low:.1%}, {r.score.high:.1%}]"
+        rows.append((name, score, f"{r.chance:.1%}", n, *_format_printed(paper)))
+        counts = [
+            f"{k} {what}" for k, what in ((r.n_dropped, f"with fewer than {r.n_shots} exemplars"), (r.n_cut, "cut"))
+        ]
+        if r.n_dropped or r.n_cut:
+            notes.append(f"{name}: {' and '.join(c for c in counts if not c.startswith('0'))} of {r.score.n}, to fit")
+    average, paper = result.average(), paper_numbers.SUITES.get(result.suite.name)
     if average is not None:
-        name = "average" if average.is_whole else f"of {average.n_tasks} of {found.suite.n_tasks} tasks"
-        if found.suite.normalised:
-            name += ", normalised"
-        shown = (f"{paper.palm:.1f}", f"{paper.u_palm:.1f}") if paper is not None and average.is_whole else ("", "")
-        table.add_section()
-        table.add_row(name, "", f"{average.mean:.1%} ± {average.se:.1%}", "", "", "", "", *shown)
-    return table
+        name = "average" if average.is_whole else f"mean of {average.n_tasks} of {result.suite.n_tasks} tasks"
+        name += ", normalised" if result.suite.normalised else ""
+        rows.append(
+            (
+                name,
+                f"{average.mean:.1%} ± {average.se:.1%}",
+                "",
+                "",
+                *_format_printed(paper if average.is_whole else None),
+            )
+        )
+    header: tuple[Any, ...] = ("task", "score [95% interval]", "chance", "questions", "PaLM", "U-PaLM")
+    if not any(cell for row in rows for cell in row[4:]):
+        header, rows = header[:4], [row[:4] for row in rows]
+    return "\n".join([format_table(header, rows, title=f"{result.suite.name}: {result.suite.description}"), *notes])
+
+
+def _format_printed(printed: paper_numbers.Printed | None) -> tuple[str, str]:
+    return (f"{printed.palm:.1f}", f"{printed.u_palm:.1f}") if printed is not None else ("", "")

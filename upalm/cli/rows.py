@@ -65,4 +65,4 @@ def save_mask(path: Path, loader: Loader, step: int = 0) -> None:
     """Draw which positions each position sees, in rows that hold every denoiser."""
     batch: Batch = loader.batch(step)
     visible = key_range(jnp.asarray(batch.segment_ids), jnp.asarray(batch.prefix_mask)).mask(loader.config.seq_len)
-    report.save_masks(path, batch, np.asarray(visible), [d.name for d in loader.mixture])
+    report.save_figure(path, report.draw_masks(batch, np.asarray(visible), [d.name for d in loader.mixture]))

@@ -7,15 +7,14 @@ from typing import Annotated
 import tyro
 
 from upalm.cli import options
-from upalm.terminal import console
 
 
 @dataclass(frozen=True)
 class Scaling:
     """Compute how much training UL2R saves, from evaluations.
 
-    Give the results.json that `upalm eval --suite` wrote of every checkpoint along a causal run, of UL2R continuations
-    of some, and of causal continuations of the same (the control).
+    Give the results.json files that `upalm eval --suite` wrote for the checkpoints of a causal run, for UL2R
+    continuations of some of them, and for causal continuations of the same (the control).
     """
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[RESULTS ...]")] = ()
@@ -28,11 +27,8 @@ class Scaling:
     def __call__(self) -> None:
         if self.paper == bool(self.runs):
             raise ValueError("give results.json files or folders that hold them, or --paper.")
-        from upalm.evals import savings_report  # imports matplotlib
-        from upalm.evals.savings import table_8
+        from upalm.evals.savings import build_paper_points
+        from upalm.evals.savings_report import analyse, read_points  # imports matplotlib
 
-        analyses = {"score": table_8()} if self.paper else savings_report.read_results(self.runs)
-        output = console()
-        for table in savings_report.write(analyses, self.out):
-            output.print(table)
-        output.print(f"{self.out / 'scaling.png'}, and with the method {self.out / 'report.html'}")
+        points = {"score": build_paper_points()} if self.paper else read_points(self.runs)
+        print(analyse(points, self.out).format())

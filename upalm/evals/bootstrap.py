@@ -8,7 +8,7 @@ _DRAWS = 1000
 
 
 class Estimate(NamedTuple):
-    """A mean, its 95% interval and its standard error."""
+    """A mean with its 95% interval, number of rows and standard error."""
 
     mean: float
     low: float
@@ -21,30 +21,36 @@ class Estimate(NamedTuple):
 
 
 def ratio(numerators: np.ndarray, denominators: np.ndarray, *, seed: int = 0) -> Estimate:
-    """Sum over sum, such as bits over bytes pooled over rows; rows are drawn again together.
+    """Estimate a sum over a sum, such as bits per byte, pooled over rows that are resampled together.
 
     >>> ratio(np.array([2.0, 2.0]), np.array([1.0, 1.0]))
     Estimate(mean=2.0, low=2.0, high=2.0, n=2, se=0.0)
     """
     n = len(numerators)
     if n == 0:
-        raise ValueError("no rows to average over.")
+        raise ValueError("there are no rows to average over.")
+    if not (np.isfinite(numerators).all() and np.isfinite(denominators).all()):
+        raise ValueError(
+            "a measured value is not finite: the model's weights or its outputs hold NaN or infinity, so that no mean "
+            "over rows exists."
+        )
     rng, draws = np.random.default_rng(seed), np.empty(_DRAWS)
-    for i in range(_DRAWS):  # one by one: ten thousand rows take no gigabytes
+    for i in range(_DRAWS):  # one at a time: a matrix of all draws would take gigabytes
         rows = rng.integers(0, n, n)
         total = denominators[rows].sum()
         draws[i] = numerators[rows].sum() / total if total else 0.0
     low, high = np.quantile(draws, [0.025, 0.975])
-    return Estimate(float(numerators.sum() / denominators.sum()), float(low), float(high), n, float(draws.std()))
+    pooled = float(numerators.sum() / denominators.sum()) if denominators.sum() else 0.0
+    return Estimate(pooled, float(low), float(high), n, float(draws.std()))
 
 
 def mean(values: np.ndarray, *, seed: int = 0) -> Estimate:
-    """Mean over rows."""
+    """Estimate a mean over rows."""
     return ratio(np.asarray(values, float), np.ones(len(values)), seed=seed)
 
 
 def f1(predicted: np.ndarray, positive: np.ndarray, *, seed: int = 0) -> Estimate:
-    """F1 of two-way predictions: twice the true positives over the predicted and the real ones, pooled over rows.
+    """Estimate the F1 of binary predictions: twice the true positives over all predicted and all real positives.
 
     >>> f1(np.array([True, True, False]), np.array([True, False, False])).mean
     0.666...

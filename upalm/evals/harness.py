@@ -1,7 +1,7 @@
-"""lm-evaluation-harness adapter: `python -m upalm.evals.harness --model upalm --model_args checkpoint=DIR ...`.
+"""Adapter for lm-evaluation-harness: `python -m upalm.evals.harness --model upalm --model_args checkpoint=DIR ...`.
 
-A thin skin over the three calls of `evals.answerer`, so that both give the same numbers. Needs `pip install
-'upalm[lm-eval]'`, and neither torch nor transformers. In Python:
+A thin layer over `evals.scorer`, so that both give the same numbers. It needs `pip install 'upalm[lm-eval]'`, and
+neither torch nor transformers. In Python:
 `lm_eval.simple_evaluate(model=UpalmLM("runs/x"), tasks=...)`.
 """
 
@@ -21,34 +21,36 @@ from upalm.checkpoints.folder import load_model
 from upalm.distributed.runtime import enable_compilation_cache
 from upalm.evals.scorer import Prompt, PromptFormat, Scorer
 from upalm.inference.decoding import Attention
+from upalm.inference.prompts import Mode
 
 Split = Literal["separate", "joint"]
 
 
 @register_model("upalm")
 class UpalmLM(LM):
-    """A checkpoint, asked in one form.
+    """A checkpoint under one prompt format, as a model of the harness.
 
     Args:
         checkpoint: folder of a run, of one of its checkpoints, or of weights.
-        attention: `prefix`, the context sees all of itself; or `causal`, for a base model.
+        attention: mask of the context: `prefix`, bidirectional; or `causal`, for a base model.
         mode: mode token before the context: none, s2s, nlu or nlg.
-        infill: ask for the continuation as a span after `<extra_id_0>`; the sentinel is fed, and not scored.
-        split: `separate`, context and continuation are encoded each by itself, as UL2R trains; or `joint`, cut where
-            the context's own tokens end, as causal models are mostly evaluated.
-        tokens_a_batch: prompt positions of a batch, more or less.
+        infill: the continuation is a span after `<extra_id_0>`, which is fed and not scored.
+        split: `separate` encodes context and continuation each by itself, as UL2R trains; `joint` encodes both
+            together and cuts where the context's own tokens end, as causal models are mostly evaluated.
+        tokens_per_batch: approximate prompt positions per batch.
+        batch_size, max_batch_size, device: passed by the harness, not used.
 
-    Contexts that are too long lose their front; the mode token is put on after that. How many did is in `n_cut`.
+    Contexts that are too long lose their front before the mode token is added; `n_cut` counts them.
     """
 
     def __init__(
         self,
         checkpoint: str | Path,
         attention: Attention = "prefix",
-        mode: str = "none",
+        mode: Mode = "none",
         infill: bool = False,
         split: Split = "separate",
-        tokens_a_batch: int = 4096,
+        tokens_per_batch: int = 4096,
         batch_size: Any = None,
         max_batch_size: Any = None,
         device: Any = None,
@@ -56,54 +58,62 @@ class UpalmLM(LM):
         super().__init__()
         if split not in ("separate", "joint"):
             raise ValueError(f"split is {split!r}, expected separate or joint.")
+        if attention not in ("prefix", "causal"):
+            raise ValueError(f"attention is {attention!r}, expected prefix or causal.")
+        if mode not in ("none", "s2s", "nlu", "nlg"):
+            raise ValueError(f"mode is {mode!r}, expected none, s2s, nlu or nlg.")
         model, tokenizer, info = load_model(checkpoint)
-        form = PromptFormat(attention, mode, infill, info.inputs_eos)
-        self._answerer = Scorer(model, tokenizer, form, tokens_a_batch=tokens_a_batch)
+        self._scorer = Scorer(
+            model, tokenizer, PromptFormat(attention, mode, infill, info.inputs_eos), tokens_per_batch=tokens_per_batch
+        )
         self._split, self.n_cut = split, 0
 
     @property
     def tokenizer_name(self) -> str:
-        """What answers depend on: the harness keys its cache of requests by this."""
-        return json.dumps({**self._answerer.fingerprint, "split": self._split}, sort_keys=True)
+        """Everything that answers depend on: the harness keys its cache of requests by this."""
+        return json.dumps({**self._scorer.fingerprint, "split": self._split}, sort_keys=True)
 
     def get_model_info(self) -> dict[str, Any]:
-        """Goes into the harness's results."""
-        return {**self._answerer.fingerprint, "split": self._split, "contexts_cut": self.n_cut}
+        """Return what the harness stores with its results."""
+        return {**self._scorer.fingerprint, "split": self._split, "contexts_cut": self.n_cut}
 
     def set_cache_hook(self, cache_hook: Any) -> None:
-        """Refused.
+        """Accept only the harness's empty hook.
 
         Raises:
-            ValueError: always but for the harness's own empty hook.
+            ValueError: a cache of responses, which would mix the answers of models.
         """
         if getattr(cache_hook, "dbdict", None) is not None:
             raise ValueError(
-                "the harness's use_cache keys answers by the request alone, and would give one model another's: leave "
-                "it out."
+                "the harness's use_cache keys answers by the request alone, and would give one model the answers of "
+                "another: leave it out."
             )
         super().set_cache_hook(cache_hook)
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """Of continuations, and whether each is greedy. Those of one context are scored against one prefill of it."""
+        """Score continuations: log-probability in nats, and whether the continuation is greedy.
+
+        Continuations of one context share one prefill.
+        """
         by_context: dict[str, list[int]] = {}
         for i, request in enumerate(requests):
-            by_context.setdefault(str(_arguments(request)[0]), []).append(i)
-        units, numbers = [], []
-        for context, some in by_context.items():
-            pairs = [self._pair(context, str(_arguments(requests[i])[1])) for i in some]
+            by_context.setdefault(str(_get_arguments(request)[0]), []).append(i)
+        units, unit_requests = [], []
+        for context, indices in by_context.items():
+            pairs = [self._encode_pair(context, str(_get_arguments(requests[i])[1])) for i in indices]
             for ids in dict.fromkeys(context_ids for context_ids, _ in pairs):
-                chosen = [(i, target) for i, (c, target) in zip(some, pairs, strict=True) if c == ids]
-                longest = max(len(target) for _, target in chosen)
-                units.append((self._fitted(ids, longest), [target for _, target in chosen]))
-                numbers.append([i for i, _ in chosen])
-        found: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
-        for unit, likelihoods in self._answerer.rank_ids([p for p, _ in units], [t for _, t in units]):
-            for i, x in zip(numbers[unit], likelihoods, strict=True):
-                found[i] = (x.log_prob, x.is_greedy)
-        return found
+                same = [(i, target) for i, (c, target) in zip(indices, pairs, strict=True) if c == ids]
+                longest = max(len(target) for _, target in same)
+                units.append((self._fit_prompt(ids, longest), [target for _, target in same]))
+                unit_requests.append([i for i, _ in same])
+        answers: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
+        for unit, likelihoods in self._scorer.rank_ids([p for p, _ in units], [t for _, t in units]):
+            for i, x in zip(unit_requests[unit], likelihoods, strict=True):
+                answers[i] = (x.log_prob, x.is_greedy)
+        return answers
 
-    def _pair(self, context: str, continuation: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        encode = self._answerer.encode
+    def _encode_pair(self, context: str, continuation: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        encode = self._scorer.encode
         if self._split == "separate":
             ids, target = encode(context), encode(continuation)
         else:
@@ -113,61 +123,61 @@ class UpalmLM(LM):
         if not target:
             raise ValueError(
                 f"the continuation {continuation!r} of {context[-60:]!r} has no tokens of its own: with split=separate "
-                "it would."
+                "the continuation would have some."
             )
         return ids, target
 
-    def _fitted(self, ids: Sequence[int], n_new: int) -> Prompt:
-        prompt = self._answerer.fitted(ids, n_new + 2 * self._answerer.form.infill)
+    def _fit_prompt(self, ids: Sequence[int], n_new: int) -> Prompt:
+        prompt = self._scorer.fit_prompt(ids, n_new + 2 * self._scorer.prompt_format.infill)
         self.n_cut += prompt.n_cut > 0
         return prompt
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Of whole texts, left to right, in the harness's own windows: every token once.
+        """Score whole texts from left to right in the harness's windows, every token once, in nats.
 
-        There is no prompt, so that this is a causal number whatever the form.
+        There is no prompt, so that the mask is causal whatever the prompt format.
         """
-        size, bos_id = self._answerer.config.seq_len - 1, self._answerer.tokenizer.symbols.bos_id
+        size, bos_id = self._scorer.config.seq_len - 1, self._scorer.tokenizer.symbols.bos_id
         prompts, targets, owners = [], [], []
         for i, request in enumerate(requests):
-            ids = list(self._answerer.encode(str(_arguments(request)[0])))
+            ids = list(self._scorer.encode(str(_get_arguments(request)[0])))
             windows = get_rolling_token_windows(ids, prefix_token=bos_id, max_seq_len=size, context_len=1)
             for n, (context, target) in enumerate(map(make_disjoint_window, windows)):
                 prompts.append(context if n else context[1:])  # BOS, which every row gets
                 targets.append([target])
                 owners.append(i)
         totals = [0.0] * len(requests)
-        for unit, [x] in self._answerer.rank_plain(prompts, targets):
+        for unit, [x] in self._scorer.rank_causal(prompts, targets):
             totals[owners[unit]] += x.log_prob
         return totals
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Greedy continuations, cut before the first of their stop strings.
+        """Generate greedy continuations, cut before the first stop string.
 
         Raises:
-            ValueError: sampling is asked for.
+            ValueError: the options ask for sampling.
         """
         by_options: dict[tuple[int, tuple[str, ...]], list[int]] = {}
         for i, request in enumerate(requests):
-            options = normalize_gen_kwargs(_arguments(request)[1], default_max_gen_toks=256)
+            options = normalize_gen_kwargs(_get_arguments(request)[1], default_max_gen_toks=256)
             if options.get("do_sample") or (options.get("temperature") or 0) > 0:
                 raise ValueError(f"generation with {options} samples; this adapter is greedy: set do_sample to false.")
             stop = tuple(dict.fromkeys(s for s in options.get("until", ()) if s))
             by_options.setdefault((int(options.get("max_gen_toks", 256)), stop), []).append(i)
-        found = [""] * len(requests)
-        for (n_new, stop), some in by_options.items():
-            prompts = [self._fitted(self._answerer.encode(str(_arguments(requests[i])[0])), n_new) for i in some]
-            for k, text in self._answerer.generate(prompts, n_new, stop):
-                found[some[k]] = text
-        return found
+        answers = [""] * len(requests)
+        for (n_new, stop), indices in by_options.items():
+            prompts = [
+                self._fit_prompt(self._scorer.encode(str(_get_arguments(requests[i])[0])), n_new) for i in indices
+            ]
+            for k, text in self._scorer.generate(prompts, n_new, stop):
+                answers[indices[k]] = text
+        return answers
 
 
-def _arguments(request: Instance) -> tuple[Any, ...]:
+def _get_arguments(request: Instance) -> tuple[Any, ...]:
     return tuple(request.args)
 
 
 if __name__ == "__main__":
-    from lm_eval.__main__ import cli_evaluate
-
     enable_compilation_cache()
     cli_evaluate()

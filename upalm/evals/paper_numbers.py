@@ -1,23 +1,23 @@
-"""Numbers as U-PaLM's paper prints them, to stand beside ours: never an input of a score.
+"""Results reported in the U-PaLM paper.
 
-Known inconsistencies: the rows Winograd and Winogrande of Table 8 are exchanged (PaLM's own paper and Table 4 show
-it; here each has its own); the printed averages of Table 8 are about 2 points below the plain means of its rows, for
-an unknown reason, while the gaps agree to 0.3; PaLM's average of Table 1 is 64.3, that of its rows 64.2; of the BBH
-numbers, other papers print different ones for PaLM.
+Known inconsistencies: Table 8 exchanges the rows Winograd and Winogrande (PaLM's own paper and Table 4 show it; here
+each has its own). Its printed averages are about 2 points below the plain means of its rows, for an unknown reason,
+while the gaps agree to 0.3. PaLM's average in Table 1 is 64.3, and 64.2 over its rows. Other papers print other BBH
+numbers for PaLM.
 """
 
 from typing import NamedTuple
 
 
 class Printed(NamedTuple):
-    """Of one task: PaLM 540B and U-PaLM 540B, after 780B tokens."""
+    """Score of a task for PaLM 540B and U-PaLM 540B, after 780B tokens of pretraining."""
 
     palm: float
     u_palm: float
 
 
 TABLE_8_TOKENS = (182e9, 329e9, 780e9)
-"""Pretraining tokens of Table 8's checkpoints of PaLM 540B."""
+"""Pretraining tokens of the PaLM 540B checkpoints in Table 8."""
 
 
 TABLE_8: dict[str, tuple[float, float, float, float, float, float]] = {
@@ -48,7 +48,7 @@ TABLE_8: dict[str, tuple[float, float, float, float, float, float]] = {
     "lambada": (75.4, 77.5, 81.8, 74.3, 79.9, 80.0),
     "squad_v2": (70.5, 71.3, 78.7, 71.8, 70.3, 78.2),
 }
-"""Table 8, 540B: PaLM at the three checkpoints, then U-PaLM continued from each."""
+"""Table 8, 540B: scores of PaLM at the three checkpoints, then of U-PaLM continued from each."""
 
 
 _TABLE_1 = {
@@ -93,4 +93,4 @@ SUITES: dict[str, Printed] = {
     "mgsm": Printed(45.9, 49.9),
     "tydiqa": Printed(52.9, 54.6),
 }
-"""Averages as printed."""
+"""Averages of the suites as printed."""

@@ -1,168 +1,285 @@
-"""Pictures of a run, and the one-file HTML report."""
+"""Figures of runs and evaluations, and HTML reports in one file.
+
+Every `draw_` function returns a matplotlib Figure that no window or global state knows of: save it with
+`save_figure`, or let a notebook show it.
+
+Dims: B rows of a batch, T positions of a row.
+"""
 
 import base64
+import difflib
 import html
+import io
+import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib
 import matplotlib.colors
+import matplotlib.figure
 import matplotlib.patches
-import matplotlib.pyplot as plt
 import matplotlib.ticker
 import numpy as np
+from jaxtyping import Bool
 
+from upalm.evals.bootstrap import Estimate
 from upalm.ul2r.rows import Batch
 
-matplotlib.use("Agg")
+COLOURS = ("#8a8f98", "#d98c3f", "#2b6cb0", "#2f855a", "#805ad5", "#b83280", "#0987a0", "#975a16")
+_DPI = 160
 
 
-_COLOURS = ["#8a8f98", "#d98c3f", "#2b6cb0", "#2f855a", "#805ad5"]
+class Figure(matplotlib.figure.Figure):
+    """A figure that notebooks show without a plotting backend."""
+
+    def _repr_png_(self) -> bytes:
+        return png(self)
 
 
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1a202c }
-table { border-collapse: collapse } td, th { padding: .3rem .8rem; text-align: right; border-bottom: 1px solid #ddd }
-td:first-child, th:first-child { text-align: left } img { max-width: 100%; margin: 1rem 0 }
-pre { background: #f7f7f5; padding: .8rem; overflow-x: auto; font-size: 13px }
-.gap { background: #c6f6d5; font-weight: bold } .truth { background: #e2e8f0 } small { color: #555 }
-"""
+def png(figure: matplotlib.figure.Figure) -> bytes:
+    """Render a figure."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=_DPI)
+    return buffer.getvalue()
 
 
-def save_loss_curves(path: Path, logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    """Training loss of each run, a panel each: losses of different objectives are not comparable."""
-    figure, axes = plt.subplots(1, len(logs), figsize=(4.5 * len(logs), 3), squeeze=False)
-    for axis, (name, lines), colour in zip(axes[0], logs.items(), _COLOURS, strict=False):
-        for key in ("loss", *sorted({k for line in lines for k in line if k.startswith("loss_")})):
-            points = [(line["step"], line[key]) for line in lines if key in line]
-            strong = key == "loss"
-            style = {"color": colour, "lw": 2} if strong else {"lw": 0.8, "alpha": 0.7}
-            axis.plot(*zip(*points, strict=True), label=key.removeprefix("loss_") if not strong else "all", **style)
-        axis.set(title=name, xlabel="step", ylabel="nats per loss token")
-        axis.legend(fontsize=7)
-    _save(figure, path)
+def save_figure(path: Path, figure: matplotlib.figure.Figure) -> None:
+    """Write a figure as PNG."""
+    path.write_bytes(png(figure))
 
 
-def save_masks(path: Path, batch: Batch, visible: np.ndarray, names: Sequence[str]) -> None:
-    """What each position sees, in a row of each denoiser; coloured by denoiser, strong where a loss is taken.
+# --- Figures --------------------------------------------------------------------------------------
+
+
+def draw_loss_curves(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
+    """Draw the training loss of each run by denoiser: a running mean over faint single steps.
 
     Args:
-        path: of the PNG.
-        batch: rows, [B, T]; the first that has a denoiser is drawn for it.
-        visible: Bool[B, T, T], query by key.
+        logs: lines of metrics.jsonl by run. Runs have a panel each, as losses of different objectives do not compare.
+    """
+    figure = Figure(figsize=(4.2 * len(logs), 3.2), layout="constrained")
+    axes = figure.subplots(1, len(logs), squeeze=False)[0]
+    for axis, (name, lines) in zip(axes, logs.items(), strict=True):
+        denoisers = sorted({k for line in lines for k in line if k.startswith("loss_")})
+        for key, colour in zip(denoisers or ["loss"], COLOURS[2:] * 9, strict=False):
+            points = [(line["step"], line[key]) for line in lines if math.isfinite(line.get(key) or math.nan)]
+            if points:
+                steps, losses = np.array(points, float).T
+                axis.plot(steps, losses, color=colour, lw=0.7, alpha=0.25)
+                axis.plot(steps, smooth(losses), color=colour, lw=2, label=key.removeprefix("loss_"))
+        axis.set(title=name, xlabel="step", ylabel="nats per loss token")
+        axis.margins(x=0.02)
+        if len(denoisers) > 1:
+            axis.legend(frameon=False)
+        _tidy(axis)
+    return figure
+
+
+def smooth(values: np.ndarray, share: float = 0.15) -> np.ndarray:
+    """Return the running mean over a window that holds `share` of the values, narrower at both ends."""
+    half = max(1, round(len(values) * share / 2))
+    total = np.concatenate([[0.0], np.cumsum(values)])
+    i = np.arange(len(values))
+    reach = np.minimum(half, np.minimum(i, len(values) - 1 - i))  # symmetric, so that a slope is not bent
+    return (total[i + reach + 1] - total[i - reach]) / (2 * reach + 1)
+
+
+def draw_masks(batch: Batch, visible: Bool[np.ndarray, "B T T"], names: Sequence[str]) -> Figure:
+    """Draw the attention mask of one row per denoiser, strong at positions with a loss.
+
+    Args:
+        batch: rows [B, T]; the first row with a denoiser is drawn for it.
+        visible: which keys (last axis) each query attends to.
         names: of the denoisers.
     """
-    figure, axes = plt.subplots(1, len(names), figsize=(3.6 * len(names), 3.9), squeeze=False)
+    figure = Figure(figsize=(3.4 * len(names), 3.8), layout="constrained")
+    axes = figure.subplots(1, len(names), squeeze=False)[0]
     has = [np.flatnonzero(((batch.segment_ids > 0) & (batch.denoiser_ids == i)).any(-1)) for i in range(len(names))]
-    for axis, name, rows in zip(axes[0], names, has, strict=True):
+    palette = np.array([matplotlib.colors.to_rgb(c) for c in (COLOURS[2:] * 9)[: len(names)]])
+    for axis, name, rows in zip(axes, names, has, strict=True):
         if len(rows):
             b = rows[0]
-            colours = np.array([matplotlib.colors.to_rgb(c) for c in _COLOURS[1:]])[batch.denoiser_ids[b]]
             strength = np.where(batch.loss_weights[b] > 0, 1.0, 0.45)[:, None]
-            shown = visible[b] & (batch.segment_ids[b] > 0)[:, None]
-            picture = np.where(shown[..., None], (1 - strength * (1 - colours))[:, None], 1.0)
-            axis.imshow(picture, interpolation="nearest")
+            attended = visible[b] & (batch.segment_ids[b] > 0)[:, None]
+            colours = (1 - strength * (1 - palette[batch.denoiser_ids[b]]))[:, None]
+            axis.imshow(np.where(attended[..., None], colours, 1.0), interpolation="nearest")
         axis.set(xlabel="key position", ylabel="query position", title=f"a row with {name}")
-    patches = [matplotlib.patches.Patch(color=c, label=name) for c, name in zip(_COLOURS[1:], names, strict=False)]
-    axes[0][-1].legend(handles=patches, loc="upper right")
-    _save(figure, path)
+    patches = [matplotlib.patches.Patch(color=tuple(c), label=name) for c, name in zip(palette, names, strict=True)]
+    axes[-1].legend(handles=patches, loc="upper right")
+    return figure
 
 
-def save_metrics(path: Path, models: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> None:
-    """Each metric as a panel of one bar a model, with intervals."""
-    figure, axes = plt.subplots(1, len(names), figsize=(2.6 * len(names), 3.2), squeeze=False)
-    for axis, name in zip(axes[0], names, strict=True):
-        values = [m[name] for m in models.values()]
-        means = [v["mean"] for v in values]
-        spread = [[v["mean"] - v["low"] for v in values], [v["high"] - v["mean"] for v in values]]
-        axis.bar(list(models), means, yerr=spread, color=_COLOURS[: len(models)], capsize=4)
-        axis.axhline(0, color="black", lw=0.6)
-        lows, highs = [v["low"] for v in values], [v["high"] for v in values]
-        if min(lows) > 0.5 * max(highs):  # close together far from zero: look at the differences
-            axis.set_ylim(min(lows) * 0.97, max(highs) * 1.02)
-        axis.set_title(name.replace("_", " "), fontsize=9)
-    _save(figure, path)
+class Panel(NamedTuple):
+    """Estimates to draw on one axis."""
+
+    title: str
+    estimates: Mapping[str, Mapping[str, Estimate]]
+    """By row label, then by series."""
+    better: str = ""
+    """Note under the axis, such as "left is better"."""
+    limits: tuple[float, float] | None = None
 
 
-class Drawn(NamedTuple):
+def draw_estimates(panels: Sequence[Panel]) -> Figure:
+    """Draw estimates as points with their 95% intervals, a panel each, with a line at zero."""
+    heights = [max(2, sum(len(series) for series in panel.estimates.values())) for panel in panels]
+    figure = Figure(figsize=(6.4, 0.9 * len(panels) + 0.34 * sum(heights)), layout="constrained")
+    axes = figure.subplots(len(panels), 1, height_ratios=[h + 1 for h in heights], squeeze=False)[:, 0]
+    for axis, panel in zip(axes, panels, strict=True):
+        names = list(dict.fromkeys(name for series in panel.estimates.values() for name in series))
+        colours = dict(zip(names, COLOURS[2:3] if len(names) == 1 else COLOURS, strict=False))
+        for row, series in enumerate(panel.estimates.values()):
+            for i, (name, e) in enumerate(series.items()):
+                y = row + 0.22 * (i - (len(series) - 1) / 2)
+                style = {"color": colours[name], "ms": 6, "capsize": 3, "lw": 1.5}
+                label = name if row == 0 and len(names) > 1 else None
+                axis.errorbar(e.mean, y, xerr=[[e.mean - e.low], [e.high - e.mean]], fmt="o", label=label, **style)
+        axis.axvline(0, color="black", lw=0.8, zorder=0)
+        axis.set_yticks(range(len(panel.estimates)), list(panel.estimates))
+        axis.set(ylim=(len(panel.estimates) - 0.5, -0.5), xlabel=panel.better)
+        axis.set_title(panel.title, fontsize=10, loc="left")
+        if panel.limits is not None:
+            axis.set_xlim(panel.limits)
+        if len(names) > 1:
+            axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+        _tidy(axis)
+    return figure
+
+
+class SavingsPoint(NamedTuple):
     """A checkpoint in a scaling plot."""
 
     size: str
     family: str
     start: tuple[float, float]
-    """FLOPs and score of what it continues; its own, for the causal run."""
-    at: tuple[float, float]
+    """FLOPs and score of the checkpoint that was continued; for the causal run, its own."""
+    position: tuple[float, float]
+    """FLOPs and score."""
     spread: float
     """Half the range over seeds."""
 
 
-def save_scaling(path: Path, measures: Mapping[str, Sequence[Drawn]]) -> None:
-    """Score against training FLOPs, a panel a measure: a line along each causal run, a dotted segment from each
-    checkpoint to what it became (U-PaLM's Figures 1 and 2).
+def draw_savings(measures: Mapping[str, Sequence[SavingsPoint]]) -> Figure:
+    """Draw score against training FLOPs, a panel per measure (U-PaLM's Figures 1 and 2).
+
+    A line follows each causal run; a dotted segment leads from each checkpoint to its continuations.
     """
-    figure, axes = plt.subplots(1, len(measures), figsize=(5.2 * len(measures), 4.2), squeeze=False)
-    for axis, (measure, points) in zip(axes[0], measures.items(), strict=True):
-        sizes = sorted({p.size for p in points}, key=lambda size: min(p.at[0] for p in points if p.size == size))
-        for size, colour in zip(sizes, _COLOURS[1:] * len(sizes), strict=False):
-            run = sorted(p.at for p in points if p.size == size and p.family == "causal")
-            axis.plot(*zip(*run, strict=True), "o-", color=colour, ms=4, label=f"{size} causal")
-            for family, marker in (("ul2r", "^"), ("control", "s")):
-                some = [p for p in points if p.size == size and p.family == family]
-                for i, p in enumerate(some):
-                    axis.plot(*zip(p.start, p.at, strict=True), ":", color=colour, lw=1.2)
-                    label = f"{size} {family}" if i == 0 else None
-                    fill = colour if family == "ul2r" else "white"
-                    style = {"color": colour, "mfc": fill, "ms": 6, "capsize": 3, "lw": 1}
-                    axis.errorbar(*p.at, yerr=p.spread, fmt=marker, label=label, **style)
+    figure = Figure(figsize=(5.4 * len(measures), 4.4), layout="constrained")
+    axes = figure.subplots(1, len(measures), squeeze=False)[0]
+    for axis, (measure, points) in zip(axes, measures.items(), strict=True):
+        sizes = sorted({p.size for p in points}, key=lambda size: min(p.position[0] for p in points if p.size == size))
+        for size, colour in zip(sizes, COLOURS[1:] * 9, strict=False):
+            _draw_size(axis, size, [p for p in points if p.size == size], colour)
         axis.set(xscale="log", xlabel="training FLOPs (6ND)", title=measure.replace("_", " "))
         axis.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%.0e"))
         axis.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
-        axis.tick_params(axis="x", labelsize=7)
-        axis.legend(fontsize=7)
-    _save(figure, path)
+        axis.tick_params(axis="x", labelsize=8)
+        axis.legend(fontsize=8, frameon=False)
+        _tidy(axis)
+    return figure
 
 
-def _save(figure: Any, path: Path) -> None:
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+def _draw_size(axis: Any, size: str, points: Sequence[SavingsPoint], colour: str) -> None:
+    """Draw the causal run of one size, and its continuations."""
+    run = sorted(p.position for p in points if p.family == "causal")
+    if run:
+        axis.plot(*zip(*run, strict=True), "o-", color=colour, ms=4, label=f"{size} causal")
+    for family, marker in (("ul2r", "^"), ("control", "s")):
+        for i, p in enumerate(p for p in points if p.family == family):
+            axis.plot(*zip(p.start, p.position, strict=True), ":", color=colour, lw=1.2)
+            style = {"color": colour, "mfc": colour if family == "ul2r" else "white", "ms": 7, "capsize": 3, "lw": 1}
+            label = f"{size} {family}" if i == 0 else None
+            axis.errorbar(*p.position, yerr=p.spread, fmt=marker, label=label, **style)
 
 
-def table(models: Mapping[str, Mapping[str, Any]]) -> str:
-    """Metrics by model, as HTML."""
-    names = list(next(iter(models.values())))
-    head = "".join(f"<th>{html.escape(m)}</th>" for m in models)
-    rows = []
-    for name in names:
-        cells = "".join(
-            f"<td>{v['mean']:.3f}<br><small>[{v['low']:.3f}, {v['high']:.3f}]</small></td>"
-            for v in (m[name] for m in models.values())
-        )
-        n = next(iter(models.values()))[name]["n"]
-        rows.append(f"<tr><td>{name.replace('_', ' ')} <small>n={n}</small></td>{cells}</tr>")
-    return f"<table><tr><th></th>{head}</tr>{''.join(rows)}</table>"
+def _tidy(axis: Any) -> None:
+    axis.grid(alpha=0.25, lw=0.6)
+    axis.spines[["top", "right"]].set_visible(False)
 
 
-def infill_block(before: str, truth: str, after: str, answers: Mapping[str, str]) -> str:
-    """One gap, what was there, and what each model wrote, as HTML."""
-    shown = html.escape(before) + f'<span class="truth">{html.escape(truth)}</span>' + html.escape(after)
-    rows = "".join(
-        f'<tr><td>{html.escape(m)}</td><td style="text-align:left"><code class="gap">{html.escape(a)}</code></td></tr>'
-        for m, a in answers.items()
-    )
-    return f"<pre>{shown}</pre><table>{rows}</table>"
+# --- HTML -----------------------------------------------------------------------------------------
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1a202c; --page: #fff; --soft: #f4f4f1; --line: #d5d8dd; --quiet: #555d69;
+  --same: #bfeccc; --other: #fde2b8; --truth: #dbe2ea }
+@media (prefers-color-scheme: dark) { :root { --ink: #e4e7ec; --page: #16181d; --soft: #22252c; --line: #3a3f49;
+  --quiet: #a3abb8; --same: #1f5134; --other: #5c431a; --truth: #36404f }
+  img { filter: invert(.91) hue-rotate(180deg) } }
+* { box-sizing: border-box }
+body { font: 16px/1.55 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: var(--ink);
+  background: var(--page); overflow-wrap: break-word }
+h1 { font-size: 1.7rem; line-height: 1.2 } h2 { font-size: 1.25rem; margin-top: 2.2rem }
+.lead { font-size: 1.1rem }
+.scroll { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums }
+td, th { padding: .3rem .8rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap }
+td:first-child, th:first-child { text-align: left; padding-left: 0 }
+.fills td { text-align: left; white-space: pre-wrap; vertical-align: top }
+figure { margin: 1rem 0 } figure img { max-width: 100%; height: auto; min-width: min(30rem, 170vw) }
+figcaption, small { color: var(--quiet); font-size: .88rem }
+pre { background: var(--soft); padding: .8rem; overflow-x: auto; font-size: 13px; border-radius: 6px; margin: .4rem 0 }
+code { font-size: .87em } mark { color: inherit; background: var(--other); border-radius: 2px }
+mark.same { background: var(--same) } mark.truth { background: var(--truth) }
+section.gap { margin: 1.6rem 0 }
+"""
 
 
-def save_html(path: Path, title: str, sections: Sequence[tuple[str, str]], figures: Sequence[Path]) -> None:
-    """One self-contained file: sections of HTML, then the figures, embedded."""
-    body = "".join(f"<h2>{html.escape(head)}</h2>{content}" for head, content in sections)
-    pictures = "".join(
-        f'<img alt="{f.stem}" src="data:image/png;base64,{base64.b64encode(f.read_bytes()).decode()}">' for f in figures
-    )
+def format_figure(figure: matplotlib.figure.Figure, caption: str) -> str:
+    """Return a figure as HTML that needs no other file."""
+    data, text = base64.b64encode(png(figure)).decode(), html.escape(caption)
+    image = f'<img alt="{text}" src="data:image/png;base64,{data}">'
+    return f'<figure><div class="scroll">{image}</div><figcaption>{text}</figcaption></figure>'
+
+
+def format_table(header: Sequence[str], rows: Sequence[Sequence[str]], css: str = "") -> str:
+    """Return a table as HTML; cells are HTML, headers are text."""
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in header)
+    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
+    top = f"<tr>{head}</tr>" if header else ""
+    return f'<div class="scroll"><table class="{css}">{top}{body}</table></div>'
+
+
+def format_estimates(models: Mapping[str, Mapping[str, Estimate]]) -> str:
+    """Return metrics by model as an HTML table with intervals and numbers of rows."""
+    first = next(iter(models.values()))
+    rows = [
+        [
+            f"{html.escape(name.replace('_', ' '))} <small>n={first[name].n}</small>",
+            *(
+                f"{e.mean:.3f}<br><small>[{e.low:.3f}, {e.high:.3f}]</small>"
+                for e in (m[name] for m in models.values())
+            ),
+        ]
+        for name in first
+    ]
+    return format_table(("", *models), rows)
+
+
+def format_fills(before: str, truth: str, after: str, fills: Mapping[str, str]) -> str:
+    """Return one gap as HTML: its text, and each model's fill, coloured where it agrees with the missing text."""
+    text = f'{html.escape(before)}<mark class="truth">{html.escape(truth)}</mark>{html.escape(after)}'
+    rows = [(html.escape(name), f"<code>{_colour(fill, truth.strip())}</code>") for name, fill in fills.items()]
+    return f'<section class="gap"><pre>{text}</pre>{format_table((), rows, "fills")}</section>'
+
+
+def _colour(fill: str, truth: str) -> str:
+    """Mark the words of a fill: those in order with the truth's, and the others."""
+    words, true_words = (re.findall(r"\w+|\s+|[^\w\s]", text) for text in (fill, truth))
+    pieces = []
+    for tag, a, b, _, _ in difflib.SequenceMatcher(None, words, true_words, autojunk=False).get_opcodes():
+        if a < b:
+            css = ' class="same"' if tag == "equal" else ""
+            pieces.append(f"<mark{css}>{html.escape(''.join(words[a:b]))}</mark>")
+    return "".join(pieces) or "<small>(nothing)</small>"
+
+
+def save_html(path: Path, title: str, sections: Sequence[tuple[str, str]]) -> None:
+    """Write sections of HTML, each with its heading, as one self-contained page."""
+    body = "".join(f"<h2>{html.escape(heading)}</h2>{content}" for heading, content in sections)
     page = (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f"<style>{_STYLE}</style><body><h1>{html.escape(title)}</h1>{body}<h2>Pictures</h2>{pictures}</body></html>"
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head>'
+        f"<body><h1>{html.escape(title)}</h1>{body}</body></html>"
     )
     path.write_text(page, encoding="utf-8")

@@ -1,11 +1,12 @@
-"""`evaluate`: a task, question by question, into a file of records; and what the records say.
+"""Evaluate one task question by question, recording every answer.
 
-A record holds all that scores are made of, so that an interrupted evaluation goes on where it was, and every
+A record holds everything that scores are computed from, so that an interrupted evaluation resumes, and every
 normalisation comes from one pass.
 """
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -14,22 +15,24 @@ import numpy as np
 
 from upalm.evals.bootstrap import Estimate, f1, mean
 from upalm.evals.scorer import Prompt
-from upalm.evals.task import Generated, Loaded, Metric, Question, Ranked, Task, TooShort
+from upalm.evals.task import Generated, LoadedTask, Question, Ranked, RowsTooShort, Task
+from upalm.evals.text_metrics import Metric
+from upalm.files import write_atomically
 from upalm.inference.scoring import Likelihood
 
-Done = Callable[[int], None]
-"""Told how many questions are done."""
+Progress = Callable[[int], None]
+"""Receives the number of answered questions."""
 
 
 @runtime_checkable
-class Answers(Protocol):
-    """What is asked: `answerer.Scorer`, or a stand-in."""
+class Answerer(Protocol):
+    """A model that answers: `scorer.Scorer`, or a stand-in in tests."""
 
     fingerprint: dict[str, Any]
 
-    def prompt(self, preamble: str, shots: Sequence[str], question: str, n_new: int) -> Prompt: ...
+    def build_prompt(self, preamble: str, shots: Sequence[str], question: str, n_new: int) -> Prompt: ...
 
-    def n_new(self, answer: str | int) -> int: ...
+    def count_new(self, answer: str | int) -> int: ...
 
     def rank(
         self, prompts: Sequence[Prompt], choices: Sequence[Sequence[str]]
@@ -41,19 +44,19 @@ class Answers(Protocol):
 
 
 class Result(NamedTuple):
-    """Of a task."""
+    """Scores of one task."""
 
     estimates: dict[str, Estimate]
-    """By metric; the first is the headline."""
+    """Estimates by metric; the first is the headline."""
     chance: float
-    """Of the headline, for who guesses."""
+    """Expected headline of random guesses."""
     n_shots: int
     n_dropped: int
-    """Questions that were asked with fewer exemplars, to fit."""
+    """Questions with fewer exemplars than `n_shots`, to fit the model's rows."""
     n_cut: int
-    """Questions that were cut at the front, exemplars all gone, to fit."""
+    """Questions without exemplars and cut at the front, to fit."""
     sha256: str
-    """Of everything that was asked."""
+    """Hash of all prompts and choices."""
 
     @property
     def score(self) -> Estimate:
@@ -61,151 +64,164 @@ class Result(NamedTuple):
         return next(iter(self.estimates.values()))
 
 
-class _Request(NamedTuple):
+class _Requests(NamedTuple):
     """The questions of a task as prompts."""
 
     prompts: list[list[Prompt]]
-    """Of each question: one, or one a choice; then the unconditional one, if there is."""
+    """Per question: one prompt, or one per choice; then the unconditional prompt, if the task has one."""
     sha256: str
 
 
-def evaluate(answers: Answers, task: Task, loaded: Loaded, records: Path, *, done: Done | None = None) -> Result:
-    """Ask the questions of a task that `records` does not hold yet, and score them all.
+def evaluate(
+    answerer: Answerer, task: Task, loaded: LoadedTask, records: Path, *, progress: Progress | None = None
+) -> Result:
+    """Answer the questions of a task that `records` does not hold yet, and score all of them.
 
     Args:
-        answers: the model.
-        task: what they are asked for.
-        loaded: its questions and exemplars.
-        records: JSON lines, one a question, written as answers come.
-        done: progress.
+        answerer: the model.
+        task: the format of the questions, and the metrics.
+        loaded: questions and exemplars.
+        records: JSON lines, one per question, written as answers come.
+        progress: receives the number of answered questions.
 
     Raises:
-        ValueError: a choice without tokens, or records of another evaluation.
-        TooShort: an answer fits no row of the model, or no exemplar of any question does.
+        ValueError: a choice without tokens, or records that are damaged or of another evaluation.
+        RowsTooShort: an answer fits no row of the model, or no exemplar of any question does.
     """
-    asked = _prompts(answers, task, loaded)
-    journal = _Journal(records, {**answers.fingerprint, "task": task.name, "asked": asked.sha256})
-    try:
-        left = [i for i in range(len(loaded.questions)) if i not in journal.found]
+    requests = _build_requests(answerer, task, loaded)
+    identity = answerer.fingerprint | {"task": task.name, "asked": requests.sha256}
+    with _Journal(records, identity, lambda i, record: _is_complete(task, loaded.questions, i, record)) as journal:
+        remaining = [i for i in range(len(loaded.questions)) if i not in journal.records]
         answer = _rank if isinstance(task, Ranked) else _generate
-        for i, record in answer(answers, task, loaded.questions, asked.prompts, left):
-            journal.write(i, {"prompt": _sha(asked.prompts[i][0].ids), **record})
-            if done is not None:
-                done(len(journal.found))
-    finally:
-        journal.close()
-    found = [journal.found[i] for i in range(len(loaded.questions))]
-    estimates, chance = _scored(task, loaded.questions, found)
-    lost = [prompts[0] for prompts in asked.prompts]
-    n_dropped, n_cut = sum(p.n_dropped > 0 for p in lost), sum(p.n_cut > 0 for p in lost)
-    return Result(estimates, chance, len(loaded.shots), n_dropped, n_cut, asked.sha256)
+        for i, record in answer(answerer, task, loaded.questions, requests.prompts, remaining):
+            journal.write(i, {"prompt": _hash_ids(requests.prompts[i][0].ids), **record})
+            if progress is not None:
+                progress(len(journal.records))
+    answered = [journal.records[i] for i in range(len(loaded.questions))]
+    estimates, chance = score_records(task, loaded.questions, answered)
+    first = [prompts[0] for prompts in requests.prompts]
+    n_dropped, n_cut = sum(p.n_dropped > 0 for p in first), sum(p.n_cut > 0 for p in first)
+    return Result(estimates, chance, len(loaded.shots), n_dropped, n_cut, requests.sha256)
 
 
-# --- Asking ---------------------------------------------------------------------------------------
+# --- Answers --------------------------------------------------------------------------------------
 
 
-def _prompts(answers: Answers, task: Task, loaded: Loaded) -> _Request:
-    shots = [shot + task.between for shot in loaded.shots]
+def _build_requests(answerer: Answerer, task: Task, loaded: LoadedTask) -> _Requests:
+    shots = [shot + task.separator for shot in loaded.shots]
     prompts, digest = [], hashlib.sha256()
     for question in loaded.questions:
-        several = question.contexts or (question.prompt,)
-        n_new = max(answers.n_new(c) for c in question.choices) if question.choices else 0
+        n_new = max((answerer.count_new(choice) for choice in question.choices), default=0)
         if isinstance(task, Generated):
-            n_new = answers.n_new(task.max_new_tokens)
+            n_new = answerer.count_new(task.max_new_tokens)
         try:
-            found = [answers.prompt(task.preamble, shots, text, n_new) for text in several]
+            contexts = question.contexts or (question.prompt,)
+            some = [answerer.build_prompt(task.preamble, shots, text, n_new) for text in contexts]
             if isinstance(task, Ranked) and task.unconditional:
-                found.append(answers.prompt("", (), task.unconditional, n_new))
-        except TooShort as e:
-            raise TooShort(f"{question.where}: {e}") from e
-        prompts.append(found)
-        digest.update(repr(([p.ids for p in found], question.choices)).encode())
-    if loaded.shots and all(found[0].n_dropped == len(loaded.shots) for found in prompts):
-        raise TooShort(
+                some.append(answerer.build_prompt("", (), task.unconditional, n_new))
+        except RowsTooShort as e:
+            raise RowsTooShort(f"{question.location}: {e}") from e
+        prompts.append(some)
+        digest.update(repr(([p.ids for p in some], question.choices)).encode())
+    if loaded.shots and all(some[0].n_dropped == len(loaded.shots) for some in prompts):
+        raise RowsTooShort(
             f"{task.name}: none of its {len(loaded.shots)} exemplars fits beside any question; the model's rows are "
             "too short for it."
         )
     if isinstance(task, Generated):
         digest.update(repr((task.max_new_tokens, task.stop)).encode())
-    return _Request(prompts, digest.hexdigest())
+    return _Requests(prompts, digest.hexdigest())
 
 
 def _rank(
-    answers: Answers, task: Task, questions: list[Question], prompts: list[list[Prompt]], left: list[int]
+    answerer: Answerer, task: Task, questions: list[Question], prompts: list[list[Prompt]], indices: list[int]
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Log-probabilities and token counts of the choices; and of the choices after the unconditional text."""
+    """Score the choices of questions, and once more after the unconditional prompt if the task has one."""
 
     def choices_after(question: Question, j: int) -> tuple[str, ...]:
-        """The j-th prompt of a question is one choice's own, or all choices'."""
+        """Return the choices that prompt j precedes: its own one, or all."""
         return question.choices[j : j + 1] if j < len(question.contexts) else question.choices
 
-    units = [(i, prompt, choices_after(questions[i], j)) for i in left for j, prompt in enumerate(prompts[i])]
-    for i, _, choices in units:
-        for choice in choices:
-            if answers.n_new(choice) == answers.n_new(0):
-                raise ValueError(f"{questions[i].where}: the choice {choice!r} has no tokens.")
-    first = {i: at for at, (i, _, _) in reversed(list(enumerate(units)))}
-    got: dict[int, dict[int, list[Likelihood]]] = {i: {} for i in left}
-    for at, likelihoods in answers.rank([p for _, p, _ in units], [c for _, _, c in units]):
-        i = units[at][0]
-        got[i][at - first[i]] = likelihoods
-        if len(got[i]) == len(prompts[i]):
-            parts = [got[i][j] for j in range(len(prompts[i]))]
-            n = len(questions[i].contexts) or 1
-            chosen = [x for part in parts[:n] for x in part]
-            record = {
-                "log_probs": [x.log_prob for x in chosen],
-                "n_tokens": [x.n_tokens for x in chosen],
-                "is_greedy": [x.is_greedy for x in chosen],
-            }
-            if len(parts) > n:
-                record["unconditional"] = [x.log_prob for x in parts[n]]
-            yield i, record | {"gold": list(questions[i].gold)}
+    units = [(i, j, prompt) for i in indices for j, prompt in enumerate(prompts[i])]
+    choices = [choices_after(questions[i], j) for i, j, _ in units]
+    for (i, _, _), some in zip(units, choices, strict=True):
+        for choice in some:
+            if answerer.count_new(choice) == answerer.count_new(0):
+                raise ValueError(f"{questions[i].location}: the choice {choice!r} has no tokens.")
+    by_question: dict[int, dict[int, list[Likelihood]]] = {i: {} for i in indices}
+    for unit, likelihoods in answerer.rank([prompt for _, _, prompt in units], choices):
+        i, j, _ = units[unit]
+        by_question[i][j] = likelihoods
+        if len(by_question[i]) == len(prompts[i]):
+            parts = [by_question[i].pop(j) for j in range(len(prompts[i]))]
+            yield i, _ranked_record(questions[i], parts)
+
+
+def _ranked_record(question: Question, parts: list[list[Likelihood]]) -> dict[str, Any]:
+    """Collect the log-probabilities (nats), token counts and greediness of a question's choices."""
+    n_contexts = len(question.contexts) or 1
+    likelihoods = [x for part in parts[:n_contexts] for x in part]
+    record: dict[str, Any] = {
+        "log_probs": [x.log_prob for x in likelihoods],
+        "n_tokens": [x.n_tokens for x in likelihoods],
+        "is_greedy": [x.is_greedy for x in likelihoods],
+    }
+    if len(parts) > n_contexts:
+        record["unconditional"] = [x.log_prob for x in parts[n_contexts]]
+    if not all(map(math.isfinite, record["log_probs"] + record.get("unconditional", []))):
+        raise ValueError(f"{question.location}: log-probabilities are {record['log_probs']}: the weights are damaged.")
+    return record | {"gold": list(question.gold)}
 
 
 def _generate(
-    answers: Answers, task: Task, questions: list[Question], prompts: list[list[Prompt]], left: list[int]
+    answerer: Answerer, task: Task, questions: list[Question], prompts: list[list[Prompt]], indices: list[int]
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The text that was generated, and the answer in it."""
+    """Generate text for questions, and extract the answers."""
     assert isinstance(task, Generated)
-    for at, text in answers.generate([prompts[i][0] for i in left], task.max_new_tokens, task.stop):
-        i = left[at]
+    for unit, text in answerer.generate([prompts[i][0] for i in indices], task.max_new_tokens, task.stop):
+        i = indices[unit]
         yield i, {"text": text, "prediction": task.extract(text), "answers": list(questions[i].answers)}
 
 
-# --- Scoring --------------------------------------------------------------------------------------
+# --- Scores ---------------------------------------------------------------------------------------
 
 
-def _scored(task: Task, questions: list[Question], records: list[dict[str, Any]]) -> tuple[dict[str, Estimate], float]:
-    if isinstance(task, Generated):
-        estimates = {
-            name: mean(np.array([_best(like, r["prediction"], r["answers"]) for r in records]))
-            for name, like in task.metrics.items()
-        }
-        return estimates, 0.0
-    by_norm = {name: [] for name in NORMALISATIONS}
-    for question, record in zip(questions, records, strict=True):
-        for name, normalise in NORMALISATIONS.items():
-            if name != "unconditional" or task.unconditional:
-                by_norm[name].append(int(np.argmax(normalise(record, question.choices))))
-    gold = [question.gold for question in questions]
-    if task.f1:
-        positive = [1 in g for g in gold]
-        said = {name: np.array(chosen) == 1 for name, chosen in by_norm.items() if chosen}
-        estimates = {f"f1_{name}": f1(yes, np.array(positive)) for name, yes in said.items()}
-        rate = float(np.mean(positive))
-        return estimates, rate / (rate + 0.5)  # of guessing either way
+def score_records(
+    task: Task, questions: Sequence[Question], records: Sequence[dict[str, Any]]
+) -> tuple[dict[str, Estimate], float]:
+    """Compute each metric of a task, and chance for its headline, from the records of its questions."""
+    if isinstance(task, Ranked):
+        return _score_ranked(task, questions, records)
+    predictions = [task.extract(record["text"]) for record in records]
     estimates = {
-        f"acc_{name}": mean(np.array([c in g for c, g in zip(chosen, gold, strict=True)], float))
-        for name, chosen in by_norm.items()
-        if chosen
+        name: mean(np.array([_best_match(metric, p, q.answers) for p, q in zip(predictions, questions, strict=True)]))
+        for name, metric in task.metrics.items()
+    }
+    return estimates, 0.0
+
+
+def _score_ranked(
+    task: Ranked, questions: Sequence[Question], records: Sequence[dict[str, Any]]
+) -> tuple[dict[str, Estimate], float]:
+    picks = {
+        name: np.array([np.argmax(normalise(r, q.choices)) for q, r in zip(questions, records, strict=True)])
+        for name, normalise in NORMALISATIONS.items()
+        if name != "unconditional" or task.unconditional
+    }
+    if task.f1:
+        positive = np.array([1 in q.gold for q in questions])
+        rate = float(positive.mean())
+        return {f"f1_{name}": f1(pick == 1, positive) for name, pick in picks.items()}, rate / (rate + 0.5)
+    estimates = {
+        f"acc_{name}": mean(np.array([p in q.gold for p, q in zip(pick, questions, strict=True)], float))
+        for name, pick in picks.items()
     }
     return estimates, float(np.mean([len(q.gold) / len(q.choices) for q in questions]))
 
 
-def _best(like: Metric, prediction: str, answers: Sequence[str]) -> float:
-    """Over the answers; silence is never right, though some answers are nothing but what normalisation removes."""
-    return max(float(like(prediction, answer)) for answer in answers) if prediction.strip() else 0.0
+def _best_match(metric: Metric, prediction: str, answers: Sequence[str]) -> float:
+    """Return the best match with any answer. Silence is never right, though normalisation can empty an answer."""
+    return max(float(metric(prediction, answer)) for answer in answers) if prediction.strip() else 0.0
 
 
 def _lengths(choices: Sequence[str], length: Callable[[str], int]) -> np.ndarray:
@@ -219,45 +235,85 @@ NORMALISATIONS: dict[str, Callable[[dict[str, Any], Sequence[str]], np.ndarray]]
     "per_byte": lambda record, choices: np.array(record["log_probs"]) / _lengths(choices, lambda c: len(c.encode())),
     "unconditional": lambda record, _: np.array(record["log_probs"]) - np.array(record["unconditional"]),
 }
-"""Scores of the choices from a record. `sum` is the headline (T5's, and what the paper most likely has); `per_token`
-is GPT-3's, `per_char` and `per_byte` are the acc_norm and acc_bytes of lm-evaluation-harness, which do not count the
-space before a choice."""
+"""Scores of the choices from a record. `sum` is the headline (T5's, and most likely the paper's); `per_token` is
+GPT-3's; `per_char` and `per_byte` are acc_norm and acc_bytes of lm-evaluation-harness, which do not count the space
+before a choice."""
 
 
 # --- Records --------------------------------------------------------------------------------------
 
 
-def _sha(ids: Sequence[int]) -> str:
+def _is_complete(task: Task, questions: Sequence[Question], i: Any, record: dict[str, Any]) -> bool:
+    """Check that a record belongs to a question of the task and has all that its scores need."""
+    if not isinstance(i, int) or not 0 <= i < len(questions):
+        return False
+    if isinstance(task, Generated):
+        return isinstance(record.get("text"), str)
+    columns = [
+        record.get(name) for name in ("log_probs", "n_tokens", *(("unconditional",) if task.unconditional else ()))
+    ]
+    return all(
+        isinstance(column, list)
+        and len(column) == len(questions[i].choices)
+        and all(isinstance(x, int | float) and math.isfinite(x) for x in column)
+        for column in columns
+    )
+
+
+def _hash_ids(ids: Sequence[int]) -> str:
     return hashlib.sha256(np.array(ids, np.int64).tobytes()).hexdigest()[:16]
 
 
-class _Journal:
-    """Records on disk: first whose they are, then one a line as they come."""
+_DAMAGED = "it is damaged or of another version; delete the file to answer its questions again."
 
-    def __init__(self, path: Path, fingerprint: dict[str, Any]):
-        self.found: dict[int, dict[str, Any]] = {}
-        lines = []
-        if path.is_file():
-            lines = [line for line in path.read_bytes().split(b"\n")[:-1] if line]  # what has no end was cut off
-        if lines:
-            there = json.loads(lines[0])
-            if there != fingerprint:
-                named = sorted(k for k in there.keys() | fingerprint.keys() if there.get(k) != fingerprint.get(k))
-                raise ValueError(
-                    f"{path} holds records of another evaluation ({', '.join(named)} differ): choose another --out, "
-                    "or delete it."
-                )
-            for line in lines[1:]:
-                record = json.loads(line)
-                self.found[record.pop("i")] = record
+
+class _Journal:
+    """Records on disk: a line with the identity of the evaluation, then one line per record as answers come.
+
+    Raises:
+        ValueError: the file is of another evaluation, or damaged (other than a last line that was cut off).
+    """
+
+    def __init__(self, path: Path, identity: dict[str, Any], is_complete: Callable[[Any, dict[str, Any]], bool]):
+        self.records: dict[int, dict[str, Any]] = {}
+        content = path.read_bytes() if path.is_file() else b""
+        lines = [line for line in content.split(b"\n")[:-1] if line]  # a line without its end was cut off
+        for number, line in enumerate(lines, 1):
+            record = _parse_record(line)
+            if number == 1 and record is not None:
+                _check_identity(path, record, identity)
+            elif record is None or not is_complete(record.get("i"), record):
+                raise ValueError(f"{path}, line {number} is no record of this task: {_DAMAGED}")
+            else:
+                self.records[record.pop("i")] = record
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"".join(line + b"\n" for line in lines or [json.dumps(fingerprint).encode()]))
+        write_atomically(path, b"".join(line + b"\n" for line in lines or [json.dumps(identity).encode()]))
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, i: int, record: dict[str, Any]) -> None:
-        self.found[i] = record
-        self._file.write(json.dumps({"i": i, **record}, ensure_ascii=False) + "\n")
+        self.records[i] = record
+        self._file.write(json.dumps({"i": i, **record}) + "\n")
         self._file.flush()
 
-    def close(self) -> None:
+    def __enter__(self) -> "_Journal":
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._file.close()
+
+
+def _parse_record(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def _check_identity(path: Path, recorded: dict[str, Any], identity: dict[str, Any]) -> None:
+    if recorded != identity:
+        names = sorted(k for k in recorded.keys() | identity.keys() if recorded.get(k) != identity.get(k))
+        raise ValueError(
+            f"{path} holds records of another evaluation ({', '.join(names)} differ): choose another --out, or delete "
+            "it."
+        )

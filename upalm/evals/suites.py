@@ -1,6 +1,7 @@
-"""The paper's suites (U-PaLM section 4), by name."""
+"""The paper's suites (U-PaLM section 4) by name, suites from a user's file, and their runs and averages."""
 
 import json
+import runpy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from upalm.evals import paper_numbers
-from upalm.evals.runner import Answers, Result, evaluate
-from upalm.evals.task import Task, TooShort
+from upalm.evals.runner import Answerer, Result, evaluate
+from upalm.evals.task import Generated, Ranked, RowsTooShort, Task
 from upalm.evals.tasks import bigbench, english, extras, mmlu, multilingual, reasoning, synthetic
 from upalm.files import write_atomically
 from upalm.spelling import suggest
@@ -18,44 +19,47 @@ from upalm.spelling import suggest
 
 @dataclass(frozen=True)
 class Suite:
-    """Tasks that the paper averages."""
+    """Tasks that are averaged."""
 
     name: str
-    what: str
+    description: str
     tasks: tuple[Task, ...]
     normalised: bool = False
-    """Average scores of which 0 is chance and 100 is perfect (PaLM Appendix H)."""
-    n_left_out: int = 0
-    """Tasks that belong to it and are not among `tasks`."""
+    """Average scores of which 0 is chance and 1 is perfect (PaLM Appendix H)."""
+    n_excluded: int = 0
+    """Tasks that belong to the suite and are not among `tasks`."""
 
     def __post_init__(self):
+        if not self.tasks:
+            raise ValueError(f"suite {self.name} has no tasks.")
         names = [task.name for task in self.tasks]
-        assert len(set(names)) == len(names)
+        if repeated := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"suite {self.name} has several tasks named {', '.join(sorted(repeated))}.")
 
-    def only(self, names: tuple[str, ...]) -> "Suite":
-        """With some of its tasks.
+    def select(self, names: tuple[str, ...]) -> "Suite":
+        """Return the suite with some of its tasks, or all if no name is given.
 
         Raises:
-            ValueError: one that it has not, with the nearest.
+            ValueError: unknown task, with the nearest.
         """
         known = {task.name: task for task in self.tasks}
         for name in names:
             if name not in known:
                 raise ValueError(f"suite {self.name} has no task {name!r}: {suggest(name, known)}")
-        chosen = tuple(known[name] for name in dict.fromkeys(names)) or self.tasks
-        return replace(self, tasks=chosen, n_left_out=self.n_tasks - len(chosen))
+        selected = tuple(known[name] for name in dict.fromkeys(names)) or self.tasks
+        return replace(self, tasks=selected, n_excluded=self.n_tasks - len(selected))
 
     @property
     def n_tasks(self) -> int:
-        """All that belong to it."""
-        return len(self.tasks) + self.n_left_out
+        """Number of all tasks that belong to the suite."""
+        return len(self.tasks) + self.n_excluded
 
-    def missing(self, folder: Path) -> dict[str, str]:
-        """The tasks whose files are not in the folder, each with what it looked for."""
+    def find_missing(self, folder: Path) -> dict[str, str]:
+        """Return the tasks without a file in the folder, each with the files that would serve."""
         return {
             task.name: " or ".join(source.file for source in task.sources)
             for task in self.tasks
-            if task.source(folder) is None
+            if task.find_source(folder) is None
         }
 
 
@@ -68,43 +72,79 @@ SUITES = {
         Suite("mmlu", "57 subjects, 5-shot", mmlu.TASKS),
         Suite("mgsm", "word problems in ten languages, 8-shot, native chains of thought", multilingual.MGSM),
         Suite("tydiqa", "questions on a given passage in nine languages, 1-shot", multilingual.TYDIQA),
-        Suite("xquad", "the same on XQuAD's twelve languages", multilingual.XQUAD),
-        Suite("synthetic", "five 3-shot tasks for tiny models (evals.synthetic)", synthetic.TASKS, normalised=True),
+        Suite("xquad", "questions on a given passage in XQuAD's twelve languages, 1-shot", multilingual.XQUAD),
+        Suite("synthetic", "five 3-shot tasks for tiny models", synthetic.TASKS, normalised=True),
         Suite("others", "tasks beside the paper's: BIG-bench in llm-foundry's form, SVAMP, AQuA", extras.TASKS),
         Suite("bbes", "21 emergent tasks of BIG-bench, 5-shot (Table 1)", bigbench.TASKS, normalised=True),
     )
 }
-"""Beside them, `infilling` has metrics of its own (`evals.humaneval`)."""
+"""Suites by name. The suite `infilling` is apart (`evals.infilling.suite`), as it has metrics of its own."""
 
 
-def find(name: str) -> Suite:
-    """A suite by name.
+def find_suite(name: str) -> Suite:
+    """Return a suite by name, or from a `.py` file (see `load_suite`).
 
     Raises:
-        ValueError: unknown, with the nearest names.
+        ValueError: unknown suite, with the nearest name; or a file without a suite.
     """
+    if name.endswith(".py"):
+        return load_suite(Path(name))
     if name not in SUITES:
-        raise ValueError(f"no suite {name!r}: {suggest(name, SUITES)}")
+        raise ValueError(f"no suite {name!r}: {suggest(name, SUITES)} A suite of your own is a file, ./mine.py.")
     return SUITES[name]
 
 
-Say = Callable[[str, int, int], None]
-"""Told the task in hand, and of all questions how many of how many are done."""
+def load_suite(path: Path) -> Suite:
+    """Run a Python file and return the suite that it defines.
+
+    The file defines `SUITE`, a `Suite`; or `TASKS`, a sequence of `Ranked` and `Generated` tasks, which make a suite
+    named after the file.
+
+    Raises:
+        ValueError: no such file; neither name is defined, or its value is of another type.
+    """
+    if not path.is_file():
+        raise ValueError(f"no file {path}: --suite takes the name of a suite, or a Python file that defines one.")
+    names = runpy.run_path(str(path))
+    if "SUITE" in names:
+        if not isinstance(names["SUITE"], Suite):
+            raise ValueError(f"{path}: SUITE is {names['SUITE']!r:.80}, expected a upalm.evals.Suite.")
+        suite = names["SUITE"]
+    elif "TASKS" in names:
+        suite = Suite(path.stem, f"the tasks of {path.name}", _check_tasks(path, names["TASKS"]))
+    else:
+        raise ValueError(f"{path} defines neither SUITE (a upalm.evals.Suite) nor TASKS (a list of tasks).")
+    _check_tasks(path, suite.tasks)
+    if not suite.name or any(c in "/\\\0" for c in suite.name) or suite.name in (".", ".."):
+        raise ValueError(f"{path}: the suite is named {suite.name!r}: its name is a folder's, so it has no /.")
+    if suite.name in SUITES:
+        raise ValueError(f"{path}: the suite is named {suite.name}, as one of the package is: rename it.")
+    return suite
+
+
+def _check_tasks(path: Path, tasks: Any) -> tuple[Task, ...]:
+    if not isinstance(tasks, list | tuple) or not all(isinstance(task, Ranked | Generated) for task in tasks):
+        raise ValueError(f"{path}: the tasks are {tasks!r:.80}, expected a list of Ranked and Generated tasks.")
+    return tuple(tasks)
+
+
+Progress = Callable[[str, int, int], None]
+"""Receives the current task, the number of answered questions, and the number of all questions."""
 
 
 class Average(NamedTuple):
-    """Mean over the groups of a suite, each as much as another; the standard error is that of the rows alone."""
+    """Mean over the groups of a suite, weighted equally; the standard error covers the sampling of rows only."""
 
     mean: float
     se: float
     n_tasks: int
     is_whole: bool
-    """Over all of the suite's tasks. If not, it is no number of the suite."""
+    """Whether all of the suite's tasks are in the mean. If not, it is no number of the suite."""
 
 
 @dataclass(frozen=True)
 class SuiteResult:
-    """What came of a suite."""
+    """Results of a suite."""
 
     suite: Suite
     results: Mapping[str, Result]
@@ -112,13 +152,21 @@ class SuiteResult:
     """Tasks without a result, each with the reason."""
 
     def score(self, name: str) -> tuple[float, float]:
-        """Headline of a task and its standard error; 0 is chance and 1 perfect if the suite wants that."""
+        """Return headline and standard error of a task, normalised (0 is chance, 1 perfect) if the suite says so.
+
+        Raises:
+            ValueError: normalised, and every choice is right.
+        """
         result = self.results[name]
-        scale = 1 - result.chance if self.suite.normalised else 1.0
-        return (result.score.mean - self.suite.normalised * result.chance) / scale, result.score.se / scale
+        if not self.suite.normalised:
+            return result.score.mean, result.score.se
+        if result.chance >= 1:
+            raise ValueError(f"task {name}: all choices of all questions are right, so no score is above chance.")
+        scale = 1 - result.chance
+        return (result.score.mean - result.chance) / scale, result.score.se / scale
 
     def average(self) -> Average | None:
-        """Of the tasks that ran; None if none did."""
+        """Return the average over the tasks that ran, or None if none did."""
         groups: dict[str, list[str]] = {}
         for task in self.suite.tasks:
             if task.name in self.results:
@@ -132,71 +180,72 @@ class SuiteResult:
         return Average(float(means.mean()), float(np.sqrt(variances.sum()) / len(scores)), n, is_whole)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        average = self.average()
-        tasks = {}
-        for task in self.suite.tasks:
-            if task.name in self.results:
-                r = self.results[task.name]
-                tasks[task.name] = {
-                    "score": self.score(task.name)[0],
-                    "metrics": {name: e._asdict() for name, e in r.estimates.items()},
-                    "chance": r.chance,
-                    "n": r.score.n,
-                    "n_official": task.n_official,
-                    "n_shots": r.n_shots,
-                    "n_questions_with_fewer_shots": r.n_dropped,
-                    "n_questions_cut": r.n_cut,
-                    "asked": r.sha256,
-                    "printed": paper_numbers.TASKS[task.name]._asdict() if task.name in paper_numbers.TASKS else None,
-                }
+        """Return plain values, for results.json."""
+        average, printed = self.average(), paper_numbers.SUITES.get(self.suite.name)
         return {
             "suite": self.suite.name,
             "normalised": self.suite.normalised,
             "average": average._asdict() if average is not None else None,
-            "printed": paper_numbers.SUITES[self.suite.name]._asdict()
-            if self.suite.name in paper_numbers.SUITES
-            else None,
-            "tasks": tasks,
+            "printed": printed._asdict() if printed is not None else None,
+            "tasks": {task.name: self._task_json(task) for task in self.suite.tasks if task.name in self.results},
             "not_run": dict(self.not_run),
+        }
+
+    def _task_json(self, task: Task) -> dict[str, Any]:
+        result, printed = self.results[task.name], paper_numbers.TASKS.get(task.name)
+        return {
+            "score": self.score(task.name)[0],
+            "metrics": {name: e._asdict() for name, e in result.estimates.items()},
+            "chance": result.chance,
+            "n": result.score.n,
+            "n_official": task.n_official,
+            "n_shots": result.n_shots,
+            "n_questions_with_fewer_shots": result.n_dropped,
+            "n_questions_cut": result.n_cut,
+            "asked": result.sha256,
+            "printed": printed._asdict() if printed is not None else None,
         }
 
 
 def run_suite(
-    answers: Answers, suite: Suite, folder: Path, out: Path, *, limit: int | None = None, say: Say | None = None
+    answerer: Answerer,
+    suite: Suite,
+    folder: Path,
+    out: Path,
+    *,
+    limit: int | None = None,
+    progress: Progress | None = None,
 ) -> SuiteResult:
-    """Evaluate all tasks whose files are in `folder`; what there is in `out` already is not asked again.
+    """Evaluate the tasks whose files are in `folder`. Questions that `out` has records of are not answered again.
 
-    A task whose exemplars or answers cannot fit the model is not run, and says so; damaged data stops the suite.
+    A task whose exemplars or answers cannot fit the model is skipped with a reason; damaged data stops the suite.
 
     Raises:
         ValueError: see `evaluate`; or the folder has none of the suite's files.
     """
-    missing = suite.missing(folder)
+    missing = suite.find_missing(folder)
     if len(missing) == len(suite.tasks):
-        raise ValueError(
-            f"{folder} has no file of suite {suite.name}; it looked for "
-            + "; ".join(f"{what} ({name})" for name, what in list(missing.items())[:5])
-            + (", ..." if len(missing) > 5 else ".")
-        )
-    results, not_run = {}, {name: f"no {what}" for name, what in missing.items()}
-    there = [(task, task.load(folder, limit)) for task in suite.tasks if task.name not in missing]
-    n_before, n_all = 0, sum(len(loaded.questions) for _, loaded in there)
-    for task, loaded in there:
+        files = "; ".join(f"{file} ({name})" for name, file in list(missing.items())[:5])
+        more = ", ..." if len(missing) > 5 else "."
+        raise ValueError(f"{folder} has no file of suite {suite.name}; it looked for {files}{more}")
+    results, not_run = {}, {name: f"no {file}" for name, file in missing.items()}
+    loaded = [(task, task.load(folder, limit)) for task in suite.tasks if task.name not in missing]
+    n_before, n_all = 0, sum(len(questions) for _, (questions, _) in loaded)
+    for task, questions in loaded:
 
-        def done(n: int, name: str = task.name, before: int = n_before) -> None:
-            if say is not None:
-                say(name, before + n, n_all)
+        def report(n: int, name: str = task.name, before: int = n_before) -> None:
+            if progress is not None:
+                progress(name, before + n, n_all)
 
         try:
-            results[task.name] = evaluate(answers, task, loaded, out / f"{task.name}.jsonl", done=done)
-        except TooShort as e:
+            results[task.name] = evaluate(answerer, task, questions, out / f"{task.name}.jsonl", progress=report)
+        except RowsTooShort as e:
             not_run[task.name] = str(e)
-        n_before += len(loaded.questions)
+        n_before += len(questions.questions)
     return SuiteResult(suite, results, not_run)
 
 
-def save(path: Path, found: Mapping[str, Any]) -> None:
-    """Write results, the file either whole or as it was."""
+def save_results(path: Path, results: Mapping[str, Any]) -> None:
+    """Write results as JSON, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    write_atomically(path, json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n")

@@ -1,6 +1,6 @@
-"""A benchmark task as a plain value: where its rows are, how one is asked, and how answers are judged.
+"""Benchmark tasks as plain values: where the rows are, how a row becomes a question, how answers are scored.
 
-`Ranked` tasks choose among given continuations by their likelihood, `Generated` ones are answered greedily.
+`Ranked` tasks choose among given continuations by their likelihood; `Generated` tasks are answered greedily.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,90 +10,100 @@ from typing import NamedTuple
 
 from upalm.evals import benchmark_files, text_metrics
 from upalm.evals.benchmark_files import BenchmarkRow
+from upalm.evals.text_metrics import Metric
 
 
-class TooShort(ValueError):
-    """The model's rows are too short for a task."""
+class RowsTooShort(ValueError):
+    """Raised when the model's rows are too short for a task."""
 
 
 class Question(NamedTuple):
     """A row of a benchmark, as text."""
 
     prompt: str
-    """Up to where the answer begins; that brings its own space."""
+    """Text up to the answer, which brings its own leading space."""
     choices: tuple[str, ...] = ()
-    """Of a ranked task."""
+    """Continuations of a ranked task."""
     gold: tuple[int, ...] = ()
-    """The right ones among them."""
+    """Indices of the right choices."""
     answers: tuple[str, ...] = ()
-    """Of a generated task: any of them is right."""
+    """Right answers of a generated task; any of them scores."""
     solution: str = ""
-    """What an exemplar shows after the prompt, if not the right choice or the first answer."""
+    """Text after the prompt in an exemplar, if not the right choice or the first answer."""
     contexts: tuple[str, ...] = ()
-    """A prompt for each choice in place of `prompt`: the choices differ in what comes before (Winograd)."""
-    where: str = ""
+    """One prompt per choice in place of `prompt`, where the choices differ in what precedes them (Winograd)."""
+    location: str = ""
+    """File and line."""
 
-    def solved(self) -> str:
-        """The row as an exemplar."""
+    def as_exemplar(self) -> str:
+        """Return the question with its solution."""
         if self.contexts:
             return self.contexts[self.gold[0]] + self.choices[self.gold[0]]
-        shown = self.solution or (self.choices[self.gold[0]] if self.choices else self.answers[0])
-        return self.prompt + shown
+        return self.prompt + (self.solution or (self.choices[self.gold[0]] if self.choices else self.answers[0]))
 
 
-Ask = Callable[[BenchmarkRow], Question | Sequence[Question]]
+BuildQuestion = Callable[[BenchmarkRow], Question | Sequence[Question]]
 
 
 @dataclass(frozen=True)
 class Source:
-    """A file that has the rows of a task, one of several forms that it is passed around in."""
+    """A file with the rows of a task, in one of the formats in which it is published."""
 
     file: str
-    """Below the data folder."""
-    ask: Ask | None = None
-    """Makes one question of a row, or several."""
+    """Path below the data folder."""
+    build: BuildQuestion | None = None
+    """Builds one question, or several, from a row."""
     field: str = ""
-    """Where the rows are in a file that is one JSON object."""
+    """Field with the rows, if the file is one JSON object."""
     shots: Callable[[Path], list[str]] | int = 0
-    """Exemplars, given the data folder; or how many of the file's first questions serve as such, and are not asked."""
-    ask_in: Callable[[Path], Ask] | None = None
-    """Gives `ask`, where its wording is in another file of the data folder."""
-    keep: Callable[[BenchmarkRow], bool] | None = None
-    """Which rows of the file belong to the task; all, if None."""
+    """Exemplars, given the data folder; or how many of the first questions serve as exemplars and are not scored."""
+    build_from: Callable[[Path], BuildQuestion] | None = None
+    """Makes `build` from the data folder, if another file there has the wording."""
+    includes: Callable[[BenchmarkRow], bool] | None = None
+    """Selects the task's rows; None selects all."""
 
-    def load(self, folder: Path) -> "Loaded":
-        """All questions of the file, and the exemplars."""
-        found: list[Question] = []
-        ask = self.ask_in(folder) if self.ask_in is not None else self.ask
-        assert ask is not None
+    def load(self, folder: Path) -> "LoadedTask":
+        """Read all questions of the file, and the exemplars.
+
+        Raises:
+            ValueError: rows of another format (file, line and field are named), or too few for the exemplars.
+        """
+        questions: list[Question] = []
+        build = self.build_from(folder) if self.build_from is not None else self.build
+        if build is None:
+            raise ValueError(f"the source {self.file} has neither build nor build_from: give it a function of a row.")
         for row in benchmark_files.read(folder / self.file, self.field):
-            if self.keep is None or self.keep(row):
-                asked = ask(row)
-                several = [asked] if isinstance(asked, Question) else asked
-                found += [_checked(question._replace(where=question.where or row.where)) for question in several]
+            if self.includes is None or self.includes(row):
+                built = build(row)
+                for question in [built] if isinstance(built, Question) else built:
+                    questions.append(_check(question._replace(location=question.location or row.location)))
         if callable(self.shots):
-            return Loaded(found, tuple(self.shots(folder)))
-        if len(found) <= self.shots:
-            raise ValueError(f"{folder / self.file} has {len(found)} questions, {self.shots} of them are exemplars.")
-        return Loaded(found[self.shots :], tuple(question.solved() for question in found[: self.shots]))
+            return LoadedTask(questions, tuple(self.shots(folder)))
+        if len(questions) <= self.shots:
+            raise ValueError(
+                f"{folder / self.file} has {len(questions)} questions, {self.shots} of them are exemplars."
+            )
+        return LoadedTask(questions[self.shots :], tuple(q.as_exemplar() for q in questions[: self.shots]))
 
 
-class Loaded(NamedTuple):
-    """Questions, and the exemplars that go before each."""
+class LoadedTask(NamedTuple):
+    """Questions, and the exemplars that precede each."""
 
     questions: list[Question]
     shots: tuple[str, ...]
 
 
-def _checked(question: Question) -> Question:
-    """Refuse what cannot be judged."""
+def _check(question: Question) -> Question:
+    """Refuse a question that cannot be scored."""
+    if not isinstance(question, Question):
+        raise ValueError(f"the task built {question!r:.80} from a row, expected a Question.")
     n = len(question.choices)
     if any(not 0 <= g < n for g in question.gold) or (n and not question.gold):
-        raise ValueError(f"{question.where}: the right choices are {list(question.gold)} of {n}.")
+        raise ValueError(f"{question.location}: the right choices are {list(question.gold)} of {n}.")
     if question.contexts and len(question.contexts) != n:
-        raise ValueError(f"{question.where}: {len(question.contexts)} contexts for {n} choices.")
+        raise ValueError(f"{question.location}: {len(question.contexts)} contexts for {n} choices.")
     if not n and not question.answers:
-        raise ValueError(f"{question.where}: neither choices nor an answer.")
+        raise ValueError(f"{question.location}: neither choices nor an answer.")
     return question
 
 
@@ -101,62 +111,67 @@ def _checked(question: Question) -> Question:
 class _Task:
     name: str
     sources: tuple[Source, ...]
-    """The first whose file there is counts."""
+    """Alternatives; the first whose file exists is read."""
     preamble: str = ""
-    """Before the exemplars."""
-    between: str = "\n\n"
-    """After each exemplar."""
+    """Text before the exemplars."""
+    separator: str = "\n\n"
+    """Text after each exemplar."""
     n_official: int | None = None
-    """Questions of the published set, where one number is known."""
+    """Questions of the published set, if one number is known."""
     group: str = ""
     """Tasks of one group count as one in a suite's average."""
 
-    def source(self, folder: Path) -> Source | None:
-        """The file that is there, if any."""
+    def __post_init__(self):
+        if not self.name or any(c in "/\\\0" for c in self.name):
+            raise ValueError(
+                f"a task is named {self.name!r}: its name is a file name, so it is not empty and has no /."
+            )
+
+    def find_source(self, folder: Path) -> Source | None:
+        """Return the first source whose file is in the folder, or None."""
         return next((s for s in self.sources if (folder / s.file).is_file()), None)
 
-    def load(self, folder: Path, limit: int | None = None) -> Loaded:
-        """Questions (the first `limit`) and exemplars.
+    def load(self, folder: Path, limit: int | None = None) -> LoadedTask:
+        """Read the questions (the first `limit`) and the exemplars.
 
         Raises:
-            ValueError: no file, or rows that are not the task's (file, line and field are named).
+            ValueError: no file, or rows of another format (file, line and field are named).
         """
-        source = self.source(folder)
+        source = self.find_source(folder)
         if source is None:
             raise ValueError(f"{self.name} needs {' or '.join(s.file for s in self.sources)} in {folder}.")
         loaded = source.load(folder)
+        if not loaded.questions:
+            raise ValueError(f"{folder / source.file} has no question of {self.name}.")
         return loaded._replace(questions=loaded.questions[:limit])
 
 
 @dataclass(frozen=True)
 class Ranked(_Task):
-    """Rank classification: the choice with the highest log-probability."""
+    """Rank classification: the answer is the choice with the highest log-probability."""
 
     unconditional: str = ""
-    """If set, choices are also ranked by how much the question raises their log-probability over that after this
-    text alone (GPT-3's for ARC, OpenBookQA and RACE)."""
+    """If set, choices are also ranked by how much the question raises their log-probability over their
+    log-probability after this text alone (GPT-3's normalisation for ARC, OpenBookQA and RACE)."""
     f1: bool = False
-    """Score by F1 over the questions, of which choice 1 is the positive (MultiRC's f1a), in place of accuracy."""
+    """Score by F1 over the questions in place of accuracy; choice 1 is the positive class (MultiRC's F1a)."""
 
 
-Metric = Callable[[str, str], float]
-
-
-def _cut(prediction: str) -> str:
+def _strip(prediction: str) -> str:
     return prediction.strip()
 
 
 @dataclass(frozen=True)
 class Generated(_Task):
-    """Greedy generation, judged against the answers; the best of several counts."""
+    """Greedy generation, compared with the right answers; the best comparison counts."""
 
     max_new_tokens: int = 32
     stop: tuple[str, ...] = ("\n",)
     """Strings that end the answer."""
-    extract: Callable[[str], str] = _cut
-    """What of the text is the answer."""
-    metrics: dict[str, Metric] = field(default_factory=lambda: {"em": text_metrics.exact_words})
-    """By name; the first is the headline."""
+    extract: Callable[[str], str] = _strip
+    """Finds the answer in the generated text."""
+    metrics: dict[str, Metric] = field(default_factory=lambda: {"em": text_metrics.squad_exact})
+    """Metrics by name; the first is the headline."""
 
 
 Task = Ranked | Generated

@@ -1,1 +1,1 @@
-"""Infilling evaluations: gaps in held-out text, and how well a model fills them."""
+"""Infilling evaluations: cut gaps into held-out text, and measure how well a model fills them."""

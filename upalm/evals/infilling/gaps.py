@@ -9,29 +9,30 @@ from upalm.evals import text_metrics
 
 
 class Gap(NamedTuple):
-    """A text with k gaps: k + 1 kept parts around k spans."""
+    """A text with k gaps: k + 1 kept parts around k missing spans."""
 
     parts: tuple[str, ...]
     spans: tuple[str, ...]
 
     @property
     def n_bytes(self) -> int:
-        """Length of the missing text."""
+        """Length of the missing text in UTF-8."""
         return sum(len(span.encode()) for span in self.spans)
 
 
-# --- Rows -----------------------------------------------------------------------------------------
+Cut = Callable[[str, random.Random, int, int], Gap | None]
+"""Cuts a row from (text, rng, left, right), or returns None if the drawn place does not serve."""
 
 
-def line_rows(
+def cut_lines(
     documents: Sequence[Document], n: int, fits: Callable[[Gap], bool], *, left: int = 400, right: int = 200
 ) -> list[Gap]:
-    """Single-line gaps: one whole line is missing, with up to `left` and `right` bytes of whole lines around.
+    """Cut single-line gaps: one whole line is missing, with up to `left` and `right` bytes of whole lines around it.
 
     Args:
-        documents: to draw from, each equally often.
-        n: rows wanted; fewer come back if the text is too short.
-        fits: refuses rows, such as those with more tokens than the model takes.
+        documents: drawn from with equal probability.
+        n: number of rows; fewer come back if the text is too short.
+        fits: accepts a row, for example if it fits the model.
         left: bytes of context before the gap.
         right: bytes of context after it.
 
@@ -41,15 +42,17 @@ def line_rows(
     return _draw_rows(_cut_line, documents, n, fits, left, right)
 
 
-def word_rows(
+def cut_words(
     documents: Sequence[Document], n: int, fits: Callable[[Gap], bool], *, left: int = 400, right: int = 200
 ) -> list[Gap]:
-    """Multi-span gaps: three spans of 1 to 4 words, at least 3 words apart, in one window. See `line_rows`."""
+    """Cut three gaps per row: three spans of 1 to 4 words, at least 3 words apart, in one window. See `cut_lines`."""
     return _draw_rows(_cut_words, documents, n, fits, left, right)
 
 
-def _draw_rows(cut, documents: Sequence[Document], n: int, fits, left: int, right: int) -> list[Gap]:
-    """Row i draws from its own generator, so that a longer list begins with a shorter one."""
+def _draw_rows(
+    cut: Cut, documents: Sequence[Document], n: int, fits: Callable[[Gap], bool], left: int, right: int
+) -> list[Gap]:
+    """Draw rows, each from a random generator of its own, so that a longer list begins with the shorter one."""
     usable = [d for d in documents if len(d.text) > left + right and "<extra_id_" not in d.text]
     if not usable:
         raise ValueError(f"no held-out document is longer than {left + right} characters: give more text.")
@@ -62,12 +65,14 @@ def _draw_rows(cut, documents: Sequence[Document], n: int, fits, left: int, righ
         if row is not None and fits(row):
             rows.append(row)
     if not rows:
-        raise ValueError("the held-out text has no line that could be left out.")
+        raise ValueError(
+            "the held-out text has no place for a gap: lines of 8 to 60 characters with text around them are needed."
+        )
     return rows
 
 
-def _window(lines: list[str], i: int, left: int, right: int) -> tuple[str, str]:
-    """Whole lines before and after line i."""
+def _take_window(lines: list[str], i: int, left: int, right: int) -> tuple[str, str]:
+    """Return whole lines before and after line i, up to `left` and `right` bytes."""
     before, after = "", ""
     for line in reversed(lines[:i]):
         if len((line + before).encode()) > left:
@@ -80,46 +85,50 @@ def _window(lines: list[str], i: int, left: int, right: int) -> tuple[str, str]:
     return before, after
 
 
+def _split_lines(text: str) -> list[str]:
+    """Split at line feeds alone, and keep them."""
+    *lines, last = text.split("\n")
+    return [line + "\n" for line in lines] + [last]
+
+
 def _cut_line(text: str, rng: random.Random, left: int, right: int) -> Gap | None:
-    lines = text.split("\n")
-    lines = [line + "\n" for line in lines[:-1]] + lines[-1:]
+    lines = _split_lines(text)
     i = rng.randrange(len(lines))
     span = lines[i].rstrip("\n")
-    before, after = _window(lines, i, left, right)
+    before, after = _take_window(lines, i, left, right)
     if not 8 <= len(span.strip()) <= 60 or len(before) < left // 4 or len(after) < right // 4:
         return None
     return Gap((before, "\n" + after), (span,))
 
 
 def _cut_words(text: str, rng: random.Random, left: int, right: int) -> Gap | None:
-    lines = text.split("\n")
-    lines = [line + "\n" for line in lines[:-1]] + lines[-1:]
+    lines = _split_lines(text)
     i = rng.randrange(len(lines))
-    before, after = _window(lines, i, (left + right) // 2, (left + right) // 2)
+    before, after = _take_window(lines, i, (left + right) // 2, (left + right) // 2)
     window = before + lines[i] + after
-    words = text_metrics.words(window)
+    words = text_metrics.word_spans(window)
     if len(words) < 30:
         return None
-    at, cuts = rng.randint(3, len(words) // 4), []
+    first, cuts = rng.randint(3, len(words) // 4), []
     for _ in range(3):
         n_words = rng.randint(1, 4)
-        if at + n_words >= len(words):
+        if first + n_words >= len(words):
             return None
-        cuts.append((words[at][0], words[at + n_words - 1][1]))
-        at += n_words + 3 + rng.randint(0, len(words) // 5)
+        cuts.append((words[first][0], words[first + n_words - 1][1]))
+        first += n_words + 3 + rng.randint(0, len(words) // 5)
     edges = [0, *(x for cut in cuts for x in cut), len(window)]
     pieces = [window[a:b] for a, b in zip(edges, edges[1:], strict=False)]
     return Gap(tuple(pieces[0::2]), tuple(pieces[1::2]))
 
 
-def shuffled_suffixes(rows: Sequence[Gap]) -> list[Gap]:
-    """The control: every row with the right context of another, far enough away to be of another place."""
+def shuffle_suffixes(rows: Sequence[Gap]) -> list[Gap]:
+    """Give every row the right context of another row, half the list away: the control of `infill_gain`."""
     shift = max(len(rows) // 2, 1)
     return [Gap((row.parts[0], rows[(i + shift) % len(rows)].parts[-1]), row.spans) for i, row in enumerate(rows)]
 
 
-def excerpts(documents: Sequence[Document], n: int, fits: Callable[[str], bool]) -> Iterator[str]:
-    """The first whole lines, as many as fit, of each of up to `n` documents."""
+def take_excerpts(documents: Sequence[Document], n: int, fits: Callable[[str], bool]) -> Iterator[str]:
+    """Yield the first whole lines that fit, from each of up to `n` documents."""
     for document in documents[:n]:
         text = ""
         for line in document.text.split("\n"):

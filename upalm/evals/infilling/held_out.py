@@ -1,8 +1,7 @@
-"""What a model makes of held-out text: bits a byte left to right and in gaps, and what it decodes there."""
+"""Measure a model on held-out text: bits per byte from left to right and in gaps, and its fills."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
@@ -15,72 +14,95 @@ from upalm.inference.decoding import Attention
 from upalm.inference.prompts import Mode, prompt_ids
 from upalm.model.palm import Decoder
 
-MODES = ("none", "nlu", "nlg")
-
-
-_MAX_SPAN = 40
-
-
-_LEFT_ONLY_FORMS: tuple[tuple[str, Attention], ...] = (("none", "causal"), ("none", "prefix"), ("s2s", "prefix"))
+MODES: tuple[Mode, ...] = ("none", "nlu", "nlg")
+_MAX_SPAN_TOKENS = 40
+_LEFT_ONLY_FORMATS: tuple[tuple[Mode, Attention], ...] = (("none", "causal"), ("none", "prefix"), ("s2s", "prefix"))
 
 
 def cut_gaps(
     documents: Sequence[Document], tokenizer: Tokenizer, seq_len: int, n: int, inputs_eos: bool = False
 ) -> tuple[list[Gap], list[Gap]]:
-    """Single-line and three-span gaps that fit a row with any mode token and the most that decoding may add.
+    """Cut single-line and three-span gaps that fit a row with any mode token and the longest fill.
+
+    Args:
+        documents: held-out text.
+        tokenizer: of the model.
+        seq_len: length of the model's rows.
+        n: gaps of each kind.
+        inputs_eos: whether training ended inputs with EOS (`CheckpointInfo.inputs_eos`).
 
     Raises:
         ValueError: the documents are too short.
     """
-    most_new = _MAX_SPAN + 2
+    longest_answer = _MAX_SPAN_TOKENS + 2
 
     def fits(row: Gap) -> bool:
-        return max(_n_tokens(tokenizer, row, mode, inputs_eos, most_new) for mode in MODES) <= seq_len
+        return max(_count_tokens(tokenizer, row, mode, inputs_eos, longest_answer) for mode in MODES) <= seq_len
 
-    return gaps.line_rows(documents, n, fits), gaps.word_rows(documents, n, fits)
+    return gaps.cut_lines(documents, n, fits), gaps.cut_words(documents, n, fits)
 
 
-def _n_tokens(tokenizer: Tokenizer, row: Gap, mode: Mode, inputs_eos: bool, most_new: int = 0) -> int:
-    """Of a gap with BOS, prompt and answer."""
+def _count_tokens(tokenizer: Tokenizer, row: Gap, mode: Mode, inputs_eos: bool, longest_answer: int = 0) -> int:
+    """Count BOS, prompt and answer of a row."""
     n_target = sum(len(tokenizer.encode(span)) + 1 for span in row.spans) + 1
-    return 1 + len(prompt_ids(tokenizer, row.parts, mode, inputs_eos)) + max(n_target, most_new)
+    return 1 + len(prompt_ids(tokenizer, row.parts, mode, inputs_eos)) + max(n_target, longest_answer)
 
 
 @dataclass
 class Measurement:
-    """What was measured of one model, row by row, so that models can be compared in pairs."""
+    """Measurements of one model row by row, so that models can be compared in pairs."""
 
     causal: scores.Bits
+    """Whole texts from left to right."""
     infill: scores.Bits
-    infill_mode: str
+    """Single-line gaps."""
+    infill_mode: Mode
+    """Mode token that costs the fewest bits."""
     multi: scores.Bits
+    """Three-span gaps."""
     left_only: scores.Bits
-    left_only_form: str
+    """The missing lines as continuations of the text before them."""
+    left_only_format: str
+    """Mode token and attention that cost the fewest bits."""
     shuffled: scores.Bits
+    """Single-line gaps with the text after another gap."""
     shuffled_rows: np.ndarray
-    """Of the gaps, those that also fit with the text after another."""
-    free: scores.Decoded
-    filled: scores.Decoded
+    """Indices of the gaps in `shuffled`: those that fit the model's rows."""
+    free: scores.Fills
+    """Fills without the grammar."""
+    filled: scores.Fills
+    """Fills under the grammar."""
     exact: np.ndarray
+    """Whether each fill is the missing line."""
 
     def prediction(self, i: int) -> str:
-        """The first line of what was decoded for a gap."""
+        """Return the first line that was decoded for gap i."""
         return self.filled.spans[i][0].split("\n")[0].strip()
 
     def estimates(self) -> dict[str, Estimate]:
-        """Each metric, with its interval."""
-        infill = self.infill.of(self.shuffled_rows)
+        """Return each metric with its interval."""
+        infill = self.infill.select(self.shuffled_rows)
         return {
             "causal_bits_per_byte": ratio(*self.causal),
             "infill_bits_per_byte": ratio(*self.infill),
             "left_only_bits_per_byte": ratio(*self.left_only),
             "infill_gain": scores.infill_gain(self.left_only, self.infill),
-            "infill_gain_shuffled": scores.infill_gain(self.left_only.of(self.shuffled_rows), self.shuffled),
+            "infill_gain_shuffled": scores.infill_gain(self.left_only.select(self.shuffled_rows), self.shuffled),
             "suffix_use": ratio(self.shuffled.bits - infill.bits, infill.n_bytes),
             "multi_span_bits_per_byte": ratio(*self.multi),
             "format_ok": mean(self.free.format_ok),
             "line_exact_match": mean(self.exact),
         }
+
+
+def compare(ours: Measurement, control: Measurement) -> dict[str, Estimate]:
+    """Estimate paired differences in bits per byte, ours minus control, on the same rows; below 0, ours is better."""
+    pairs = {
+        "infill_bits_per_byte": (ours.infill, control.infill),
+        "multi_span_bits_per_byte": (ours.multi, control.multi),
+        "causal_bits_per_byte": (ours.causal, control.causal),
+    }
+    return {name: ratio(a.bits - b.bits, a.n_bytes) for name, (a, b) in pairs.items()}
 
 
 def measure(
@@ -93,43 +115,60 @@ def measure(
     n_decoded: int,
     inputs_eos: bool = False,
 ) -> Measurement:
-    """A model at its best: the mode token, and the form of left-only continuation, that suit it most.
+    """Measure a model with the mode token, and the format of left-only continuation, that suit it best.
 
     Args:
-        model: to measure.
+        model: the model.
         tokenizer: of the model.
-        documents: for whole texts, as many as there are `lines`.
-        lines: single-line gaps, from `cut_gaps`.
-        words: three-span gaps, likewise.
-        n_decoded: of the `lines`, how many are also decoded.
+        documents: whole texts, of which as many are scored as there are `lines`.
+        lines: single-line gaps from `cut_gaps`.
+        words: three-span gaps from `cut_gaps`.
+        n_decoded: number of `lines` that are also decoded.
         inputs_eos: whether training ended inputs with EOS (`CheckpointInfo.inputs_eos`).
+
+    Raises:
+        ValueError: no gap fits the model's rows with the text after another gap.
     """
-    excerpts = list(gaps.excerpts(documents, len(lines), lambda x: len(tokenizer.encode(x)) <= model.config.seq_len))
+    texts = list(gaps.take_excerpts(documents, len(lines), lambda x: len(tokenizer.encode(x)) <= model.config.seq_len))
     infills = {mode: scores.score_spans(model, tokenizer, lines, mode, inputs_eos).bits for mode in MODES}
     mode = min(infills, key=lambda m: infills[m].bits.sum())
     left_only = {
-        f"{m}, {attention}": scores.left_only_bits(model, tokenizer, lines, m, attention)
-        for m, attention in _LEFT_ONLY_FORMS
+        f"{m}, {attention}": scores.score_left_only(model, tokenizer, lines, m, attention)
+        for m, attention in _LEFT_ONLY_FORMATS
     }
-    form = min(left_only, key=lambda f: left_only[f].bits.sum())
-    few = lines[:n_decoded]
-    decode = partial(scores.decode_rows, model, tokenizer, few, mode, max_new_tokens=_MAX_SPAN, inputs_eos=inputs_eos)
-    shuffled = gaps.shuffled_suffixes(lines)
+    left_only_format = min(left_only, key=lambda f: left_only[f].bits.sum())
+    shuffled = gaps.shuffle_suffixes(lines)
     fitting = [
-        i for i, row in enumerate(shuffled) if _n_tokens(tokenizer, row, mode, inputs_eos) <= model.config.seq_len
+        i for i, row in enumerate(shuffled) if _count_tokens(tokenizer, row, mode, inputs_eos) <= model.config.seq_len
     ]
     if not fitting:
-        raise ValueError(f"no gap fits rows of {model.config.seq_len} with the text after another: give longer text.")
+        raise ValueError(
+            f"no gap fits rows of {model.config.seq_len} tokens with the text after another gap: give longer text."
+        )
+    decoded = lines[:n_decoded]
+
+    def decode(constrained: bool) -> scores.Fills:
+        return scores.decode_rows(
+            model,
+            tokenizer,
+            decoded,
+            mode,
+            max_new_tokens=_MAX_SPAN_TOKENS,
+            constrained=constrained,
+            inputs_eos=inputs_eos,
+        )
+
+    filled = decode(constrained=True)
     return Measurement(
-        causal=scores.text_bits(model, tokenizer, excerpts),
+        causal=scores.score_texts(model, tokenizer, texts),
         infill=infills[mode],
         infill_mode=mode,
         multi=scores.score_spans(model, tokenizer, words, mode, inputs_eos).bits,
-        left_only=left_only[form],
-        left_only_form=form,
+        left_only=left_only[left_only_format],
+        left_only_format=left_only_format,
         shuffled=scores.score_spans(model, tokenizer, [shuffled[i] for i in fitting], mode, inputs_eos).bits,
         shuffled_rows=np.array(fitting),
         free=decode(constrained=False),
-        filled=(filled := decode()),
-        exact=scores.exact_lines(filled, few),
+        filled=filled,
+        exact=scores.match_lines(filled, decoded),
     )

@@ -1,12 +1,11 @@
-"""Infilling: gaps in held-out text, and what a model makes of them.
+"""Score gaps: teacher-forced bits of the missing spans, and greedy fills.
 
-A row has the parts that are kept, x_0 .. x_k, and the spans that are missing, m_1 .. m_k. The prompt is
-`[mode] x_0 <extra_id_0> x_1 ... x_k`, the target `<extra_id_0> m_1 <extra_id_1> m_2 ... EOS`; each piece is encoded
-by itself. `evals.humaneval` and `evals.natural` have rows of benchmarks and of prose.
+A row has kept parts x_0 .. x_k and missing spans m_1 .. m_k. The prompt is `[mode] x_0 <extra_id_0> x_1 ... x_k`, the
+target `<extra_id_0> m_1 <extra_id_1> m_2 ... EOS`; each piece is encoded by itself.
 """
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,7 +13,8 @@ from upalm.data.tokenizer import Tokenizer
 from upalm.evals import text_metrics
 from upalm.evals.bootstrap import Estimate, mean, ratio
 from upalm.evals.infilling.gaps import Gap
-from upalm.evals.task import TooShort
+from upalm.evals.task import RowsTooShort
+from upalm.inference.decoding import Attention
 from upalm.inference.generation import infill_batch
 from upalm.inference.prompts import Mode, prompt_ids
 from upalm.inference.scoring import score
@@ -24,33 +24,33 @@ _LN2 = float(np.log(2))
 
 
 class Bits(NamedTuple):
-    """Bits that each row's spans cost, and their bytes."""
+    """Cost of each row's spans, and their length."""
 
     bits: np.ndarray
     n_bytes: np.ndarray
 
-    def of(self, rows: np.ndarray) -> "Bits":
-        """Those of some rows."""
+    def select(self, rows: np.ndarray) -> "Bits":
+        """Return some of the rows."""
         return Bits(self.bits[rows], self.n_bytes[rows])
 
 
-# --- Teacher-score_spans -------------------------------------------------------------------------------
+# --- Teacher-forced -------------------------------------------------------------------------------
 
 
-class Forced(NamedTuple):
-    """What each row's spans cost, token by token, given both sides and the spans before."""
+class SpanScores(NamedTuple):
+    """Teacher-forced cost of each row's spans, given both sides and the spans before."""
 
     bits: Bits
     nll: np.ndarray
-    """In nats, over the tokens of the spans; sentinels are fed and not counted."""
+    """In nats, summed over the tokens of the spans. Sentinels are fed and not counted."""
     n_tokens: np.ndarray
     n_best: np.ndarray
-    """Tokens that no other was likelier than."""
+    """Tokens that no other token was likelier than."""
     closing_nll: np.ndarray
-    """Mean over the row's spans, in nats: does the model know where each ends?"""
+    """In nats, averaged over the row's spans: cost of the sentinel or EOS that closes a span."""
 
     def estimates(self) -> dict[str, Estimate]:
-        """Pooled over the rows."""
+        """Pool over the rows."""
         return {
             "span_bits_per_byte": ratio(*self.bits),
             "span_nll_per_token": ratio(self.nll, self.n_tokens),
@@ -61,8 +61,8 @@ class Forced(NamedTuple):
 
 def score_spans(
     model: Decoder, tokenizer: Tokenizer, rows: Sequence[Gap], mode: Mode, inputs_eos: bool = False
-) -> Forced:
-    """Score the true spans: no decoding, so the cheap measure of infilling."""
+) -> SpanScores:
+    """Score the true spans without decoding: the cheap measure of infilling."""
     examples, spans = [], []
     for row in rows:
         target, is_span = [], []
@@ -78,42 +78,43 @@ def score_spans(
     ]
     nll, n_tokens, n_best, closing_nll = np.array(columns).T
     bits = Bits(nll / _LN2, np.array([row.n_bytes for row in rows]))
-    return Forced(bits, nll, n_tokens, n_best, closing_nll)
+    return SpanScores(bits, nll, n_tokens, n_best, closing_nll)
 
 
 def infill_gain(left_only: Bits, both_sides: Bits) -> Estimate:
-    """Bits a byte that the text after the gap saves, less what the infilling form costs: above 0, it helps.
+    """Estimate the bits per byte that the text after the gap saves, minus the cost of the infilling form.
 
-    The control is `shuffled_suffixes` for `both_sides`: there the gain must vanish.
+    Above 0, the text after the gap helps. With `shuffle_suffixes` for `both_sides` the gain must vanish.
     """
     return ratio(left_only.bits - both_sides.bits, both_sides.n_bytes)
 
 
-def left_only_bits(
-    model: Decoder, tokenizer: Tokenizer, rows: Sequence[Gap], mode: Mode, attention: Literal["prefix", "causal"]
+def score_left_only(
+    model: Decoder, tokenizer: Tokenizer, rows: Sequence[Gap], mode: Mode, attention: Attention
 ) -> Bits:
-    """Bits of single spans as a continuation of the left context."""
+    """Score single spans as a continuation of the left context."""
     examples = [(prompt_ids(tokenizer, row.parts[:1], mode), tokenizer.encode(row.spans[0])) for row in rows]
-    scored = score(model, examples, attention=attention, bos_id=tokenizer.symbols.bos_id)
-    bits = [-x.log_probs.sum() / _LN2 for x in scored]
+    scores = score(model, examples, attention=attention, bos_id=tokenizer.symbols.bos_id)
+    bits = [-x.log_probs.sum() / _LN2 for x in scores]
     return Bits(np.array(bits), np.array([row.n_bytes for row in rows]))
 
 
-def text_bits(model: Decoder, tokenizer: Tokenizer, texts: Sequence[str]) -> Bits:
-    """Bits of whole texts, left to right."""
-    examples = [([], tokenizer.encode(t)) for t in texts]
+def score_texts(model: Decoder, tokenizer: Tokenizer, texts: Sequence[str]) -> Bits:
+    """Score whole texts from left to right."""
+    examples = [([], tokenizer.encode(text)) for text in texts]
     bits = [-x.log_probs.sum() / _LN2 for x in score(model, examples, bos_id=tokenizer.symbols.bos_id)]
-    return Bits(np.array(bits), np.array([len(t.encode()) for t in texts]))
+    return Bits(np.array(bits), np.array([len(text.encode()) for text in texts]))
 
 
 # --- Decoded --------------------------------------------------------------------------------------
 
 
-class Decoded(NamedTuple):
-    """Greedy infills of rows."""
+class Fills(NamedTuple):
+    """Greedy fills of rows."""
 
     spans: list[tuple[str, ...]]
     format_ok: np.ndarray
+    """Whether each answer had one span per gap, in order, and ended."""
 
 
 def decode_rows(
@@ -126,13 +127,33 @@ def decode_rows(
     constrained: bool = True,
     stop: Sequence[str] = (),
     inputs_eos: bool = False,
-) -> Decoded:
-    """Fill the gaps of every row greedily, each with up to `max_new_tokens`, or twice the true span's and 8."""
+) -> Fills:
+    """Fill the gaps of every row greedily.
+
+    Args:
+        model: the model.
+        tokenizer: of the model.
+        rows: texts with gaps; the true spans decide the limits.
+        mode: mode token of the prompt.
+        max_new_tokens: limit of every span; None is twice the true span and 8 tokens more.
+        constrained: enforce the form of the answer by the grammar.
+        stop: strings that end a span.
+        inputs_eos: whether training ended inputs with EOS (`CheckpointInfo.inputs_eos`).
+    """
     texts = [row.parts for row in rows]
     limits = [_limits(tokenizer, row) if max_new_tokens is None else [max_new_tokens] * len(row.spans) for row in rows]
-    options = {"mode": mode, "constrained": constrained, "stop": stop, "batch_size": 32, "inputs_eos": inputs_eos}
-    filled = [best for best, *_ in infill_batch(model, tokenizer, texts, max_new_tokens=limits, **options)]
-    return Decoded([tuple(f.spans) for f in filled], np.array([f.format_ok for f in filled]))
+    samples = infill_batch(
+        model,
+        tokenizer,
+        texts,
+        max_new_tokens=limits,
+        mode=mode,
+        constrained=constrained,
+        stop=stop,
+        inputs_eos=inputs_eos,
+    )
+    fills = [best for best, *_ in samples]
+    return Fills([tuple(fill.spans) for fill in fills], np.array([fill.format_ok for fill in fills]))
 
 
 def _limits(tokenizer: Tokenizer, row: Gap) -> list[int]:
@@ -142,28 +163,28 @@ def _limits(tokenizer: Tokenizer, row: Gap) -> list[int]:
 def drop_too_long(
     model: Decoder, tokenizer: Tokenizer, rows: Sequence[Gap], mode: Mode, inputs_eos: bool = False
 ) -> list[Gap]:
-    """The rows that the model can hold while `decode_rows` fills them.
+    """Return the rows that fit the model while `decode_rows` fills them.
 
     Raises:
-        TooShort: there are none.
+        RowsTooShort: no row fits.
     """
 
-    def length(row: Gap) -> int:
+    def count(row: Gap) -> int:
         return (
             len(prompt_ids(tokenizer, row.parts, mode, inputs_eos)) + sum(_limits(tokenizer, row)) + len(row.parts) + 1
         )
 
-    lengths = [length(row) for row in rows]
+    lengths = [count(row) for row in rows]
     fitting = [row for row, n in zip(rows, lengths, strict=True) if n <= model.config.seq_len]
     if not fitting:
-        raise TooShort(
+        raise RowsTooShort(
             f"none of {len(rows)} rows fits the model's {model.config.seq_len} tokens; "
             f"the shortest takes {min(lengths, default=0)}."
         )
     return fitting
 
 
-def exact_lines(decoded: Decoded, rows: Sequence[Gap]) -> np.ndarray:
-    """Whether each row's one span is the missing line."""
-    pairs = zip(decoded.spans, rows, strict=True)
-    return np.array([text_metrics.exact_line(spans[0], row.spans[0]) for spans, row in pairs])
+def match_lines(fills: Fills, rows: Sequence[Gap]) -> np.ndarray:
+    """Compare each row's one span with the missing line: Bool[rows]."""
+    pairs = zip(fills.spans, rows, strict=True)
+    return np.array([text_metrics.match_line(spans[0], row.spans[0]) for spans, row in pairs])

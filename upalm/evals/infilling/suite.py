@@ -1,4 +1,4 @@
-"""The infilling suite: HumanEval's three kinds of gaps, and spans of prose (evals.humaneval, evals.natural)."""
+"""The infilling suite: HumanEval's three kinds of gaps, and spans of prose."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -7,37 +7,34 @@ from pathlib import Path
 from typing import Any
 
 from upalm.checkpoints.folder import Checkpoint
-from upalm.evals import benchmark_files
+from upalm.evals.benchmark_files import parse_json, read
 from upalm.evals.bootstrap import Estimate
 from upalm.evals.infilling import humaneval, prose
-from upalm.evals.task import TooShort
+from upalm.evals.task import RowsTooShort
+from upalm.files import write_atomically
 from upalm.inference.prompts import Mode
 
 NAME = "infilling"
-
-
 _PROSE = "nlp/lambada_openai.jsonl"
-
-
 _TASKS = [*(f"humaneval_{kind.replace('-', '_')}" for kind in humaneval.FILES), "prose_1_span", "prose_3_spans"]
 
 
 @dataclass(frozen=True)
 class InfillingResult:
-    """Of every task, its metrics."""
+    """Metrics of every task."""
 
     estimates: Mapping[str, dict[str, Estimate]]
-    lost: Mapping[str, dict[str, int]]
+    n_left_out: Mapping[str, dict[str, int]]
     """Rows left out, by reason."""
     not_run: Mapping[str, str]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values, for results.json."""
         return {
             "suite": NAME,
             "tasks": {
-                name: {"metrics": {k: e._asdict() for k, e in found.items()}, "left_out": self.lost[name]}
-                for name, found in self.estimates.items()
+                name: {"metrics": {k: e._asdict() for k, e in metrics.items()}, "left_out": self.n_left_out[name]}
+                for name, metrics in self.estimates.items()
             },
             "not_run": dict(self.not_run),
         }
@@ -50,37 +47,59 @@ def run(
     mode: Mode,
     fingerprint: Mapping[str, Any],
     limit: int | None = None,
-    say: Callable[[str, int, int], None] | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> InfillingResult:
-    """Evaluate the tasks whose files are in `folder`; finished ones in `out` are not done again.
+    """Evaluate the tasks whose files are in `folder`. Tasks with results in `out` are not run again.
+
+    Args:
+        checkpoint: model, tokenizer and what they were trained on.
+        folder: the benchmark files.
+        out: one JSON file of results per task.
+        mode: mode token of the prompts.
+        fingerprint: identity of the model.
+        limit: rows of each task; None takes all.
+        progress: receives the current task, the number of finished tasks, and the number of all tasks.
 
     Raises:
-        ValueError: there is none, rows that are not the benchmark's, or results of another evaluation in `out`.
+        ValueError: no task can be run, rows of another format, or results in `out` that are damaged or of another
+            evaluation.
     """
-    estimates, lost, not_run = {}, {}, {}
+    estimates, n_left_out, not_run = {}, {}, {}
+    identity = {**fingerprint, "mode": mode, "limit": limit}
     for number, name in enumerate(_TASKS):
-        if say is not None:
-            say(name, number, len(_TASKS))
-        path, mine = out / f"{name}.json", {**fingerprint, "mode": mode, "limit": limit}
+        if progress is not None:
+            progress(name, number, len(_TASKS))
+        path = out / f"{name}.json"
         if path.is_file():
-            there = json.loads(path.read_text())
-            if there["fingerprint"] != mine:
-                raise ValueError(f"{path} is of another evaluation: choose another --out, or delete it.")
+            estimates[name], n_left_out[name] = _load(path, identity)
+        elif not (folder / _find_file(name)).is_file():
+            not_run[name] = f"no {_find_file(name)}"
         else:
             try:
-                found, left_out = _evaluate(name, checkpoint, folder, mode, limit)
-            except (FileNotFoundError, TooShort) as e:
-                not_run[name] = f"no {e}" if isinstance(e, FileNotFoundError) else str(e)
+                estimates[name], n_left_out[name] = _evaluate(name, checkpoint, folder, mode, limit)
+            except RowsTooShort as e:
+                not_run[name] = str(e)
                 continue
-            there = {"fingerprint": mine, "left_out": left_out}
-            there["metrics"] = {k: e._asdict() for k, e in found.items()}
+            metrics = {k: e._asdict() for k, e in estimates[name].items()}
+            record = {"fingerprint": identity, "left_out": n_left_out[name], "metrics": metrics}
             out.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(there, indent=1) + "\n")
-        estimates[name] = {k: Estimate(**e) for k, e in there["metrics"].items()}
-        lost[name] = there["left_out"]
+            write_atomically(path, json.dumps(record, indent=1) + "\n")
     if not estimates:
-        raise ValueError(f"nothing of suite {NAME} can be run on {folder}: {'; '.join(not_run.values())}.")
-    return InfillingResult(estimates, lost, not_run)
+        raise ValueError(f"no task of suite {NAME} can be run on {folder}: {'; '.join(not_run.values())}.")
+    return InfillingResult(estimates, n_left_out, not_run)
+
+
+def _load(path: Path, identity: Mapping[str, Any]) -> tuple[dict[str, Estimate], dict[str, int]]:
+    """Read the results of a finished task."""
+    record = parse_json(path.read_bytes(), str(path))
+    try:
+        recorded, n_left_out = record["fingerprint"], record["left_out"]
+        estimates = {name: Estimate(**estimate) for name, estimate in record["metrics"].items()}
+    except (KeyError, TypeError, AttributeError) as e:
+        raise ValueError(f"{path} is damaged or of another version: delete it to run the task again.") from e
+    if recorded != identity:
+        raise ValueError(f"{path} holds results of another evaluation: choose another --out, or delete it.")
+    return estimates, n_left_out
 
 
 def _evaluate(
@@ -88,19 +107,20 @@ def _evaluate(
 ) -> tuple[dict[str, Estimate], dict[str, int]]:
     model, tokenizer, info = checkpoint
     if name.startswith("humaneval"):
-        kind = name.removeprefix("humaneval_").replace("_", "-")
-        _need(folder, f"humaneval_infilling/{humaneval.FILES[kind]}")
-        benchmark = humaneval.load(folder / "humaneval_infilling", kind)
+        benchmark = humaneval.load(folder / "humaneval_infilling", _find_kind(name))
         benchmark = benchmark._replace(rows=benchmark.rows[:limit])
-        found = humaneval.evaluate(model, tokenizer, benchmark, mode=mode, inputs_eos=info.inputs_eos)
-        return found.estimates, {"blank": found.n_blank, "too_long": found.n_too_long}
-    _need(folder, _PROSE)
-    texts = [row.text("text") for row in benchmark_files.read(folder / _PROSE)][:limit]
-    cut, n_short = prose.cut_rows("lambada", texts, prose.Cut(int(name.split("_")[1])))
-    estimates, n_too_long = prose.evaluate(model, tokenizer, cut, mode=mode, inputs_eos=info.inputs_eos)
+        result = humaneval.evaluate(model, tokenizer, benchmark, mode=mode, inputs_eos=info.inputs_eos)
+        return result.estimates, {"blank": result.n_blank, "too_long": result.n_too_long}
+    texts = [row.text("text") for row in read(folder / _PROSE)][:limit]
+    rows, n_short = prose.cut_rows("lambada", texts, prose.Cut(int(name.split("_")[1])))
+    estimates, n_too_long = prose.evaluate(model, tokenizer, rows, mode=mode, inputs_eos=info.inputs_eos)
     return estimates, {"too_short": n_short, "too_long": n_too_long}
 
 
-def _need(folder: Path, file: str) -> None:
-    if not (folder / file).is_file():
-        raise FileNotFoundError(file)
+def _find_kind(name: str) -> str:
+    return name.removeprefix("humaneval_").replace("_", "-")
+
+
+def _find_file(name: str) -> str:
+    """Return the file of a task, below the data folder."""
+    return f"humaneval_infilling/{humaneval.FILES[_find_kind(name)]}" if name.startswith("humaneval") else _PROSE

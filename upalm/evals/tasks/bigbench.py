@@ -1,7 +1,7 @@
 """The 21 BIG-bench tasks of U-PaLM's emergent suite (Table 1): 5-shot, ranked, no chain of thought.
 
 Files are BIG-bench's own (`bigbench/task_json/NAME.json`, or `bigbench/NAME/task.json`); where BIG-bench Hard or
-llm-foundry has the same rows, theirs serve. The first five rows are the exemplars, and are not asked.
+llm-foundry has the same rows, their files serve. The first five rows are exemplars, and are not scored.
 """
 
 import re
@@ -20,50 +20,51 @@ logical_fallacy_detection unit_interpretation language_identification
 """.split()
 
 
-def ask(row: BenchmarkRow) -> Question:
-    """BIG-bench's default template: the input, then the answer after "A:"."""
-    scores = row.get("target_scores", dict, "an object of answers and scores")
-    choices, best = tuple(" " + c for c in scores), max(scores.values(), default=0)
+def build_question(row: BenchmarkRow) -> Question:
+    """Build a question with BIG-bench's default template: the input, then the answer after "A:"."""
+    scores = row.numbers("target_scores")
+    choices, best = tuple(" " + c for c in scores), max(scores.values())
     gold = tuple(i for i, value in enumerate(scores.values()) if value == best)
     return Question(f"Q: {row.text('input').strip()}\nA:", choices, gold)
 
 
-def _ask_hard(row: BenchmarkRow) -> Question:
-    """BIG-bench Hard lists the options in the input: letters in brackets, or words after dashes."""
-    text, _, options = row.text("input").partition("\nOptions:\n")
-    forms = (r"^(\([A-Z]\)) ?(.*)$", r"^- ()(.*)$")
-    found = next((some for form in forms if (some := re.findall(form, options, re.MULTILINE))), [])
-    names = [letter or word for letter, word in found]
-    gold = row.one_of("target", names)
-    return Question(f"Q: {text}\nA:", tuple(" " + word for _, word in found), (gold,))
+def _build_hard(row: BenchmarkRow) -> Question:
+    """Build a question from BIG-bench Hard: the input lists the options, after letters in brackets or dashes."""
+    text, _, listing = row.text("input").partition("\nOptions:\n")
+    patterns = (r"^(\([A-Z]\)) ?(.*)$", r"^- ()(.*)$")
+    options = next((some for pattern in patterns if (some := re.findall(pattern, listing, re.MULTILINE))), [])
+    gold = row.one_of("target", [letter or word for letter, word in options])
+    return Question(f"Q: {text}\nA:", tuple(" " + word for _, word in options), (gold,))
 
 
-def ask_foundry(row: BenchmarkRow) -> Question:
-    """llm-foundry's columns, `query`, `choices` and `gold`; the query ends with where the answer goes."""
+def build_foundry(row: BenchmarkRow) -> Question:
+    """Build a question from llm-foundry's columns: `query`, which ends before the answer, `choices` and `gold`."""
     choices = tuple(row.texts("choices"))
     prompt = row.text("query").rstrip()
     return Question(prompt, tuple(" " + c for c in choices), (row.choice("gold", len(choices)),))
 
 
-_ELSEWHERE = {
-    "navigate": Source("bbh/navigate.json", _ask_hard, "examples", shots=_SHOTS),
-    "hyperbaton": Source("bbh/hyperbaton.json", _ask_hard, "examples", shots=_SHOTS),
-    "geometric_shapes": Source("bbh/geometric_shapes.json", _ask_hard, "examples", shots=_SHOTS),
-    "snarks": Source("bbh/snarks.json", _ask_hard, "examples", shots=_SHOTS),
-    "causal_judgment": Source("bbh/causal_judgement.json", _ask_hard, "examples", shots=_SHOTS),
-    "strategyqa": Source("bigbench/task_json/strategyqa_600.json", ask, "examples", shots=_SHOTS),
-    "understanding_fables": Source("bigbench/foundry/understanding_fables.jsonl", ask_foundry, shots=_SHOTS),
-    "language_identification": Source("bigbench/foundry/language_identification_300.jsonl", ask_foundry, shots=_SHOTS),
+_OTHER_SOURCES = {
+    "navigate": Source("bbh/navigate.json", _build_hard, "examples", shots=_SHOTS),
+    "hyperbaton": Source("bbh/hyperbaton.json", _build_hard, "examples", shots=_SHOTS),
+    "geometric_shapes": Source("bbh/geometric_shapes.json", _build_hard, "examples", shots=_SHOTS),
+    "snarks": Source("bbh/snarks.json", _build_hard, "examples", shots=_SHOTS),
+    "causal_judgment": Source("bbh/causal_judgement.json", _build_hard, "examples", shots=_SHOTS),
+    "strategyqa": Source("bigbench/task_json/strategyqa_600.json", build_question, "examples", shots=_SHOTS),
+    "understanding_fables": Source("bigbench/foundry/understanding_fables.jsonl", build_foundry, shots=_SHOTS),
+    "language_identification": Source(
+        "bigbench/foundry/language_identification_300.jsonl", build_foundry, shots=_SHOTS
+    ),
 }
 
 
-def _task(name: str) -> Task:
+def _build_task(name: str) -> Task:
     own = [
-        Source(place, ask, "examples", shots=_SHOTS)
+        Source(place, build_question, "examples", shots=_SHOTS)
         for place in (f"bigbench/task_json/{name}.json", f"bigbench/{name}/task.json")
     ]
-    elsewhere = [_ELSEWHERE[name]] if name in _ELSEWHERE else []
-    return Ranked(f"bbes_{name}", (*own, *elsewhere))
+    other = [_OTHER_SOURCES[name]] if name in _OTHER_SOURCES else []
+    return Ranked(f"bbes_{name}", (*own, *other))
 
 
-TASKS: tuple[Task, ...] = tuple(map(_task, NAMES))
+TASKS: tuple[Task, ...] = tuple(map(_build_task, NAMES))

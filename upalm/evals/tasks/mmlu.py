@@ -1,4 +1,4 @@
-"""MMLU (Hendrycks et al. 2021): 57 subjects, 5-shot, the letter alone (U-PaLM section 4.2). Files: `mmlu/`."""
+"""MMLU (Hendrycks et al. 2021): 57 subjects, 5-shot, the letter alone (U-PaLM section 4.2)."""
 
 from functools import partial
 from pathlib import Path
@@ -23,21 +23,23 @@ us_foreign_policy virology world_religions
 """.split()
 
 
-def _ask(row: BenchmarkRow) -> Question:
+def _build_question(row: BenchmarkRow) -> Question:
     choices = row.texts("choices")
+    if len(choices) != len(_LETTERS):
+        raise row.error("choices", list(choices), "four strings")
     listed = "".join(f"({letter}) {choice}\n" for letter, choice in zip(_LETTERS, choices, strict=True))
     letters = tuple(f" ({letter})" for letter in _LETTERS)
     return Question(f"{row.text('question').strip()}\n{listed}Answer:", letters, (row.choice("answer", len(choices)),))
 
 
-def _shots(subject: str, folder: Path) -> list[str]:
-    return [_ask(row).solved() for row in read(folder / f"mmlu/{subject}_dev.jsonl")]
+def _load_shots(subject: str, folder: Path) -> list[str]:
+    return [_build_question(row).as_exemplar() for row in read(folder / f"mmlu/{subject}_dev.jsonl")]
 
 
 TASKS: tuple[Task, ...] = tuple(
     Ranked(
         f"mmlu_{subject}",
-        (Source(f"mmlu/{subject}_test.jsonl", _ask, shots=partial(_shots, subject)),),
+        (Source(f"mmlu/{subject}_test.jsonl", _build_question, shots=partial(_load_shots, subject)),),
         preamble=f"The following are multiple choice questions (with answers) about {subject.replace('_', ' ')}.\n\n",
     )
     for subject in SUBJECTS

@@ -1,4 +1,4 @@
-"""MGSM (Shi et al. 2022), TydiQA with the gold passage, and XQuAD in its place where only that is at hand."""
+"""MGSM (Shi et al. 2022), TydiQA with the gold passage, and XQuAD, which may stand in for it."""
 
 import re
 from functools import partial
@@ -6,70 +6,78 @@ from pathlib import Path
 
 from upalm.evals import text_metrics
 from upalm.evals.benchmark_files import BenchmarkRow, read
-from upalm.evals.task import Ask, Generated, Question, Source, Task
-from upalm.evals.text_metrics import canonical, last_number, same_number
+from upalm.evals.task import BuildQuestion, Generated, Question, Source, Task
+from upalm.evals.text_metrics import DecimalMark, canonical_number, last_number, same_number
 
 _LANGUAGES = ("es", "fr", "de", "ru", "zh", "ja", "th", "sw", "bn", "te")
+_DECIMAL_COMMA = ("es", "fr", "de", "ru")
 
 
 _LABEL = re.compile(r"^[^:：]*[:：]\s*")
 
 
-def _label(row: BenchmarkRow, field: str) -> str:
-    """What the language calls a question, or a worked answer: the exemplar's beginning, to the colon."""
-    found = _LABEL.match(row.text(field))
-    if not found:
-        raise ValueError(f"{row.where}: field {field!r} begins with no label and colon.")
-    return found[0]
+def _find_label(row: BenchmarkRow, field: str) -> str:
+    """Return the language's word for a question or a worked answer: the start of the exemplar, up to the colon."""
+    label = _LABEL.match(row.text(field))
+    if not label:
+        raise row.error(field, row.text(field), "a label and a colon first")
+    return label[0]
 
 
-def _exemplars(language: str, folder: Path) -> list[BenchmarkRow]:
+def _read_exemplars(language: str, folder: Path) -> list[BenchmarkRow]:
     return read(folder / f"mgsm/{language}_exemplars.json")
 
 
-def _mgsm_shots(language: str, folder: Path) -> list[str]:
-    return [f"{row.text('question')}\n{row.text('cot_answer')}" for row in _exemplars(language, folder)]
+def _load_shots(language: str, folder: Path) -> list[str]:
+    return [f"{row.text('question')}\n{row.text('cot_answer')}" for row in _read_exemplars(language, folder)]
 
 
-def _mgsm_ask(language: str, folder: Path) -> Ask:
-    first = _exemplars(language, folder)[0]
-    question, answer = _label(first, "question"), _label(first, "cot_answer").rstrip()
+def _make_builder(language: str, folder: Path) -> BuildQuestion:
+    first = _read_exemplars(language, folder)[0]
+    question, answer = _find_label(first, "question"), _find_label(first, "cot_answer").rstrip()
 
-    def ask(row: BenchmarkRow) -> Question:
-        number = canonical(str(row.number("answer_number")))
+    def build(row: BenchmarkRow) -> Question:
+        number = canonical_number(str(row.number("answer_number")))
         return Question(f"{question}{row.text('question')}\n{answer}", answers=(number,), solution=f" {number}")
 
-    return ask
+    return build
 
 
-def mgsm(language: str) -> Task:
-    """The 250 problems in one language."""
-    source = Source(f"mgsm/{language}.jsonl", ask_in=partial(_mgsm_ask, language), shots=partial(_mgsm_shots, language))
+def build_mgsm(language: str) -> Task:
+    """Build the task of the 250 problems in one language."""
+    decimal: DecimalMark = "," if language in _DECIMAL_COMMA else "."
     return Generated(
-        *(f"mgsm_{language}", (source,)),
+        f"mgsm_{language}",
+        (
+            Source(
+                f"mgsm/{language}.jsonl",
+                build_from=partial(_make_builder, language),
+                shots=partial(_load_shots, language),
+            ),
+        ),
         max_new_tokens=256,
         stop=("\n\n",),
-        extract=last_number,
+        extract=partial(last_number, decimal=decimal),
         metrics={"em": same_number},
         n_official=250,
     )
 
 
-MGSM: tuple[Task, ...] = tuple(map(mgsm, _LANGUAGES))
+MGSM: tuple[Task, ...] = tuple(map(build_mgsm, _LANGUAGES))
 
 
-def _passage(row: BenchmarkRow) -> Question:
-    """Columns of SQuAD."""
+def build_passage(row: BenchmarkRow) -> Question:
+    """Build a question on a passage from SQuAD's columns."""
     answers = tuple(dict.fromkeys(row.texts("answers.text")))
     prompt = f"{row.text('context')}\n\nQ: {row.text('question')}\n\nA:"
     return Question(prompt, answers=answers, solution=" " + answers[0])
 
 
-def _in(language: str, row: BenchmarkRow) -> bool:
+def _is_in(language: str, row: BenchmarkRow) -> bool:
     return row.text("id").startswith(language)
 
 
-_READING = {"em": text_metrics.exact_words, "f1": text_metrics.f1}
+_READING = {"em": text_metrics.squad_exact, "f1": text_metrics.squad_f1}
 
 
 _TYDI = ("arabic", "bengali", "english", "finnish", "indonesian", "korean", "russian", "swahili", "telugu")
@@ -78,7 +86,7 @@ _TYDI = ("arabic", "bengali", "english", "finnish", "indonesian", "korean", "rus
 TYDIQA: tuple[Task, ...] = tuple(
     Generated(
         f"tydiqa_{language}",
-        (Source("tydiqa/goldp_dev.jsonl", _passage, shots=1, keep=partial(_in, language)),),
+        (Source("tydiqa/goldp_dev.jsonl", build_passage, shots=1, includes=partial(_is_in, language)),),
         metrics=_READING,
     )
     for language in _TYDI
@@ -88,7 +96,7 @@ TYDIQA: tuple[Task, ...] = tuple(
 XQUAD: tuple[Task, ...] = tuple(
     Generated(
         f"xquad_{language}",
-        (Source(f"xquad/{language}.jsonl", _passage, shots=1),),
+        (Source(f"xquad/{language}.jsonl", build_passage, shots=1),),
         metrics=_READING,
         n_official=1190,
     )

@@ -1,7 +1,7 @@
 """Chain-of-thought tasks (U-PaLM section 4.2): GSM8K, StrategyQA, CommonsenseQA and BIG-bench Hard.
 
-GSM8K's eight exemplars are those of Wei et al. (2022); of StrategyQA's six and CommonsenseQA's seven there is no
-data, so that ours are the first of Flan's pools. BIG-bench Hard comes with its own three (Suzgun et al. 2022).
+GSM8K's eight exemplars are those of Wei et al. (2022). StrategyQA's six and CommonsenseQA's seven are not published as
+data; the first rows of Flan's pools stand in. BIG-bench Hard comes with its own three (Suzgun et al. 2022).
 """
 
 import re
@@ -10,74 +10,91 @@ from functools import partial
 from pathlib import Path
 
 from upalm.evals import text_metrics
-from upalm.evals.benchmark_files import BenchmarkRow, read
+from upalm.evals.benchmark_files import BenchmarkRow, read, read_text
 from upalm.evals.task import Generated, Question, Source, Task
-from upalm.evals.text_metrics import canonical, last_number, same_number
+from upalm.evals.text_metrics import canonical_number, last_number, same_number
 
-_NEXT = ("\n\nQ:",)
+_NEXT_QUESTION = ("\n\nQ:",)
 
 
-_MOST_TOKENS = 256
+_MAX_TOKENS = 256
+
+
+_ANSWER_IS = re.compile(r"answer is[: ]*(.*?)(?:\.(?:\s|$)|\n|$)")
+_DENIALS = ("not ", "unclear", "unknown")
 
 
 def final_answer(text: str) -> str:
-    """What follows the first "answer is", to the end of its line, without the full stop.
+    """Return what follows the last "answer is", up to the end of its sentence or line.
+
+    Text from the next "Q:" on is ignored, and so is "the answer is not ...".
 
     >>> final_answer("It has four sides. So the answer is (C). Q: And")
     '(C)'
-    >>> final_answer("So the answer is Monsters, Inc")
+    >>> final_answer("The answer is not clear. So the answer is Monsters, Inc")
     'Monsters, Inc'
     """
-    found = re.search(r"answer is[: ]*(.*?)(?:\.(?:\s|$)|\n|$)", text)
-    return found[1].strip() if found else ""
+    return next(reversed(_find_answers(text)), "")
 
 
-def _final_number(text: str) -> str:
-    return last_number(final_answer(text) or text)
+def _find_answers(text: str) -> list[str]:
+    """Return every stated answer before the next question."""
+    answers = [m[1].strip() for m in _ANSWER_IS.finditer(re.split(r"\bQ: ", text)[0])]
+    return [answer for answer in answers if not answer.lower().startswith(_DENIALS)]
+
+
+def final_number(text: str) -> str:
+    """Return the last number of the last stated answer that has one, or the last number of the text.
+
+    >>> final_number("The answer is not clear at 3. The answer is 7 of 9 or so"), final_number("3 + 4 = 7")
+    ('9', '7')
+    """
+    numbers = [last_number(answer) for answer in _find_answers(text)]
+    return next((number for number in reversed(numbers) if number), last_number(text))
 
 
 # --- Word problems --------------------------------------------------------------------------------
 
 
-def _gsm8k(row: BenchmarkRow) -> Question:
+def _build_gsm8k(row: BenchmarkRow) -> Question:
     reasoning, mark, answer = row.text("answer").rpartition("#### ")
     if not mark:
-        raise ValueError(f"{row.where}: field 'answer' has no '#### ' before the number.")
+        raise ValueError(f"{row.location}: field 'answer' has no '#### ' before the number.")
     steps = re.sub(r"<<.*?>>", "", reasoning).strip().replace("\n", " ")
-    solution = f" {steps} The answer is {canonical(answer)}."
-    return Question(f"Q: {row.text('question')}\nA:", answers=(canonical(answer),), solution=solution)
+    solution = f" {steps} The answer is {canonical_number(answer)}."
+    return Question(f"Q: {row.text('question')}\nA:", answers=(canonical_number(answer),), solution=solution)
 
 
-def _wei(folder: Path) -> list[str]:
+def _load_gsm8k_shots(folder: Path) -> list[str]:
     rows = read(folder / "gsm8k/cot_8shot.json")
     return [f"Q: {row.text('question')}\nA: {row.text('cot_answer')}" for row in rows]
 
 
-# --- Questions of common sense --------------------------------------------------------------------
+# --- Common sense --------------------------------------------------------------------
 
 
-def _pool(name: str, n: int, ask: Callable[[BenchmarkRow], Question], folder: Path) -> list[str]:
-    """The first `n` rows of a pool, each with its rationale."""
-    found = read(folder / f"nlp/{name}_cot_train_300.jsonl")[:n]
-    return [ask(row).prompt + f" {row.text('rationale')} So the answer is {row.text('answer')}." for row in found]
+def _load_shots(name: str, n: int, build: Callable[[BenchmarkRow], Question], folder: Path) -> list[str]:
+    """Read the first `n` rows of a pool as exemplars with their rationale."""
+    rows = read(folder / f"nlp/{name}_cot_train_300.jsonl")[:n]
+    return [build(row).prompt + f" {row.text('rationale')} So the answer is {row.text('answer')}." for row in rows]
 
 
-def _strategy(row: BenchmarkRow) -> Question:
-    """BIG-bench's columns."""
-    scores = row.get("target_scores", dict, "an object")
+def _build_strategy(row: BenchmarkRow) -> Question:
+    """Build a question from BIG-bench's columns."""
+    scores = row.numbers("target_scores")
     right = max(scores, key=lambda answer: scores[answer]).lower()
     return Question(f"Q: {row.text('input')}\nA:", answers=(right,), solution=f" The answer is {right}.")
 
 
-def _strategy_pool(row: BenchmarkRow) -> Question:
+def _build_strategy_exemplar(row: BenchmarkRow) -> Question:
     return Question(f"Q: {row.text('question')}\nA:", answers=(row.text("answer"),))
 
 
-def _common_sense(row: BenchmarkRow) -> Question:
+def _build_commonsense(row: BenchmarkRow) -> Question:
     choices = row.rows("question.choices")
     right = [choice.text("text") for choice in choices if choice.text("label") == row.text("answerKey")]
     if len(right) != 1:
-        raise ValueError(f"{row.where}: field 'answerKey' is {row.text('answerKey')!r}, the label of no choice.")
+        raise ValueError(f"{row.location}: field 'answerKey' is {row.text('answerKey')!r}, the label of no choice.")
     options = "".join(f"\n- {choice.text('text')}" for choice in choices)
     prompt = f"Q: {row.text('question.stem')}\nOptions:{options}\nA:"
     return Question(prompt, answers=(right[0],), solution=f" The answer is {right[0]}.")
@@ -98,18 +115,18 @@ tracking_shuffled_objects_three_objects web_of_lies word_sorting
 _SIZES = {"causal_judgement": 187, "penguins_in_a_table": 146, "snarks": 178}
 
 
-def _bbh(row: BenchmarkRow) -> Question:
+def _build_bbh(row: BenchmarkRow) -> Question:
     target = row.text("target")
     prompt = f"Q: {row.text('input')}\nA: Let's think step by step."
     return Question(prompt, answers=(target,), solution=f"\nSo the answer is {target}.")
 
 
-def _bbh_prompt(name: str, folder: Path) -> list[str]:
-    """The description and the three exemplars of the published prompt, without its canary."""
+def _load_bbh_shots(name: str, folder: Path) -> list[str]:
+    """Read the description and the three exemplars of the published prompt, without its canary."""
     path = folder / f"bbh/cot-prompts/{name}.txt"
     if not path.is_file():
         raise ValueError(f"no file {path}: the exemplars of {name}.")
-    _, rule, prompt = path.read_text(encoding="utf-8").partition("\n-----\n")
+    _, rule, prompt = read_text(path).replace("\r\n", "\n").partition("\n-----\n")
     description, *shots = prompt.strip().split("\n\nQ: ")
     if not rule or len(shots) != 3:
         raise ValueError(f"{path} has {len(shots)} exemplars after its rule, expected 3: it is of another version.")
@@ -117,35 +134,35 @@ def _bbh_prompt(name: str, folder: Path) -> list[str]:
     return [f"{description}\n\n{first}", *others]
 
 
-def _exact(prediction: str, answer: str) -> bool:
-    """Spaces and case aside; brackets count, since some answers are nothing else."""
+def _match_symbols(prediction: str, answer: str) -> bool:
+    """Compare without spaces and case; brackets count, since some answers are nothing else."""
     return "".join(prediction.lower().split()) == "".join(answer.lower().split())
 
 
-def _bbh_task(name: str) -> Task:
+def _build_bbh_task(name: str) -> Task:
     family = next((f for f in ("logical_deduction", "tracking_shuffled_objects") if name.startswith(f)), name)
     return Generated(
         f"bbh_{name}",
-        (Source(f"bbh/{name}.json", _bbh, field="examples", shots=partial(_bbh_prompt, name)),),
-        max_new_tokens=_MOST_TOKENS,
-        stop=_NEXT,
+        (Source(f"bbh/{name}.json", _build_bbh, field="examples", shots=partial(_load_bbh_shots, name)),),
+        max_new_tokens=_MAX_TOKENS,
+        stop=_NEXT_QUESTION,
         extract=final_answer,
-        metrics={"em": _exact},
+        metrics={"em": _match_symbols},
         n_official=_SIZES.get(name, 250),
         group=f"bbh_{family}",
     )
 
 
-BBH_TASKS: tuple[Task, ...] = tuple(map(_bbh_task, BBH))
+BBH_TASKS: tuple[Task, ...] = tuple(map(_build_bbh_task, BBH))
 
 
 TASKS: tuple[Task, ...] = (
     Generated(
         "gsm8k",
-        (Source("gsm8k/test.jsonl", _gsm8k, shots=_wei),),
-        max_new_tokens=_MOST_TOKENS,
-        stop=_NEXT,
-        extract=_final_number,
+        (Source("gsm8k/test.jsonl", _build_gsm8k, shots=_load_gsm8k_shots),),
+        max_new_tokens=_MAX_TOKENS,
+        stop=_NEXT_QUESTION,
+        extract=final_number,
         metrics={"em": same_number},
         n_official=1319,
     ),
@@ -153,28 +170,31 @@ TASKS: tuple[Task, ...] = (
         "strategyqa",
         (
             Source(
-                *("bigbench/task_json/strategyqa_600.json", _strategy, "examples"),
-                shots=partial(_pool, "strategyqa", 6, _strategy_pool),
+                "bigbench/task_json/strategyqa_600.json",
+                _build_strategy,
+                field="examples",
+                shots=partial(_load_shots, "strategyqa", 6, _build_strategy_exemplar),
             ),
         ),
-        max_new_tokens=_MOST_TOKENS,
-        stop=_NEXT,
+        max_new_tokens=_MAX_TOKENS,
+        stop=_NEXT_QUESTION,
         extract=final_answer,
-        metrics={"em": text_metrics.exact_words},
+        metrics={"em": text_metrics.match_words},
         n_official=2290,
     ),
     Generated(
         "commonsense_qa",
         (
             Source(
-                *("nlp/commonsense_qa.jsonl", _common_sense),
-                shots=partial(_pool, "commonsense_qa", 7, lambda row: Question(f"Q: {row.text('question')}\nA:")),
+                "nlp/commonsense_qa.jsonl",
+                _build_commonsense,
+                shots=partial(_load_shots, "commonsense_qa", 7, lambda row: Question(f"Q: {row.text('question')}\nA:")),
             ),
         ),
-        max_new_tokens=_MOST_TOKENS,
-        stop=_NEXT,
+        max_new_tokens=_MAX_TOKENS,
+        stop=_NEXT_QUESTION,
         extract=final_answer,
-        metrics={"em": text_metrics.exact_words},
+        metrics={"em": text_metrics.match_words},
         n_official=1221,
     ),
     *BBH_TASKS,

@@ -1,0 +1,30 @@
+"""Gaps in held-out text."""
+
+from upalm.data.sources import Document
+from upalm.evals.infilling import gaps
+
+
+def documents(source_text):
+    return [Document(f"d{i}", source_text[i * 5000 : (i + 1) * 5000]) for i in range(10)]
+
+
+def whole(row):
+    return row.parts[0] + "".join(s + p for s, p in zip(row.spans, row.parts[1:], strict=True))
+
+
+def test_rows_are_cut_from_the_text(source_text):
+    lines = gaps.cut_lines(documents(source_text), 30, lambda row: True)
+    words = gaps.cut_words(documents(source_text), 30, lambda row: True)
+    assert len(lines) == len(words) == 30
+    for row in (*lines, *words):
+        assert whole(row) in source_text
+    assert all("\n" not in row.spans[0] and row.parts[0].endswith("\n") for row in lines)
+    assert all(len(row.spans) == 3 for row in words)
+    assert lines[:10] == gaps.cut_lines(documents(source_text), 10, lambda row: True)
+
+
+def test_shuffled_suffixes_change_the_right_side_only(source_text):
+    rows = gaps.cut_lines(documents(source_text), 20, lambda row: True)
+    for row, other in zip(rows, gaps.shuffle_suffixes(rows), strict=True):
+        assert (other.parts[0], other.spans) == (row.parts[0], row.spans)
+        assert other.parts[1] != row.parts[1]
