@@ -116,7 +116,7 @@ def requests(*arguments):
     return [Instance("loglikelihood", {}, tuple(a), i) for i, a in enumerate(arguments)]
 
 
-def test_likelihoods_are_the_whole_models_in_any_order_with_repeats_and_an_empty_context(model, tokenizer, checkpoint):
+def test_likelihoods_are_those_of_the_whole_model(model, tokenizer, checkpoint):
     lm = UpalmLM(checkpoint, mode="s2s")
     asked = [("def f", "(x)"), ("", "import"), ("def f", " return"), ("def f", "(x)"), ("a b c", " d")]
     found = lm.loglikelihood(requests(*asked))
@@ -154,13 +154,13 @@ def test_every_token_of_a_text_is_predicted_once(model, tokenizer, checkpoint, s
     assert short.loglikelihood_rolling(requests((texts[1],))) == pytest.approx([log_prob], abs=1e-4)
 
 
-def test_a_joint_split_cuts_where_the_context_ends(tokenizer, checkpoint):
+def test_joint_split_cuts_where_the_context_ends(tokenizer, checkpoint):
     joint = UpalmLM(checkpoint, split="joint")
     ids, target = joint._pair("return", " value")
     assert ids + target == tuple(tokenizer.encode("return value"))
 
 
-def test_what_would_be_wrong_is_refused(checkpoint):
+def test_options_that_give_wrong_numbers_are_refused(checkpoint):
     lm = UpalmLM(checkpoint)
     with pytest.raises(ValueError, match="has no tokens of its own"):
         lm.loglikelihood(requests(("a", "")))
@@ -186,7 +186,7 @@ importlib.machinery.PathFinder.find_spec = classmethod(find)
 
 
 @pytest.mark.slow
-def test_from_the_command_line_without_torch_and_transformers(checkpoint, data, tmp_path):
+def test_harness_command_needs_no_torch(checkpoint, data, tmp_path):
     [ranked, _] = harness_tasks(data)
     (tmp_path / "r.yaml").write_text(json.dumps(ranked))  # JSON is YAML
     (tmp_path / "without").mkdir()
