@@ -49,7 +49,7 @@ def test_the_infilling_suite_goes_on_where_it_was(upalm, monkeypatch, capsys, ch
     results = json.loads((tmp_path / "out/infilling/results.json").read_text())
     assert "prose_1_span" in results["tasks"]
     asked = []
-    monkeypatch.setattr("upalm.evals.infilling.prose.evaluate", lambda m, t, rows, mode: asked.append(rows) or ({}, 0))
+    monkeypatch.setattr("upalm.evals.infilling.prose.evaluate", lambda m, t, rows, **_: asked.append(rows) or ({}, 0))
     upalm(*words)
     again = json.loads((tmp_path / "out/infilling/results.json").read_text())
     assert again["tasks"]["prose_1_span"] == results["tasks"]["prose_1_span"]

@@ -170,7 +170,7 @@ def test_options_that_give_wrong_numbers_are_refused(checkpoint):
     class Cache:
         dbdict = {}
 
-    with pytest.raises(ValueError, match="would give one model another's"):
+    with pytest.raises(ValueError, match="would give one model the answers of another"):
         lm.set_cache_hook(Cache())
     other = UpalmLM(checkpoint, attention="causal")
     assert other.tokenizer_name != lm.tokenizer_name
