@@ -14,13 +14,12 @@
 
 # %%
 from math import comb
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 
-import upalm
 from upalm import ul2r
+from upalm.checkpoints import PALM_TINY
 from upalm.data import DataConfig, Loader, Tokens, load_tokenizer
 from upalm.data.loader import statistics
 
@@ -55,7 +54,7 @@ assert np.array_equal(restored, tokens)
 # The tokenizer that comes with the package was trained on Python source.
 
 # %%
-tokenizer = load_tokenizer(Path(upalm.__file__).parent / "assets" / "palm_tiny")
+tokenizer = load_tokenizer(PALM_TINY)
 TEXT = (
     """\
 def mean(values):

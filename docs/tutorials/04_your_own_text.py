@@ -142,7 +142,7 @@ plt.show()
 
 # %%
 assert resumed == whole, "every loss is the same to the last bit"
-models = [load_model(FOLDER / name)[0] for name in ("interrupted", "whole")]
+models = [load_model(FOLDER / name).model for name in ("interrupted", "whole")]
 same = jax.tree.map(np.array_equal, *models)
 assert all(jax.tree.leaves(same)), "so is every parameter"
 

@@ -24,14 +24,12 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 
-import upalm
 from upalm import ul2r
-from upalm.checkpoints import load_model
+from upalm.checkpoints import PALM_TINY, load_model
 from upalm.data import DataConfig, Loader, encode, sources
 from upalm.training import Adafactor, Continue, Schedule, TrainConfig, fit, loss_fn
 
-BASE = Path(upalm.__file__).parent / "assets" / "palm_tiny"
-model, tokenizer = load_model(BASE)
+model, tokenizer, _ = load_model(PALM_TINY)
 
 # %% [markdown]
 # ## Ten lines
@@ -101,7 +99,7 @@ def continued(name, mixture):
     with tempfile.TemporaryDirectory() as folder:
         config = TrainConfig(
             out=Path(folder) / name,
-            start=Continue(BASE),
+            start=Continue(PALM_TINY),
             data=DataConfig(
                 mixture=mixture, seq_len=SEQ_LEN, batch_size=ROWS, joint_budget=True
             ),
