@@ -4,8 +4,8 @@
 # **Question:** what does UL2R ask of a model, and how much of each kind?
 #
 # UL2R trains a causal language model on three tasks, which U-PaLM calls denoisers
-# (U-PaLM section 2.3). Each cuts a chunk of tokens into *inputs*, which the model sees
-# in both directions, and *targets*, which it predicts from left to right.
+# (U-PaLM section 2.3). Each cuts a chunk of tokens into *inputs*, which the model
+# sees in both directions, and *targets*, which it predicts from left to right.
 #
 # <a href="../notebooks/02_denoisers.ipynb" download>Download the notebook</a>
 
@@ -41,8 +41,8 @@ print("inputs ", example.inputs)
 print("targets", example.targets)
 
 # %% [markdown]
-# Each masked span left one sentinel in the inputs. The targets repeat that sentinel and
-# then spell the span. Nothing is lost: the targets fit back into the inputs.
+# Each masked span left one sentinel in the inputs. The targets repeat that sentinel
+# and then spell the span. Nothing is lost: the targets fit back into the inputs.
 
 # %%
 restored = ul2r.restore(example, symbols.sentinels)
@@ -111,15 +111,15 @@ plt.show()
 
 # %% [markdown]
 # R leaves enough around each gap to guess it. X takes so much that the model must
-# compose. S has no sentinel at all: it is language modelling with a prefix that is seen
-# in both directions.
+# compose. S has no sentinel at all: it is language modelling with a prefix that is
+# seen in both directions.
 #
 # ## How long are the spans?
 #
-# "Mean 3" leaves the law open. T5's code, which UL2 follows, fixes how many tokens and
-# how many spans are masked, and then draws the lengths uniformly among all ways to cut
-# *m* tokens into *k* positive parts. So one span has length *n* with probability
-# C(m - n - 1, k - 2) / C(m - 1, k - 1).
+# "Mean 3" leaves the law open. T5's code, which UL2 follows, fixes how many tokens
+# and how many spans are masked, and then draws the lengths uniformly among all ways
+# to cut *m* tokens into *k* positive parts. So one span has length *n* with
+# probability C(m - n - 1, k - 2) / C(m - 1, k - 1).
 
 # %%
 LENGTH = 512
@@ -158,9 +158,9 @@ assert len(lengths) == 400 * n_spans, "the number of spans is not random"
 #
 # ## How much of each?
 #
-# U-PaLM draws 25% R, 25% X and 50% S. These are shares of *examples*. The shares of the
-# targets, which the loss counts, are others: an X example has far more targets than an
-# R example. The loader counts both over 300 packed rows.
+# U-PaLM draws 25% R, 25% X and 50% S. These are shares of *examples*. The shares of
+# the targets, which the loss counts, are others: an X example has far more targets
+# than an R example. The loader counts both over 300 packed rows.
 
 # %%
 corpus = Tokens.from_documents(rng.integers(100, 900, (200, 3000)).tolist())
@@ -195,8 +195,8 @@ assert 2 * shares["r"] < shares["x"], "equal examples of R and X, unequal target
 # %% [markdown]
 # ## Your own text
 #
-# Any text of yours becomes examples in the same way. On the command line,
-# `upalm data show --data my.txt --mixture ul2r` prints whole rows in colour.
+# Any text of yours becomes examples in the same way. On the command line, `upalm data
+# show --data my.txt --mixture ul2r` prints whole rows in colour.
 
 # %%
 mine = "UL2R takes a model that only ever looked back, and lets it look both ways."
@@ -215,5 +215,5 @@ print(tokenizer.decode(targets))
 #   kept tokens?
 # - Replace `ul2r.UL2R` with `ul2r.UL2` in the picture: seven denoisers, of which four
 #   are extreme.
-# - Draw the lengths of `ul2r.X` with `LENGTH = 2048`. How many spans are there, and how
-#   far is the law from geometric?
+# - Draw the lengths of `ul2r.X` with `LENGTH = 2048`. How many spans are there, and
+#   how far is the law from geometric?

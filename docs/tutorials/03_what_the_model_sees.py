@@ -4,10 +4,10 @@
 # **Question:** which positions can a prediction depend on, and does the model keep to
 # it?
 #
-# U-PaLM changes one thing about PaLM itself: the inputs of an example are seen in both
-# directions (U-PaLM section 2.2). Several examples share a row, and none may look into
-# another. We draw the rule, then ask the gradients what the model really reads. The two
-# pictures must be equal.
+# U-PaLM changes one thing about PaLM itself: the inputs of an example are seen in
+# both directions (U-PaLM section 2.2). Several examples share a row, and none may
+# look into another. We draw the rule, then ask the gradients what the model really
+# reads. The two pictures must be equal.
 #
 # <a href="../notebooks/03_what_the_model_sees.ipynb" download>Download notebook</a>
 
@@ -66,8 +66,9 @@ plt.show()
 
 # %% [markdown]
 # Positions restart with each segment, the prefix covers the inputs, and only targets
-# carry loss. A loss weight stands at the position that *predicts* a target: inputs are
-# shifted right by one, so the last position of the prefix predicts the first target.
+# carry loss. A loss weight stands at the position that *predicts* a target: inputs
+# are shifted right by one, so the last position of the prefix predicts the first
+# target.
 
 # %%
 targets = batch.loss_weights[0] > 0
@@ -98,10 +99,10 @@ assert np.array_equal(rule, same_segment & (causal | both_prefix))
 # %% [markdown]
 # ## What the model reads
 #
-# Give every position a token of its own. Then the gradient of one position's output by
-# the embedding of token `k` is zero exactly if that output does not depend on position
-# `k`. A small model with random weights is enough: what random weights cannot see, no
-# training can reveal.
+# Give every position a token of its own. Then the gradient of one position's output
+# by the embedding of token `k` is zero exactly if that output does not depend on
+# position `k`. A small model with random weights is enough: what random weights
+# cannot see, no training can reveal.
 
 # %%
 size = ModelConfig(
@@ -162,8 +163,8 @@ print(f"{n_prefix_lm} pairs are visible with a prefix, {n_causal} without")
 assert n_causal < n_prefix_lm
 
 # %% [markdown]
-# That difference is all that the model gains. The parameters are the same, which is why
-# a causal checkpoint can be continued with it.
+# That difference is all that the model gains. The parameters are the same, which is
+# why a causal checkpoint can be continued with it.
 #
 # ## Now change this
 #

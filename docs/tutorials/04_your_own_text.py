@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Your own text
 #
-# **Question:** if training is interrupted and resumed, is the result the same as if it
-# had not been?
+# **Question:** if training is interrupted and resumed, is the result the same as if
+# it had not been?
 #
 # You build a corpus from files, train a tokenizer and a small model on it with UL2R,
 # stop in the middle, and resume. Then you compare with a run that was never stopped.
@@ -36,9 +36,9 @@ FOLDER = Path(tempfile.mkdtemp())
 # %% [markdown]
 # ## A folder of text
 #
-# Put your own files here: text of any ending, JSON Lines with a `text` column, Parquet or
-# Arrow. This page takes a few modules of Python's standard library, so that it runs
-# anywhere.
+# Put your own files here: text of any ending, JSON Lines with a `text` column,
+# Parquet or Arrow. This page takes a few modules of Python's standard library, so
+# that it runs anywhere.
 
 # %%
 (FOLDER / "texts").mkdir()
@@ -69,9 +69,9 @@ assert validation.n_tokens > 0, "a tenth of the files is held out by their names
 # %% [markdown]
 # ## Train, and interrupt
 #
-# The settings of a run are one value. `run` does what `upalm run` does. We press Ctrl-C
-# from a second thread once step 25 is logged: the step in flight ends, a checkpoint is
-# written, and the process stops.
+# The settings of a run are one value. `run` does what `upalm run` does. We press
+# Ctrl-C from a second thread once step 25 is logged: the step in flight ends, a
+# checkpoint is written, and the process stops.
 
 # %%
 SIZE = replace(PALM["tiny"], vocab_size=1024, d_model=64, n_layers=2, seq_len=128)

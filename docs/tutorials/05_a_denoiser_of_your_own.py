@@ -1,15 +1,15 @@
 # %% [markdown]
 # # A denoiser of your own
 #
-# **Question:** if an editor only ever asks for one gap in the middle, does training on
-# just that help, and what does it cost elsewhere?
+# **Question:** if an editor only ever asks for one gap in the middle, does training
+# on just that help, and what does it cost elsewhere?
 #
-# UL2R's R and X scatter several gaps over a chunk. A code editor asks for a single one,
-# where the cursor is. We write a denoiser for that, test its properties, continue the
-# base model with it, and compare with U-PaLM's mixture on every kind of gap.
+# UL2R's R and X scatter several gaps over a chunk. A code editor asks for a single
+# one, where the cursor is. We write a denoiser for that, test its properties,
+# continue the base model with it, and compare with U-PaLM's mixture on every kind of
+# gap.
 #
 # <a href="../notebooks/05_a_denoiser_of_your_own.ipynb" download>Download as a
-# notebook</a>
 
 # %% tags=["skip-execution"]
 # %pip install -q upalm
@@ -34,9 +34,9 @@ model, tokenizer, _ = load_model(PALM_TINY)
 # %% [markdown]
 # ## Ten lines
 #
-# A denoiser says how long its inputs and targets are, how many sentinels it takes, and
-# makes the example. The lengths must be exact: rows are planned from them before any
-# noise is drawn.
+# A denoiser says how long its inputs and targets are, how many sentinels it takes,
+# and makes the example. The lengths must be exact: rows are planned from them before
+# any noise is drawn.
 
 
 # %%
@@ -84,8 +84,8 @@ for length in range(1, 300):
 # %% [markdown]
 # ## Continue the base with it
 #
-# Both runs start from the checkpoint that comes with the package, take the same number
-# of tokens of Python's standard library, and differ in the mixture alone.
+# Both runs start from the checkpoint that comes with the package, take the same
+# number of tokens of Python's standard library, and differ in the mixture alone.
 
 # %%
 corpus = sources.load("stdlib")

@@ -5,8 +5,8 @@
 #
 # The paper compares a UL2R model with the causal run it came from (U-PaLM section 3).
 # The *savings rate* is the compute at which the causal run reaches the same score,
-# divided by the compute that the UL2R model took in all. Only the scores of Table 8 are
-# published, so we start from them.
+# divided by the compute that the UL2R model took in all. Only the scores of Table 8
+# are published, so we start from them.
 #
 # <a href="../notebooks/08_how_much_compute.ipynb" download>Download the notebook</a>
 
@@ -24,8 +24,8 @@ BLUE, ORANGE = "#0072b2", "#d55e00"
 # %% [markdown]
 # ## Table 8
 #
-# PaLM 540B and U-PaLM 540B at three checkpoints, on 26 tasks. Compute is 6ND: six FLOPs
-# per parameter and token.
+# PaLM 540B and U-PaLM 540B at three checkpoints, on 26 tasks. Compute is 6ND: six
+# FLOPs per parameter and token.
 
 # %%
 points = savings.table_8()
@@ -52,8 +52,8 @@ assert u_palm[1].flops / palm[1].flops - 1 < 0.005, "a small share of the comput
 # %% [markdown]
 # ## Read the saving off the curve
 #
-# Join PaLM's three scores by lines over the logarithm of compute. Then go right from a
-# U-PaLM point until the line is met.
+# Join PaLM's three scores by lines over the logarithm of compute. Then go right from
+# a U-PaLM point until the line is met.
 
 
 # %%
@@ -108,8 +108,8 @@ assert np.isinf(rates[2]), "beyond the end of the curve nothing is known"
 # ## How sure is it?
 #
 # Which 26 tasks are in the suite was a choice. Draw 26 tasks again and again, with
-# replacement, and compute the rate of each draw: that is the interval which
-# `upalm scaling --paper` prints.
+# replacement, and compute the rate of each draw: that is the interval which `upalm
+# scaling --paper` prints.
 
 # %%
 found = savings.savings(points)
@@ -176,13 +176,14 @@ for line, forked in ours.values():
     assert all(1.3 < rate for rate in own), "gaps: every fork saves compute"
 
 # %% [markdown]
-# Here the gaps are what UL2R trains on, so a saving is no surprise. On a few-shot suite
-# the same models stay at chance, before and after. The paper has no result below 8B
-# parameters, and we found none either.
+# Here the gaps are what UL2R trains on, so a saving is no surprise. On a few-shot
+# suite the same models stay at chance, before and after. The paper has no result
+# below 8B parameters, and we found none either.
 #
 # ## Now change this
 #
 # - Use the median over tasks in place of the mean. Does "about 2x" survive?
-# - Leave out the five generated tasks (`triviaqa` and others). Which way does it move?
-# - Add the cost of the failed attempts that any training has: how large may it be before
-#   the saving is gone?
+# - Leave out the five generated tasks (`triviaqa` and others). Which way does it
+#   move?
+# - Add the cost of the failed attempts that any training has: how large may it be
+#   before the saving is gone?
