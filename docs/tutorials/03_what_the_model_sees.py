@@ -9,7 +9,7 @@
 # look into another. We draw the rule, then ask the gradients what the model really
 # reads. The two pictures must be equal.
 #
-# <a href="../notebooks/03_what_the_model_sees.ipynb" download>Download notebook</a>
+# <a href="../notebooks/03_what_the_model_sees.ipynb" download>Download the notebook</a>
 
 # %% tags=["skip-execution"]
 # %pip install -q upalm

@@ -9,7 +9,7 @@
 # continue the base model with it, and compare with U-PaLM's mixture on every kind of
 # gap.
 #
-# <a href="../notebooks/05_a_denoiser_of_your_own.ipynb" download>Download as a
+# <a href="../notebooks/05_a_denoiser_of_your_own.ipynb" download>Download the notebook</a>
 
 # %% tags=["skip-execution"]
 # %pip install -q upalm
