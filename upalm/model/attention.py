@@ -87,7 +87,7 @@ def attend(
 
     The backward pass recomputes the weights from the scores and their log-sum-exp, so nothing of size T x S is kept.
     On TPUs the kernels of `flash_attention` compute it, if the shapes fit their blocks. On a mesh each device has some
-    rows and some heads; heads are replicated if the mesh divides neither K nor, for K = 1, N.
+    rows and some heads, or all heads if the model axis does not divide K > 1 (`replication_note`).
     """
     return _attend_forward(q_BTNH, k_BKSH, v_BKSH, visible)[0]
 
@@ -228,6 +228,20 @@ def _by_position(x_GRH: Float[Array, "G R H"], n_kv: int, n_heads: int) -> Float
     """The inverse of `_by_key_head`."""
     g, r, h = x_GRH.shape
     return x_GRH.reshape(g // n_kv, n_kv, -1, n_heads // n_kv, h).swapaxes(1, 2).reshape(g // n_kv, -1, n_heads, h)
+
+
+def replication_note(n_kv_heads: int, n_devices: int) -> str:
+    """A sentence on attention's layout over the devices of a model axis, if they do not divide the key-value heads.
+
+    >>> replication_note(n_kv_heads=2, n_devices=4)
+    'each of the 4 devices of the model axis computes all heads, because they do not divide 2 key-value heads'
+    """
+    if n_kv_heads == 1 or n_kv_heads % n_devices == 0:
+        return ""
+    return (
+        f"each of the {n_devices} devices of the model axis computes all heads, "
+        f"because they do not divide {n_kv_heads} key-value heads"
+    )
 
 
 # --- Cache ----------------------------------------------------------------------------------------

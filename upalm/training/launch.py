@@ -20,6 +20,7 @@ from upalm.data.tokenizer import SentencePiece, Tokenizer
 from upalm.distributed import processes, runtime
 from upalm.distributed.runtime import enable_compilation_cache
 from upalm.distributed.sharding import check_rows
+from upalm.model.attention import replication_note
 from upalm.model.config import ModelConfig
 from upalm.model.palm import Decoder, empty_model, param_shardings
 from upalm.training.config import Continue, TrainConfig, from_json, to_json
@@ -44,6 +45,8 @@ def run(config: TrainConfig) -> Path:
                     f"{model.config.n_params / 1e6:.2f}M parameters, vocabulary {tokenizer.vocab_size}{laid}",
                     flush=True,
                 )
+                if mesh is not None and (note := replication_note(model.config.n_kv_heads, mesh.shape["model"])):
+                    print(f"note: {note}", flush=True)
             train, validation = open_source(config.data, tokenizer)
             n_train, n_validation = (sum(corpus.n_tokens for corpus, _ in some) for some in (train, validation))
             if processes.is_first():
