@@ -1,4 +1,7 @@
-"""What R, X and S make of one sentence."""
+"""Inputs and targets that R, X and S make of one sentence.
+
+python examples/denoise_a_sentence.py
+"""
 
 from pathlib import Path
 
@@ -6,8 +9,7 @@ import numpy as np
 
 import upalm
 from upalm import ul2r
-from upalm.data.hf_tokenizer import load_tokenizer
-from upalm.ul2r.symbols import MODES
+from upalm.data import load_tokenizer
 
 SENTENCE = "def mean(values):\n    total = sum(values)\n    return total / len(values)\n"
 
@@ -15,5 +17,5 @@ tokenizer = load_tokenizer(Path(upalm.__file__).parent / "assets" / "palm_tiny")
 tokens = np.array(tokenizer.encode(SENTENCE), np.int32)
 for denoiser in ul2r.UL2R:
     inputs, targets = denoiser(tokens, np.random.default_rng(1), tokenizer.symbols)
-    print(f"--- {denoiser.name}: inputs\n{MODES[denoiser.mode]} {tokenizer.decode(inputs)}")
+    print(f"--- {denoiser.name}: inputs\n{ul2r.MODES[denoiser.mode]} {tokenizer.decode(inputs)}")
     print(f"--- {denoiser.name}: targets\n{tokenizer.decode(targets)}\n")

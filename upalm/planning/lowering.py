@@ -78,7 +78,7 @@ def train_arguments(
     empty, optimizer = empty_model(model), config.optimizer.build(config.n_steps)
     state = TrainState(empty, jax.eval_shape(optimizer.init, empty))
     shape = (config.accumulation, n_rows // config.accumulation, config.data.seq_len)
-    dtypes = [x.dtype for x in Batch.empty(1, 1)]
+    dtypes = [x.dtype for x in Batch.empty(1, config.data.seq_len)]
     if mesh is None:
         return state, Batch(*(jax.ShapeDtypeStruct(shape, dtype) for dtype in dtypes))
     batches = Batch(*(jax.ShapeDtypeStruct(shape, dtype, sharding=row_sharding(mesh)) for dtype in dtypes))
