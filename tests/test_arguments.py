@@ -40,6 +40,7 @@ class Settings:
         (["--text", "-x = 1"], "needs an equals sign: --text='-x = 1'"),
         (["--text"], "error: missing value for argument '--text'. Expected 1 value."),
         (["--widht", "2"], "error: unrecognized options: --widht, 2\nPerhaps you meant:\n    --width FLOAT"),
+        (["--place", ""], "error: --place: expected a path, got an empty text."),
         (["extra"], "error: unrecognized options: extra"),
     ],
 )

@@ -65,12 +65,14 @@ def test_documented_commands_parse():
     found = commands("upalm")
     assert len(found) > 30
     for page, words in found:
-        if any(word in ("RECIPE", "CONFIG") for word in words):
+        if any(word in ("RECIPE", "CONFIG") for word in words) or words[0].startswith("--"):
             continue
         try:
             name, rest = main.split(words)
             main.parse(name, rest)
         except (SystemExit, ValueError) as e:
+            if isinstance(e, SystemExit) and not e.code:
+                continue  # help
             raise AssertionError(f"{page}: upalm {shlex.join(words)}: {e}") from e
         if name == "run" and not rest[0].startswith("-"):
             assert recipes.find(rest[0])

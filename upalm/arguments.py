@@ -88,12 +88,18 @@ def _path_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
     return PrimitiveConstructorSpec(
         nargs=1,
         metavar="PATH",
-        instance_from_str=lambda words: Path(words[0]),
+        instance_from_str=_read_path,
         is_instance=lambda value: isinstance(value, Path),
         str_from_instance=lambda path: [
             str(path.relative_to(_PACKAGE.parent) if path.is_relative_to(_PACKAGE) else path)
         ],
     )
+
+
+def _read_path(words: Sequence[str]) -> Path:
+    if not words[0]:
+        raise ValueError("expected a path, got an empty text.")
+    return Path(words[0])
 
 
 # --- Mistakes -------------------------------------------------------------------------------------

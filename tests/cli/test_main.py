@@ -4,6 +4,7 @@ import importlib
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -74,9 +75,10 @@ def test_an_unknown_name_suggests_the_nearest(upalm, words, nearest):
         upalm(*words)
 
 
-def test_help_of_a_command_may_be_asked_for_by_a_word(upalm, capsys):
+@pytest.mark.parametrize("word", ["help", "--help", "-h"])
+def test_help_may_stand_before_the_command(upalm, capsys, word):
     with pytest.raises(SystemExit) as e:
-        upalm("help", "data", "check")
+        upalm(word, "data", "check")
     assert not e.value.code and "usage: upalm data check" in capsys.readouterr().out
 
 
@@ -145,3 +147,26 @@ def test_control_characters_in_an_error_are_spelt_out(upalm):
 def test_no_color_keeps_escapes_out_of_help():
     done = command("infill", "--help", NO_COLOR="1", PYTHON_TYRO_FORCE_ANSI="1", FORCE_COLOR="1")
     assert "\x1b" not in done.stdout and "--checkpoint" in done.stdout
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_full_disk_is_one_line():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-m", "upalm", "cite"], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (1, "error: no space left on device.\n")
+
+
+def test_closed_streams_are_no_traceback(monkeypatch):
+    for name in ("stdin", "stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    monkeypatch.setattr(sys, "argv", ["upalm", "cite"])
+    main.main()
+
+
+@pytest.mark.parametrize(("encoding", "expected"), [("ascii", b"\\u2500 \\udcff"), ("utf-8", b"\xe2\x94\x80 \xff")])
+def test_any_text_can_be_printed_in_any_encoding(encoding, expected):
+    """A line of a box, and a byte of a file name that is not UTF-8."""
+    code = "from upalm.cli import main; main.dispatch = lambda words: print('\u2500 \\udcff'); main.main()"
+    env = os.environ | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=env)
+    assert done.stdout.strip() == expected, done.stderr

@@ -53,3 +53,18 @@ def test_help_of_a_recipe_with_own_settings_names_it(upalm, capsys, recipe):
         upalm("run", recipe, "--help")
     out = capsys.readouterr().out
     assert f"\nusage: upalm run {recipe} [-h]" in out and "\nExpected:" in out
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"def f(:", "no Python: invalid syntax"),
+        (b"\xff", "no Python: 'utf-8' codec can't decode byte 0xff"),
+        (b"CONFIGS = 3", "CONFIGS is 3, expected a dict"),
+    ],
+)
+@pytest.mark.parametrize("command", ["run", "plan"])
+def test_a_file_that_is_no_recipe_is_refused(upalm, tmp_path, command, content, message):
+    (tmp_path / "mine.py").write_bytes(content)
+    with pytest.raises(SystemExit, match=f"^error: .*mine.py.*{message}"):
+        upalm(command, tmp_path / "mine.py")

@@ -1,5 +1,7 @@
 """The `upalm` command: one table of commands, and one parser for each."""
 
+import codecs
+import io
 import os
 import select
 import sys
@@ -59,6 +61,7 @@ INTERRUPTED, READER_GONE = 130, 141
 def main() -> None:
     """Run the command line. A user's mistake ends in one line, a bug in a traceback."""
     words = sys.argv[1:]
+    _open_streams()
     try:
         dispatch(words)
         sys.stdout.flush()
@@ -72,18 +75,29 @@ def main() -> None:
     except (ValueError, FloatingPointError, OSError) as e:
         if isinstance(e, BrokenPipeError) and _reader_is_gone():
             _end_silently()
-        if isinstance(e, OSError) and e.filename is not None and concerns_user(e, words):
-            sys.exit(printable(f"error: {e.filename}: {str(e.strerror).lower()}."))
+        if isinstance(e, OSError) and e.strerror and concerns_user(e, words):
+            place = "" if e.filename is None else f"{e.filename}: "
+            sys.exit(printable(f"error: {place}{e.strerror[0].lower()}{e.strerror[1:]}."))
         if type(e) not in (ValueError, FloatingPointError, OSError):
             raise  # a subclass is a bug of ours or of a library, and wants its traceback
         sys.exit(printable(f"error: {e}"))
+
+
+def _open_streams() -> None:
+    """Give a process without standard streams empty ones, and let every text be printed in any encoding."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if (stream := getattr(sys, name)) is None:
+            setattr(sys, name, open(os.devnull, mode))
+        elif name == "stdout" and isinstance(stream, io.TextIOWrapper):
+            is_utf8 = codecs.lookup(stream.encoding).name == "utf-8"
+            stream.reconfigure(errors="surrogateescape" if is_utf8 else "backslashreplace")
 
 
 def concerns_user(error: OSError, words: Sequence[str]) -> bool:
     """Whether an error is about a file that the command line names, or about permissions."""
     if type(error) is OSError or isinstance(error, PermissionError):
         return True
-    if isinstance(error.filename, int):
+    if not isinstance(error.filename, str | bytes | os.PathLike):
         return False
     path = Path(os.fsdecode(error.filename)).absolute()
     named = [Path(word.partition("=")[2] or word).absolute() for word in words]
@@ -123,7 +137,7 @@ def dispatch(words: list[str]) -> None:
             from upalm.cli.completion import script  # imports JAX, for the options of recipes
 
             print(script(shell))
-        case ["help", *rest]:
+        case ["help" | "-h" | "--help", *rest]:
             dispatch([*rest, "--help"])
         case _:
             name, rest = split(words)

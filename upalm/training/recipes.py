@@ -78,11 +78,13 @@ def choose(configs: Mapping[str, tuple[str, T]], description: str) -> T:
     The name may be left out if there is one config.
 
     Raises:
-        ValueError: unknown config, with the nearest name.
-        SystemExit: status 0 after help, 2 after a mistake in an option.
+        SystemExit: status 0 after help, 2 after a mistake.
     """
     program, words = _program(), sys.argv[1:]
-    name, words = split({name: summary for name, (summary, _) in configs.items()}, words, program)
+    try:
+        name, words = split({name: summary for name, (summary, _) in configs.items()}, words, program)
+    except ValueError as e:
+        arguments.refuse(str(e))
     if not name:
         lines = [description.strip(), "", f"usage: {program} CONFIG [OPTIONS]", ""]
         print("\n".join([*lines, *(f"  {name:10} {summary}" for name, (summary, _) in configs.items())]))
@@ -129,9 +131,17 @@ def configs(name: str) -> dict[str, str]:
     """Summaries of a recipe's configs; none for a recipe with settings of its own.
 
     They are read from the file's text where `CONFIGS` is written out, since running a recipe imports JAX.
+
+    Raises:
+        ValueError: the file is no Python, or its `CONFIGS` no dict.
     """
-    text = find(name).read_text(encoding="utf-8")
-    for node in ast.parse(text).body:
+    path = find(name)
+    try:
+        text = path.read_text(encoding="utf-8")
+        body = ast.parse(text).body
+    except (SyntaxError, UnicodeDecodeError) as e:
+        raise ValueError(f"{path} is no Python: {e}.") from e
+    for node in body:
         match node:
             case ast.Assign([ast.Name("CONFIGS")], ast.Dict(keys, values)):
                 found = {}
@@ -141,7 +151,9 @@ def configs(name: str) -> dict[str, str]:
                             found[config] = summary
                 if len(found) == len(keys):
                     return found
-    computed = runpy.run_path(str(find(name))).get("CONFIGS", {}) if "CONFIGS" in text else {}
+    computed = runpy.run_path(str(path)).get("CONFIGS", {}) if "CONFIGS" in text else {}
+    if not isinstance(computed, dict):
+        raise ValueError(f"{path}: CONFIGS is {computed!r}, expected a dict of (summary, config) by name.")
     return {config: summary for config, (summary, _) in computed.items()}
 
 
