@@ -8,14 +8,16 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 import jax
-import orbax.checkpoint as ocp
-from etils import epath
+from etils import epath, epy
 from jax.experimental import multihost_utils
 from jax.sharding import SingleDeviceSharding
 
 from upalm.checkpoints.arrays import checksums, from_arrays, to_arrays
 from upalm.distributed.processes import is_first, raise_everywhere
 from upalm.model.palm import Decoder
+
+with epy.lazy_imports():  # a sixth of the imports of a run, which weights without steps do not need
+    import orbax.checkpoint as ocp
 
 T = TypeVar("T")
 
