@@ -220,7 +220,8 @@ def summarise(measurements: dict[str, Measurement], share: float | None) -> str:
 def verdict(measurements: dict[str, Measurement]) -> str:
     difference = compare(measurements["ul2r"], measurements["causal"])["infill_bits_per_byte"]
     gain = measurements["ul2r"].estimates()["infill_gain"]
-    better = "fewer" if difference.mean < 0 else "more"
+    sign, better = (-1, "fewer") if difference.mean < 0 else (1, "more")
+    low, high = sorted((sign * difference.low, sign * difference.high))
     doubt = "" if difference.high < 0 or difference.low > 0 else "not significantly "
     if gain.low > 0:
         beyond = f"and {gain.mean:.3f} fewer than its own continuation from the left alone"
@@ -230,7 +231,7 @@ def verdict(measurements: dict[str, Measurement]) -> str:
         beyond = "and about as many as its own continuation from the left alone"
     return (
         f"UL2R fills a held-out gap with {abs(difference.mean):.3f} {doubt}{better} bits/byte than the control (95% "
-        f"interval of the paired difference {difference.low:+.3f} to {difference.high:+.3f}), {beyond}."
+        f"interval of the paired difference {low:.3f} to {high:.3f}), {beyond}."
     )
 
 

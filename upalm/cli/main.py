@@ -26,6 +26,7 @@ COMMANDS = {
     "data show": ("upalm.cli.data:Show", "Print rows of a mixture in colour, with statistics."),
     "data check": ("upalm.cli.data:Check", "Verify the checksum of every shard."),
     "eval": ("upalm.cli.evaluate:Eval", "Measure a checkpoint on held-out text or benchmark suites."),
+    "eval fetch": ("upalm.cli.fetch:Fetch", "Fetch the public files of a suite from the Hugging Face hub."),
     "scaling": ("upalm.cli.scaling:Scaling", "Compute how much training UL2R saves, from evaluations."),
     "import-hf": ("upalm.cli.interop:ImportHf", "Convert a Hugging Face checkpoint into one of upalm."),
     "import-palm": ("upalm.cli.interop:ImportPalm", "Convert a PaLM-rlhf-pytorch file into a checkpoint."),

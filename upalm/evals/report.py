@@ -67,7 +67,7 @@ def draw_loss_curves(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
             if points:
                 steps, losses = np.array(points, float).T
                 axis.plot(steps, losses, color=colour, lw=0.7, alpha=0.25)
-                axis.plot(steps, smooth(losses), color=colour, lw=2, label=key.removeprefix("loss_"))
+                axis.plot(steps, smooth(losses), color=colour, lw=2, label=_name_denoiser(key))
         axis.set(title=name, xlabel="step", ylabel="nats per loss token")
         axis.margins(x=0.02)
         if len(denoisers) > 1:
@@ -76,13 +76,17 @@ def draw_loss_curves(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     return figure
 
 
+def _name_denoiser(key: str) -> str:
+    name = key.removeprefix("loss_")
+    return name.upper() if len(name) == 1 else name
+
+
 def smooth(values: np.ndarray, share: float = 0.15) -> np.ndarray:
-    """Return the running mean over a window that holds `share` of the values, narrower at both ends."""
+    """Return the running mean over a window of `share` of the values, cut off at both ends."""
     half = max(1, round(len(values) * share / 2))
-    total = np.concatenate([[0.0], np.cumsum(values)])
-    i = np.arange(len(values))
-    reach = np.minimum(half, np.minimum(i, len(values) - 1 - i))  # symmetric, so that a slope is not bent
-    return (total[i + reach + 1] - total[i - reach]) / (2 * reach + 1)
+    total, i = np.concatenate([[0.0], np.cumsum(values)]), np.arange(len(values))
+    first, end = np.maximum(i - half, 0), np.minimum(i + half + 1, len(values))
+    return (total[end] - total[first]) / (end - first)
 
 
 def draw_masks(batch: Batch, visible: Bool[np.ndarray, "B T T"], names: Sequence[str]) -> Figure:
@@ -124,8 +128,9 @@ class Panel(NamedTuple):
 def draw_estimates(panels: Sequence[Panel]) -> Figure:
     """Draw estimates as points with their 95% intervals, a panel each, with a line at zero."""
     heights = [max(2, sum(len(series) for series in panel.estimates.values())) for panel in panels]
-    figure = Figure(figsize=(6.4, 0.9 * len(panels) + 0.34 * sum(heights)), layout="constrained")
+    figure = Figure(figsize=(6.4, 0.9 * len(panels) + 0.24 * sum(heights)), layout="constrained")
     axes = figure.subplots(len(panels), 1, height_ratios=[h + 1 for h in heights], squeeze=False)[:, 0]
+    legends = set[tuple[str, ...]]()
     for axis, panel in zip(axes, panels, strict=True):
         names = list(dict.fromkeys(name for series in panel.estimates.values() for name in series))
         colours = dict(zip(names, COLOURS[2:3] if len(names) == 1 else COLOURS, strict=False))
@@ -141,7 +146,8 @@ def draw_estimates(panels: Sequence[Panel]) -> Figure:
         axis.set_title(panel.title, fontsize=10, loc="left")
         if panel.limits is not None:
             axis.set_xlim(panel.limits)
-        if len(names) > 1:
+        if len(names) > 1 and tuple(names) not in legends:
+            legends.add(tuple(names))
             axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
         _tidy(axis)
     return figure
@@ -214,9 +220,10 @@ h1 { font-size: 1.7rem; line-height: 1.2 } h2 { font-size: 1.25rem; margin-top: 
 .lead { font-size: 1.1rem }
 .scroll { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 td, th { padding: .3rem .8rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap }
-td:first-child, th:first-child { text-align: left; padding-left: 0 }
+td:first-child, th:first-child { text-align: left; padding-left: 0; white-space: normal; min-width: 4.5rem }
 .fills td { text-align: left; white-space: pre-wrap; vertical-align: top }
-figure { margin: 1rem 0 } figure img { max-width: 100%; height: auto; min-width: min(30rem, 170vw) }
+figure { margin: 1rem 0 } figure img { max-width: 100%; height: auto }
+figure img.wide { min-width: 36rem }
 figcaption, small { color: var(--quiet); font-size: .88rem }
 pre { background: var(--soft); padding: .8rem; overflow-x: auto; font-size: 13px; border-radius: 6px; margin: .4rem 0 }
 code { font-size: .87em } mark { color: inherit; background: var(--other); border-radius: 2px }
@@ -228,7 +235,8 @@ section.gap { margin: 1.6rem 0 }
 def format_figure(figure: matplotlib.figure.Figure, caption: str) -> str:
     """Return a figure as HTML that needs no other file."""
     data, text = base64.b64encode(png(figure)).decode(), html.escape(caption)
-    image = f'<img alt="{text}" src="data:image/png;base64,{data}">'
+    css = "wide" if figure.get_figwidth() > 7 else ""
+    image = f'<img class="{css}" alt="{text}" src="data:image/png;base64,{data}">'
     return f'<figure><div class="scroll">{image}</div><figcaption>{text}</figcaption></figure>'
 
 
@@ -265,7 +273,7 @@ def format_fills(before: str, truth: str, after: str, fills: Mapping[str, str]) 
 
 def _colour(fill: str, truth: str) -> str:
     """Mark the words of a fill: those in order with the truth's, and the others."""
-    words, true_words = (re.findall(r"\w+|\s+|[^\w\s]", text) for text in (fill, truth))
+    words, true_words = (re.findall(r"\s*(?:\w+|[^\w\s])|\s+", text) for text in (fill, truth))
     pieces = []
     for tag, a, b, _, _ in difflib.SequenceMatcher(None, words, true_words, autojunk=False).get_opcodes():
         if a < b:

@@ -56,11 +56,7 @@ class Suite:
 
     def find_missing(self, folder: Path) -> dict[str, str]:
         """Return the tasks without a file in the folder, each with the files that would serve."""
-        return {
-            task.name: " or ".join(source.file for source in task.sources)
-            for task in self.tasks
-            if task.find_source(folder) is None
-        }
+        return {task.name: task.describe_files() for task in self.tasks if task.find_source(folder) is None}
 
 
 SUITES = {

@@ -61,6 +61,12 @@ class Source:
     """Makes `build` from the data folder, if another file there has the wording."""
     includes: Callable[[BenchmarkRow], bool] | None = None
     """Selects the task's rows; None selects all."""
+    needs: tuple[str, ...] = ()
+    """Other files below the data folder, which `shots` and `build_from` read."""
+
+    def is_in(self, folder: Path) -> bool:
+        """Whether the folder has all files of the source."""
+        return all((folder / file).is_file() for file in (self.file, *self.needs))
 
     def load(self, folder: Path) -> "LoadedTask":
         """Read all questions of the file, and the exemplars.
@@ -128,8 +134,12 @@ class _Task:
             )
 
     def find_source(self, folder: Path) -> Source | None:
-        """Return the first source whose file is in the folder, or None."""
-        return next((s for s in self.sources if (folder / s.file).is_file()), None)
+        """Return the first source whose files are in the folder, or None."""
+        return next((s for s in self.sources if s.is_in(folder)), None)
+
+    def describe_files(self) -> str:
+        """Return the files that the task can be run on, as text."""
+        return " or ".join(" with ".join((source.file, *source.needs)) for source in self.sources)
 
     def load(self, folder: Path, limit: int | None = None) -> LoadedTask:
         """Read the questions (the first `limit`) and the exemplars.
@@ -139,7 +149,7 @@ class _Task:
         """
         source = self.find_source(folder)
         if source is None:
-            raise ValueError(f"{self.name} needs {' or '.join(s.file for s in self.sources)} in {folder}.")
+            raise ValueError(f"{self.name} needs {self.describe_files()} in {folder}.")
         loaded = source.load(folder)
         if not loaded.questions:
             raise ValueError(f"{folder / source.file} has no question of {self.name}.")

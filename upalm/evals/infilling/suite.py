@@ -117,6 +117,11 @@ def _evaluate(
     return estimates, {"too_short": n_short, "too_long": n_too_long}
 
 
+def list_files() -> list[str]:
+    """List the files of the suite, below the data folder."""
+    return list(dict.fromkeys(map(_find_file, _TASKS)))
+
+
 def _find_kind(name: str) -> str:
     return name.removeprefix("humaneval_").replace("_", "-")
 

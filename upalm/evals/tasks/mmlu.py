@@ -39,7 +39,14 @@ def _load_shots(subject: str, folder: Path) -> list[str]:
 TASKS: tuple[Task, ...] = tuple(
     Ranked(
         f"mmlu_{subject}",
-        (Source(f"mmlu/{subject}_test.jsonl", _build_question, shots=partial(_load_shots, subject)),),
+        (
+            Source(
+                f"mmlu/{subject}_test.jsonl",
+                _build_question,
+                shots=partial(_load_shots, subject),
+                needs=(f"mmlu/{subject}_dev.jsonl",),
+            ),
+        ),
         preamble=f"The following are multiple choice questions (with answers) about {subject.replace('_', ' ')}.\n\n",
     )
     for subject in SUBJECTS

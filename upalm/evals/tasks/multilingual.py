@@ -53,6 +53,7 @@ def build_mgsm(language: str) -> Task:
                 f"mgsm/{language}.jsonl",
                 build_from=partial(_make_builder, language),
                 shots=partial(_load_shots, language),
+                needs=(f"mgsm/{language}_exemplars.json",),
             ),
         ),
         max_new_tokens=256,

@@ -143,7 +143,15 @@ def _build_bbh_task(name: str) -> Task:
     family = next((f for f in ("logical_deduction", "tracking_shuffled_objects") if name.startswith(f)), name)
     return Generated(
         f"bbh_{name}",
-        (Source(f"bbh/{name}.json", _build_bbh, field="examples", shots=partial(_load_bbh_shots, name)),),
+        (
+            Source(
+                f"bbh/{name}.json",
+                _build_bbh,
+                field="examples",
+                shots=partial(_load_bbh_shots, name),
+                needs=(f"bbh/cot-prompts/{name}.txt",),
+            ),
+        ),
         max_new_tokens=_MAX_TOKENS,
         stop=_NEXT_QUESTION,
         extract=final_answer,
@@ -159,7 +167,7 @@ BBH_TASKS: tuple[Task, ...] = tuple(map(_build_bbh_task, BBH))
 TASKS: tuple[Task, ...] = (
     Generated(
         "gsm8k",
-        (Source("gsm8k/test.jsonl", _build_gsm8k, shots=_load_gsm8k_shots),),
+        (Source("gsm8k/test.jsonl", _build_gsm8k, shots=_load_gsm8k_shots, needs=("gsm8k/cot_8shot.json",)),),
         max_new_tokens=_MAX_TOKENS,
         stop=_NEXT_QUESTION,
         extract=final_number,
@@ -174,6 +182,7 @@ TASKS: tuple[Task, ...] = (
                 _build_strategy,
                 field="examples",
                 shots=partial(_load_shots, "strategyqa", 6, _build_strategy_exemplar),
+                needs=("nlp/strategyqa_cot_train_300.jsonl",),
             ),
         ),
         max_new_tokens=_MAX_TOKENS,
@@ -189,6 +198,7 @@ TASKS: tuple[Task, ...] = (
                 "nlp/commonsense_qa.jsonl",
                 _build_commonsense,
                 shots=partial(_load_shots, "commonsense_qa", 7, lambda row: Question(f"Q: {row.text('question')}\nA:")),
+                needs=("nlp/commonsense_qa_cot_train_300.jsonl",),
             ),
         ),
         max_new_tokens=_MAX_TOKENS,

@@ -1,0 +1,42 @@
+"""`upalm eval fetch`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from upalm.cli import options
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fetch:
+    """Fetch the public files of a suite from the Hugging Face hub.
+
+    Files that the data folder has are kept, so that the same command resumes. fetched.json beside them pins commits and
+    checksums. Files that are not on the hub are listed with where to get them.
+    """
+
+    suite: str
+    """Name of a suite (`upalm eval --help` lists them)."""
+    data: options.Out
+    """Folder for the files."""
+    tasks: tuple[str, ...] = ()
+    """Fetch the files of these tasks only."""
+    mirror: Path | None = None
+    """Folder with copies of data sets in the hub's layout, OWNER/NAME/CONFIG/SPLIT/*.parquet, in place of the hub."""
+
+    def __call__(self) -> None:
+        from upalm.evals import hub, suites
+        from upalm.evals.infilling import suite as infilling_suite
+
+        if self.suite == infilling_suite.NAME:
+            files = infilling_suite.list_files()
+        else:
+            files = hub.list_files(suites.find_suite(self.suite).select(self.tasks))
+        place = hub.LocalHub(self.mirror) if self.mirror is not None else hub.OnlineHub()
+        self.data.mkdir(parents=True, exist_ok=True)
+        counts: dict[str, int] = {}
+        for outcome in hub.fetch(files, self.data, place):
+            counts[outcome.status] = counts.get(outcome.status, 0) + 1
+            print(f"{outcome.status:8} {outcome.file}: {outcome.note}", flush=True)
+        print(", ".join(f"{n} {status}" for status, n in counts.items()) + f"; files in {self.data}")
+        if "failed" in counts:
+            raise ValueError(f"{counts['failed']} files could not be fetched: the same command tries them again.")
