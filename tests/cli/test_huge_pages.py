@@ -7,27 +7,27 @@ from upalm.cli import huge_pages
 
 
 @pytest.fixture
-def started(monkeypatch):
+def restarts(monkeypatch):
     calls = []
     monkeypatch.setattr(os, "execve", lambda *args: calls.append(args))
-    monkeypatch.setattr(huge_pages, "_ACCELERATORS", ())
+    monkeypatch.setattr(huge_pages, "ACCELERATORS", ())
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
     return calls
 
 
-def test_the_same_command_is_started_once_more(started, monkeypatch):
+def test_a_command_restarts_once_with_the_same_words(restarts, monkeypatch):
     monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "upalm", "cite"])
     huge_pages.use_huge_pages()
-    ((program, argv, env),) = started
+    ((program, argv, env),) = restarts
     assert (program, argv) == (sys.executable, [sys.executable, "-m", "upalm", "cite"])
     assert "GLIBC_TUNABLES" in env
     monkeypatch.setenv("GLIBC_TUNABLES", env["GLIBC_TUNABLES"])  # the second time, and where the user has chosen
     huge_pages.use_huge_pages()
-    assert len(started) == 1
+    assert len(restarts) == 1
 
 
-def test_a_host_of_accelerators_is_left_alone(started, monkeypatch):
-    monkeypatch.setattr(huge_pages, "_ACCELERATORS", ("null",))  # every Linux has /dev/null
+def test_a_machine_with_accelerators_is_left_alone(restarts, monkeypatch):
+    monkeypatch.setattr(huge_pages, "ACCELERATORS", ("null",))  # every Linux has /dev/null
     huge_pages.use_huge_pages()
-    assert started == []
+    assert restarts == []

@@ -15,6 +15,7 @@ def test_a_recipe_is_shown_and_copied_and_the_copy_runs(upalm, capsys, tmp_path)
     shown = capsys.readouterr().out
     upalm("recipes", "cp", "palm_tiny", tmp_path)
     assert (tmp_path / "palm_tiny.py").read_text() == shown
+    upalm("recipes", "cp", tmp_path / "palm_tiny.py", tmp_path / "again.py")
     with pytest.raises(SystemExit, match="exists"):
         upalm("recipes", "cp", "palm_tiny", tmp_path)
     with pytest.raises(SystemExit, match="no such file or folder"):

@@ -6,7 +6,8 @@ import pytest
     [
         (("run",), "expected a recipe or --from FOLDER; the recipes are finetune"),
         (("run", "absent.py"), "no recipe file absent.py"),
-        (("run", "ul2r_tiny"), "upalm run ul2r_tiny needs a config: choose one of ul2r, causal"),
+        (("run", "ul2r_tiny"), "upalm run ul2r_tiny needs a config before its options: choose one of ul2r, causal"),
+        (("run", "ul2r_tiny", "--out", "x"), "upalm run ul2r_tiny needs a config before its options"),
         (("run", "palm_tiny", "--data", "/nowhere"), "no such file or folder: '/nowhere'"),
         (("run", "ul2r_tiny", "causal", "-c", "/nowhere"), "no checkpoint at /nowhere"),
     ],

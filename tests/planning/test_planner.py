@@ -157,7 +157,7 @@ def test_topologies_are_listed():
         (("ul2r_54b", "540b", "--topology", "v4:8x8x8"), "did you mean 'ul2r_540b'"),
         (("ul2r_small", "small", "--topology", "here"), "--start.checkpoint"),
         (("quickstart", "quickstart"), "settings of its own"),
-        (("ul2r_540b",), "needs a config: choose one of 540b, causal"),
+        (("ul2r_540b",), "needs a config before its options: choose one of 540b, causal"),
         (("ul2r_540b", "540b", "more"), "expected RECIPE CONFIG"),
         ((), "the recipes are finetune"),
         (("ul2r_540b", "540b", "--topology", "v4:8x8x8", "--slices", "0"), "expected at least 1"),

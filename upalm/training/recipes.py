@@ -16,21 +16,21 @@ _PACKAGE = Path(__file__).parents[1]
 
 
 def folder() -> Path:
-    """Where the recipes are: in the wheel, or at the top of a checkout."""
+    """Folder of the recipes: in the wheel, or at the top of a checkout."""
     shipped = _PACKAGE / "_recipes"
     return shipped if shipped.is_dir() else _PACKAGE.parent / "recipes"
 
 
 def names() -> list[str]:
-    """All recipes by name."""
+    """Names of all recipes, sorted."""
     return sorted(p.stem for p in folder().glob("*.py"))
 
 
 def find(name: str) -> Path:
-    """Path of a recipe, given its name or a `.py` file.
+    """Path of a recipe, from its name or from a `.py` file.
 
     Raises:
-        ValueError: unknown, with the nearest names.
+        ValueError: unknown recipe, with the nearest name.
     """
     if name.endswith(".py"):
         if not Path(name).is_file():
@@ -47,15 +47,16 @@ def summary(name: str) -> str:
 
 
 def copy(name: str, to: Path) -> Path:
-    """Copy a recipe, to edit it.
+    """Copy a recipe to a folder or file.
 
     Raises:
         ValueError: unknown recipe, or the destination exists.
     """
-    target = to / f"{name}.py" if to.is_dir() else to
+    source = find(name)
+    target = to / source.name if to.is_dir() else to
     if target.exists():
         raise ValueError(f"{target} exists: choose another place.")
-    shutil.copy(find(name), target)
+    shutil.copy(source, target)
     return target
 
 
@@ -104,13 +105,13 @@ def parse(settings: type[T], description: str) -> T:
 
 
 def _program() -> str:
-    """The command that runs the recipe."""
+    """Command that runs the recipe of this process."""
     path = Path(sys.argv[0])
     return f"upalm run {path.stem if path.parent == folder() else path}"
 
 
 def split(configs: Mapping[str, str], words: list[str], program: str) -> tuple[str, list[str]]:
-    """The config that a command line names, or "" for help without one; and the words after it.
+    """Split a command line into the name of a config ("" for help of all) and the words after it.
 
     Raises:
         ValueError: unknown config, with the nearest name.
@@ -121,10 +122,9 @@ def split(configs: Mapping[str, str], words: list[str], program: str) -> tuple[s
         return next(iter(configs)), words
     if {"-h", "--help"} & set(words[:1]):
         return "", words
-    given = next((word for word in words if not word.startswith("-")), None)
-    if given is None:
-        raise ValueError(f"{program} needs a config: choose one of {', '.join(configs)}.")
-    raise ValueError(f"{program} has no config {given!r}: {suggest(given, configs)}")
+    if not words or words[0].startswith("-"):
+        raise ValueError(f"{program} needs a config before its options: choose one of {', '.join(configs)}.")
+    raise ValueError(f"{program} has no config {words[0]!r}: {suggest(words[0], configs)}")
 
 
 def configs(name: str) -> dict[str, str]:
