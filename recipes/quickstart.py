@@ -144,7 +144,8 @@ def main(args: Quickstart) -> None:
     forks = {name: args.fork(name, base_folder, base.config.seq_len) for name in FORKS}
     for config in forks.values():  # before anything is trained
         check_folder(config)
-    corpus = sources.load(args.data, skip_undecodable=args.skip_undecodable)
+    options = ("--skip-undecodable",)
+    corpus = sources.load(args.data, skip_undecodable=args.skip_undecodable, options=options)
     # gaps must fit the longest form of a prompt, whichever model fills them
     lines, words = cut_gaps(corpus.validation, tokenizer, base.config.seq_len, args.n_rows, inputs_eos=True)
     if corpus.skipped:

@@ -64,7 +64,7 @@ def test_jsonl_keeps_line_separators_inside_strings(tmp_path):
         ("a.txt", b"fine\n\xe9 latin", r"a.txt, line 2 is not UTF-8 .*at byte 5"),
         ("a.txt", "text".encode("utf-16"), "UTF-16"),
         ("a.txt", b"\x7fELF\x02\x01\x00\x00", "binary"),
-        ("a.csv", b"a,b", r"of .txt, .jsonl.*include '\*\.csv'"),
+        ("a.csv", b"a,b", r"of .txt, .jsonl.*include=\['\*\.csv'\] in Python"),
         ("a.jsonl", b'{"text": "x"}\n{"body": "y"}', "line 2: expected an object"),
         ("a.jsonl", b'{"text": 3}', "'text' is int"),
         ("a.jsonl", b'{"inputs": "x"}', "'targets' is missing"),
@@ -163,7 +163,7 @@ def test_plain_text_of_any_ending_is_read_by_pattern(tmp_path):
     (tmp_path / "deep").mkdir()
     for name in ("deep/a.py", "b.PY", "c.md", "d.txt"):
         (tmp_path / name).write_text(name + TEXT)
-    with pytest.raises(ValueError, match=r"none of 1 files \(.py 1\).*include '\*\.py'"):
+    with pytest.raises(ValueError, match=r"none of 1 files \(.py 1\).*include=\['\*\.py'\] in Python"):
         sources.load(str(tmp_path / "deep"))
 
     def names(*include):
@@ -274,3 +274,22 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
     for source in (tmp_path, tmp_path / "a.txt"):
         with pytest.raises(ValueError, match=r"a\.txt: a dangling link or no regular file"):
             sources.load(str(source))
+
+
+@pytest.mark.parametrize(
+    ("options", "skip", "include"),
+    [
+        ((), "skip_undecodable=True in Python", "include=['*.md'] in Python"),
+        (("--include", "--skip-undecodable"), "--skip-undecodable", "--include '*.md'"),
+        (("--data.include", "--data.skip-undecodable"), "--data.skip-undecodable", "--data.include '*.md'"),
+    ],
+)
+def test_hints_name_options_that_the_command_has(tmp_path, options, skip, include):
+    (tmp_path / "a.txt").write_bytes(b"\xff")
+    with pytest.raises(ValueError) as e:
+        sources.load(str(tmp_path / "a.txt"), options=options)
+    assert f"with {skip} (" in str(e.value)
+    (tmp_path / "a.txt").rename(tmp_path / "a.md")
+    with pytest.raises(ValueError) as e:
+        sources.load(str(tmp_path), options=options)
+    assert str(e.value).endswith(f"with {include}.")

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from upalm.data.sources import TextSource
     from upalm.data.tokenizer import Tokenizer
 
+TEXT_OPTIONS = ("--include", "--skip-undecodable")
 MIN_VOCAB_SIZE, MAX_VOCAB_SIZE = 360, 1_000_000
 SHIPPED = Path(__file__).parents[1] / "assets" / "palm_tiny"
 
@@ -49,7 +50,7 @@ class Build:
         from upalm.data import shards, sources
         from upalm.training.progress import Count
 
-        text = sources.TextSource(self.data, self.include, self.skip_undecodable, "--")
+        text = sources.TextSource(self.data, self.include, self.skip_undecodable, TEXT_OPTIONS)
         tokenizer = self._tokenizer(text)
         trained_vocab_size = 0 if self.tokenizer is not None else self.vocab_size
         with Count("tokenised", ("documents", "tokens")) as count:
@@ -157,7 +158,7 @@ class Show:
 
         folders = built_folders(config.source)
         tokenizer = load_tokenizer(next(iter(folders), self.tokenizer))
-        loader = Loader(open_source(config, tokenizer, "--")[0], config, tokenizer.symbols, seed=self.seed)
+        loader = Loader(open_source(config, tokenizer, TEXT_OPTIONS)[0], config, tokenizer.symbols, seed=self.seed)
         output = console()
         output.print(rows.legend())
         for number in range(self.rows):

@@ -1,6 +1,7 @@
 """DataConfig, and the corpora that it names."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +16,9 @@ from upalm.data.tokenizer import Tokenizer
 from upalm.data.tokens import BUILD_APART, Tokens, encode
 
 Corpus = Tokens | Shards
+
+RECIPE_OPTIONS = ("--data.include", "--data.skip-undecodable")
+"""How the command line of a recipe names the settings of text."""
 
 MIN_SHARE = 1e-6
 """The least share of rows that a corpus can have; a smaller one would get none."""
@@ -90,9 +94,9 @@ def _is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def text_source(config: DataConfig, option_prefix: str = "--data.") -> sources.TextSource:
-    """Find the text files of a configuration."""
-    return sources.TextSource(config.source, config.include, config.skip_undecodable, option_prefix)
+def text_source(config: DataConfig, options: Sequence[str] = RECIPE_OPTIONS) -> sources.TextSource:
+    """Find the text files of a configuration; `options` are those that hints may name."""
+    return sources.TextSource(config.source, config.include, config.skip_undecodable, tuple(options))
 
 
 class Weighted(NamedTuple):
@@ -136,14 +140,14 @@ def manifests(source: str) -> dict[str, str]:
 
 
 def open_source(
-    config: DataConfig, tokenizer: Tokenizer, option_prefix: str = "--data."
+    config: DataConfig, tokenizer: Tokenizer, options: Sequence[str] = RECIPE_OPTIONS
 ) -> tuple[list[Weighted], list[Weighted]]:
     """Open the training and validation corpora of a source, tokenising text now.
 
     Args:
         config: source, and how it is read.
         tokenizer: the model's.
-        option_prefix: prefix of the settings of `config` on the command line, for hints in errors.
+        options: options of the command in hand, which hints in errors may name.
 
     Raises:
         ValueError: a source that `TextSource` or `Shards` refuses, such as shards of another tokenizer.
@@ -154,7 +158,7 @@ def open_source(
             for split in SPLITS
         )
         return train, validation
-    text = text_source(config, option_prefix)
+    text = text_source(config, options)
     corpus = text.load()
     for note in text.notes():
         print(note)

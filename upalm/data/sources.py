@@ -97,8 +97,8 @@ class TextSource:
     any, files of the known kinds."""
     skip_undecodable: bool = False
     """Leave out text that is not UTF-8 and count it, instead of stopping."""
-    option_prefix: str = ""
-    """Prefix of these settings on the command line, for hints in errors: `--` or `--data.`."""
+    options: tuple[str, ...] = ()
+    """Options of the command in hand that hints in errors may name; none in Python."""
     files: list[SourceFile] = field(init=False, repr=False)
     """In the order of their paths."""
     other: Counter[str] = field(init=False, repr=False)
@@ -197,8 +197,8 @@ class TextSource:
             yield from file.read(file, self.skipped if self.skip_undecodable else None)
         except _Undecodable as e:
             raise ValueError(
-                f"{e}. Convert it to UTF-8, or leave such text out with {self._option('skip_undecodable')} "
-                "(it is counted)."
+                f"{e}. Convert it to UTF-8, or leave such text out with "
+                f"{self._option('skip-undecodable', 'skip_undecodable=True')} (it is counted)."
             ) from e
         except _arrow_errors() as e:
             raise ValueError(f"{file.shown}: it is damaged, or of another kind than its name says ({e}).") from e
@@ -208,15 +208,21 @@ class TextSource:
 
     def _include_hint(self) -> str:
         ending = next((kind for kind, _ in self.other.most_common() if kind.startswith(".")), ".md")
-        return f"Plain text of any ending is read with {self._option('include')} '*{ending}'."
+        option = self._option(f"include '*{ending}'", f"include=['*{ending}']")
+        return f"Plain text of any ending is read with {option}."
 
-    def _option(self, name: str) -> str:
-        return self.option_prefix + name.replace("_", "-") if self.option_prefix else name
+    def _option(self, words: str, in_python: str) -> str:
+        """How to set this in the command in hand, or in Python."""
+        name, *values = words.split()
+        option = next((option for option in self.options if option.endswith(name)), None)
+        return " ".join([option, *values]) if option else f"{in_python} in Python"
 
 
-def load(source: str, *, include: tuple[str, ...] = (), skip_undecodable: bool = False) -> Corpus:
+def load(
+    source: str, *, include: tuple[str, ...] = (), skip_undecodable: bool = False, options: tuple[str, ...] = ()
+) -> Corpus:
     """Read all of a source and split it by name; see `TextSource`."""
-    return TextSource(source, include, skip_undecodable).load()
+    return TextSource(source, include, skip_undecodable, options).load()
 
 
 def check_splits(source: str, n_train: int, n_validation: int) -> None:
