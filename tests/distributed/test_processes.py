@@ -119,7 +119,8 @@ def test_killed_process_ends_the_others_and_a_restart_resumes(pod, pair, killed)
 @pytest.mark.slow
 def test_processes_with_other_settings_are_refused(pod):
     said = pod.finish(pod.start("disagree", *mesh(1, 4, 2), n=2, each={1: ("--seed", 1)}), ok=False)
-    assert all("the processes disagree: process 1 has seed 1, process 0 0" in x for x in said)
+    message = "the processes disagree: process 1 has seed 1, process 0 0"
+    assert all(message in x for x in said), said
     assert not (pod.folder / "disagree" / "steps").exists()
 
 
