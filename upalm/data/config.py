@@ -60,7 +60,8 @@ class DataConfig:
             object.__setattr__(self, "mixture", ul2r.mixture_text(denoisers))
         if isinstance(self.source, os.PathLike):
             object.__setattr__(self, "source", str(self.source))
-        if not isinstance(self.source, str) or not self.source.strip():
+        is_given = self.source is not tyro.MISSING  # of a recipe, whose user gives it
+        if is_given and not (isinstance(self.source, str) and self.source.strip()):
             raise ValueError(f"source is {self.source!r}, expected `stdlib`, a file or a folder.")
         for name, least in (("seq_len", 8), ("batch_size", 1), ("n_workers", 0)):
             if not _is_whole(value := getattr(self, name)) or value < least:
