@@ -109,6 +109,12 @@ class Quickstart:
     seed: int = 0
     """Seed of data order and noise."""
 
+    def __post_init__(self):
+        if not 1 <= self.n_decoded <= self.n_rows:
+            raise ValueError(
+                f"n_decoded is {self.n_decoded} of n_rows {self.n_rows}, expected at least 1 and at most n_rows."
+            )
+
     def fork(self, name: str, base: Path, seq_len: int) -> train.TrainConfig:
         """The run of a fork: the two differ in their mixture alone."""
         mixture = "causal" if name == "causal" else self.mixture

@@ -99,6 +99,7 @@ class ScalingTiny:
 
 def main(args: ScalingTiny) -> None:
     started = time.monotonic()
+    check_request(args)
     files = args.out / "questions"
     synthetic.write(files, args.n_questions)
     documents = sources.load(args.data).validation
@@ -128,6 +129,19 @@ def main(args: ScalingTiny) -> None:
     print(analyse(read_points([results]), args.out).format())
     print_summary(args, results)
     print(f"{time.monotonic() - started:.0f} s in all")
+
+
+def check_request(args: ScalingTiny) -> None:
+    """Record what checkpoints are measured on, or refuse a folder whose results were measured on something else."""
+    path, request = (
+        args.out / "measured_on.json",
+        {"data": args.data, "rows": args.n_rows, "questions": args.n_questions},
+    )
+    if not path.is_file():
+        args.out.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(request) + "\n")
+    elif json.loads(path.read_text()) != request:
+        raise ValueError(f"the results in {args.out} are of {path.read_text().strip()}: choose another --out.")
 
 
 def evaluate(args: ScalingTiny, checkpoint: Path, files: Path, documents: list, place: Path) -> None:

@@ -1,6 +1,11 @@
 import json
+import shutil
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+
+from upalm.evals.bootstrap import mean
 
 
 def test_a_suite_is_run_and_its_holes_are_named(upalm, capsys, checkpoint, tmp_path):
@@ -56,3 +61,58 @@ def test_the_infilling_suite_goes_on_where_it_was(upalm, monkeypatch, capsys, ch
     assert all(len(row.spans) == 3 for rows in asked for row in rows)  # what did not fit, if anything
     with pytest.raises(SystemExit, match="another evaluation"):
         upalm(*words, "--mode", "nlu")
+    finished = tmp_path / "out/infilling/prose_1_span.json"
+    contents = finished.read_text()
+    for damage in ("{}", '{"fingerprint": 1, "left_out": {}, "metrics": {"em": {"middle": 1}}}', "[]"):
+        finished.write_text(damage)
+        with pytest.raises(SystemExit, match="prose_1_span.json is damaged or of another version"):
+            upalm(*words)
+    finished.write_text(contents)
+    with (data / "nlp/lambada_openai.jsonl").open("a") as file:
+        file.write(f"{json.dumps({'text': text})}\n")
+    with pytest.raises(SystemExit, match="another evaluation"):  # of other rows
+        upalm(*words)
+
+
+def test_results_are_saved_whatever_the_names(upalm, monkeypatch, capsys, checkpoint, tmp_path, source_text):
+    """A name that is no valid markup stays text, and the numbers are saved before anything is printed."""
+    folder, numbers = tmp_path / "ck[/b][red]", tmp_path / "numbers.json"
+    shutil.copytree(checkpoint, folder)
+    (tmp_path / "text.txt").write_text(source_text * 3)
+    found = SimpleNamespace(estimates=lambda: {"gain": mean(np.ones(3))}, infill_mode="nlu", left_only_format="none")
+    monkeypatch.setattr("upalm.cli.evaluate.cut_gaps", lambda *_, **__: ([], []))
+    monkeypatch.setattr("upalm.cli.evaluate.measure", lambda *_, **__: found)
+    monkeypatch.setattr("upalm.cli.evaluate._format_metrics", lambda title, _: title + str(numbers.is_file()))
+    upalm("eval", "-c", str(folder), "--data", str(tmp_path / "text.txt"), "--json", str(numbers))
+    assert json.loads(numbers.read_text())["gain"]["mean"] == 1
+    assert "ck[/b][red] on " in (out := capsys.readouterr().out) and "True" in out
+
+
+def test_suite_of_a_file_is_run(upalm, capsys, checkpoint, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from upalm.evals import Question, Ranked, Source\n"
+        "build = lambda row: Question(row.text('q'), (' no', ' yes'), (row.choice('label', 2),))\n"
+        "TASKS = [Ranked('t[b]', (Source('t.jsonl', build),))]\n"
+    )
+    (tmp_path / "t.jsonl").write_text('{"q": "a", "label": 1}\n' * 2)
+    words = ("--suite", str(tmp_path / "mine.py"), "--out", str(tmp_path / "out"))
+    upalm("eval", "-c", checkpoint, "--data", str(tmp_path), *words)
+    out = capsys.readouterr().out
+    assert "mine: the tasks of mine.py" in out and "t[b]" in out
+    assert json.loads((tmp_path / "out/mine/results.json").read_text())["tasks"].keys() == {"t[b]"}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--json", "/nowhere/x.json"), "there is no folder /nowhere"),
+        (("--n-rows", "0"), "--n-rows is 0, expected at least 1"),
+        (("--n-decoded", "0"), "--n-decoded is 0, expected at least 1"),
+        (("--suite", "mmlu", "--json", "x.json"), "suite mmlu has no use for --json"),
+        (("--suite", "mmlu", "--out", "/dev/null/x"), "--out /dev/null/x cannot be written"),
+        (("--suite", "./nowhere.py"), "no file nowhere.py: --suite takes"),
+    ],
+)
+def test_eval_options_are_checked_before_the_model_loads(upalm, tmp_path, words, message):
+    with pytest.raises(SystemExit, match=message):
+        upalm("eval", "-c", str(tmp_path / "no-checkpoint"), "--data", str(tmp_path), *words)

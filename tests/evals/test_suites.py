@@ -1,5 +1,6 @@
 """Suites: every file is read as meant, averages tell holes, and users bring their own."""
 
+import json
 import os
 from pathlib import Path
 
@@ -138,3 +139,17 @@ def test_task_whose_choices_are_all_right_is_not_normalised(tmp_path):
     )
     with pytest.raises(ValueError, match="no score is above chance"):
         result.average()
+
+
+def test_tasks_without_exemplars_or_rows_are_not_run(tmp_path):
+    suite = find_suite("tydiqa")
+    row = {"id": "english-1", "context": "C", "question": "Q", "answers": {"text": ["A"]}}
+    (tmp_path / "tydiqa").mkdir()
+    (tmp_path / "tydiqa/goldp_dev.jsonl").write_text((json.dumps(row) + "\n") * 3)
+    [english_task] = suite.select(("tydiqa_english",)).tasks
+    result = run_suite(Oracle(english_task.load(tmp_path)), suite, tmp_path, tmp_path / "out")
+    assert result.results.keys() == {"tydiqa_english"} and len(result.not_run) == 8
+    assert "has no row of this task" in result.not_run["tydiqa_telugu"]
+    (tmp_path / "mgsm").mkdir()
+    (tmp_path / "mgsm/de.jsonl").write_text('{"question": "Q", "answer_number": 1}\n')
+    assert find_suite("mgsm").find_missing(tmp_path)["mgsm_de"] == "mgsm/de.jsonl with mgsm/de_exemplars.json"

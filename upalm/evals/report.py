@@ -61,7 +61,7 @@ def draw_loss_curves(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     figure = Figure(figsize=(4.2 * len(logs), 3.2), layout="constrained")
     axes = figure.subplots(1, len(logs), squeeze=False)[0]
     for axis, (name, lines) in zip(axes, logs.items(), strict=True):
-        denoisers = sorted({k for line in lines for k in line if k.startswith("loss_")})
+        denoisers = list(dict.fromkeys(k for line in lines for k in line if k.startswith("loss_")))
         for key, colour in zip(denoisers or ["loss"], COLOURS[2:] * 9, strict=False):
             points = [(line["step"], line[key]) for line in lines if math.isfinite(line.get(key) or math.nan)]
             if points:

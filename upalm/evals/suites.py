@@ -11,7 +11,7 @@ import numpy as np
 
 from upalm.evals import paper_numbers
 from upalm.evals.runner import Answerer, Result, evaluate
-from upalm.evals.task import Generated, Ranked, RowsTooShort, Task
+from upalm.evals.task import Generated, LoadedTask, NoQuestions, Ranked, RowsTooShort, Task
 from upalm.evals.tasks import bigbench, english, extras, mmlu, multilingual, reasoning, synthetic
 from upalm.files import write_atomically
 from upalm.spelling import suggest
@@ -224,8 +224,14 @@ def run_suite(
         files = "; ".join(f"{file} ({name})" for name, file in list(missing.items())[:5])
         more = ", ..." if len(missing) > 5 else "."
         raise ValueError(f"{folder} has no file of suite {suite.name}; it looked for {files}{more}")
-    results, not_run = {}, {name: f"no {file}" for name, file in missing.items()}
-    loaded = [(task, task.load(folder, limit)) for task in suite.tasks if task.name not in missing]
+    results: dict[str, Result] = {}
+    not_run = {name: f"no {file}" for name, file in missing.items()}
+    loaded: list[tuple[Task, LoadedTask]] = []
+    for task in suite.tasks:
+        try:
+            loaded += [(task, task.load(folder, limit))] if task.name not in missing else []
+        except NoQuestions as e:
+            not_run[task.name] = str(e)
     n_before, n_all = 0, sum(len(questions) for _, (questions, _) in loaded)
     for task, questions in loaded:
 

@@ -17,6 +17,10 @@ class RowsTooShort(ValueError):
     """Raised when the model's rows are too short for a task."""
 
 
+class NoQuestions(ValueError):
+    """Raised when a file has rows of other tasks only."""
+
+
 class Question(NamedTuple):
     """A row of a benchmark, as text."""
 
@@ -73,6 +77,7 @@ class Source:
 
         Raises:
             ValueError: rows of another format (file, line and field are named), or too few for the exemplars.
+            NoQuestions: the file has rows of other tasks only.
         """
         questions: list[Question] = []
         build = self.build_from(folder) if self.build_from is not None else self.build
@@ -83,6 +88,8 @@ class Source:
                 built = build(row)
                 for question in [built] if isinstance(built, Question) else built:
                     questions.append(_check(question._replace(location=question.location or row.location)))
+        if not questions:
+            raise NoQuestions(f"{folder / self.file} has no row of this task.")
         if callable(self.shots):
             return LoadedTask(questions, tuple(self.shots(folder)))
         if len(questions) <= self.shots:
@@ -151,8 +158,6 @@ class _Task:
         if source is None:
             raise ValueError(f"{self.name} needs {self.describe_files()} in {folder}.")
         loaded = source.load(folder)
-        if not loaded.questions:
-            raise ValueError(f"{folder / source.file} has no question of {self.name}.")
         return loaded._replace(questions=loaded.questions[:limit])
 
 

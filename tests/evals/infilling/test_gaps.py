@@ -1,5 +1,7 @@
 """Gaps in held-out text."""
 
+import pytest
+
 from upalm.data.sources import Document
 from upalm.evals.infilling import gaps
 
@@ -28,3 +30,13 @@ def test_shuffled_suffixes_change_the_right_side_only(source_text):
     for row, other in zip(rows, gaps.shuffle_suffixes(rows), strict=True):
         assert (other.parts[0], other.spans) == (row.parts[0], row.spans)
         assert other.parts[1] != row.parts[1]
+
+
+def test_gaps_that_do_not_fit_are_told_from_text_without_gaps(source_text):
+    with pytest.raises(ValueError, match="none of .* gaps with 400 bytes before and 200 after them fits"):
+        gaps.cut_lines(documents(source_text), 1, lambda row: False, left=400, right=200)
+    blank = [Document("blank", "\n" * 9000)]
+    with pytest.raises(ValueError, match="no place for a gap"):
+        gaps.cut_lines(blank, 1, lambda row: True)
+    with pytest.raises(ValueError, match="no held-out document is longer than 600"):
+        gaps.cut_lines([Document("short", "x")], 1, lambda row: True)

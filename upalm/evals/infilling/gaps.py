@@ -56,14 +56,17 @@ def _draw_rows(
     usable = [d for d in documents if len(d.text) > left + right and "<extra_id_" not in d.text]
     if not usable:
         raise ValueError(f"no held-out document is longer than {left + right} characters: give more text.")
-    rows: list[Gap] = []
+    rows, n_cut = list[Gap](), 0
     for i in range(50 * n):
         if len(rows) == n:
             return rows
         rng = random.Random(f"{cut.__name__}:{i}")
         row = cut(rng.choice(usable).text, rng, left, right)
-        if row is not None and fits(row):
-            rows.append(row)
+        if row is not None:
+            n_cut += 1
+            rows += [row] if fits(row) else []
+    if n_cut and not rows:
+        raise ValueError(f"none of {n_cut} gaps with {left} bytes before and {right} after them fits the model's rows.")
     if not rows:
         raise ValueError(
             "the held-out text has no place for a gap: lines of 8 to 60 characters with text around them are needed."

@@ -11,7 +11,7 @@ from upalm.evals.benchmark_files import parse_json, read
 from upalm.evals.bootstrap import Estimate
 from upalm.evals.infilling import humaneval, prose
 from upalm.evals.task import RowsTooShort
-from upalm.files import write_atomically
+from upalm.files import sha256_file, write_atomically
 from upalm.inference.prompts import Mode
 
 NAME = "infilling"
@@ -65,15 +65,16 @@ def run(
             evaluation.
     """
     estimates, n_left_out, not_run = {}, {}, {}
-    identity = {**fingerprint, "mode": mode, "limit": limit}
     for number, name in enumerate(_TASKS):
         if progress is not None:
             progress(name, number, len(_TASKS))
-        path = out / f"{name}.json"
+        path, file = out / f"{name}.json", folder / _find_file(name)
+        if not file.is_file():
+            not_run[name] = f"no {_find_file(name)}"
+            continue
+        identity = {**fingerprint, "mode": mode, "limit": limit, "data": sha256_file(file)}
         if path.is_file():
             estimates[name], n_left_out[name] = _load(path, identity)
-        elif not (folder / _find_file(name)).is_file():
-            not_run[name] = f"no {_find_file(name)}"
         else:
             try:
                 estimates[name], n_left_out[name] = _evaluate(name, checkpoint, folder, mode, limit)
