@@ -376,3 +376,17 @@ def test_shards_on_an_object_store(bucket, built, source, tokenizer):
     local, _ = open_source(DataConfig(source=str(built)), tokenizer)
     batches = [Loader(corpora, config, tokenizer.symbols, seed=0).batch(3) for corpora in (remote, local)]
     assert all(np.array_equal(a, b) for a, b in zip(*batches, strict=True))
+
+
+def test_shards_of_earlier_versions_open_and_resume(built, source, tokenizer):
+    """Their manifests know no checksums of the source, and name its files by their paths."""
+    content = json.loads((built / "manifest.json").read_text())
+    for name in ("sha256", "skip_undecodable", "trained_vocab_size"):
+        del content[name]
+    content["files"] = {str(source): source.stat().st_size}
+    (built / "manifest.json").write_text(json.dumps(content))
+    assert shards.Shards(str(built), "train", tokenizer.hash).n_tokens > 0
+    assert shards.build(str(source), str(built), tokenizer).documents == N
+    source.write_text(source.read_text() + '{"text": "more"}\n')
+    with pytest.raises(ValueError, match="other source files"):
+        shards.build(str(source), str(built), tokenizer)
