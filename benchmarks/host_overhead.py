@@ -21,7 +21,7 @@ import tyro
 
 from upalm.data.config import DataConfig
 from upalm.data.loader import Loader
-from upalm.data.sources import Document
+from upalm.data.readers import Document
 from upalm.data.tokenizer import SentencePiece
 from upalm.data.tokens import encode
 from upalm.model.config import PALM

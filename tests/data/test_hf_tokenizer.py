@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.cohere import VOCAB, byte_level
 
-from upalm.data import sources
 from upalm.data.config import DataConfig
 from upalm.data.hf_tokenizer import JsonTokenizer, Roles, choose_roles, load_tokenizer, to_json
 from upalm.data.loader import Loader
+from upalm.data.readers import Document
 from upalm.data.tokens import encode
 from upalm.ul2r.symbols import N_SENTINELS
 
@@ -91,7 +91,7 @@ def test_saved_and_loaded_it_is_the_same(theirs, tmp_path):
 
 
 def test_rows_begin_with_its_bos_and_end_with_its_eos(theirs, source_text):
-    documents = [sources.Document("a", source_text[:20_000])]
+    documents = [Document("a", source_text[:20_000])]
     corpus = encode(theirs, documents)
     assert corpus.ids[-1] == 2
     batch = Loader(corpus, DataConfig(mixture="ul2r", seq_len=64, batch_size=8), theirs.symbols, seed=0).batch(0)

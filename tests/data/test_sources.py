@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from upalm.data import sources
+from upalm.data import readers, sources
 
 TEXT = "".join(f"line {i} of a text that is long enough to be cut\n" for i in range(4000))
 
@@ -42,8 +42,8 @@ def test_txt_keeps_every_character(tmp_path, monkeypatch, block_bytes):
     (tmp_path / "a.txt").write_text(text, encoding="utf-8", newline="")
     whole = sources.load(str(tmp_path / "a.txt"))
     assert joined(whole) == text
-    assert max(len(d.text) for d in whole.train + whole.validation) < 2 * sources.DOCUMENT_CHARS + 256
-    monkeypatch.setattr(sources, "_BLOCK_BYTES", block_bytes)
+    assert max(len(d.text) for d in whole.train + whole.validation) < 2 * readers.DOCUMENT_CHARS + 256
+    monkeypatch.setattr(readers, "_BLOCK_BYTES", block_bytes)
     assert sources.load(str(tmp_path / "a.txt")) == whole
 
 
@@ -210,14 +210,14 @@ def test_the_first_document_is_given_before_the_rest_is_read(tmp_path, monkeypat
     (tmp_path / "a.txt").write_text(TEXT * 100)
     n_read = 0
 
-    class Counted(type(sources._open(tmp_path / "a.txt"))):
+    class Counted(type(readers._open(tmp_path / "a.txt"))):
         def read(self, n=-1):
             nonlocal n_read
             block = super().read(n)
             n_read += len(block)
             return block
 
-    monkeypatch.setattr(sources, "_open", lambda path: Counted(open(path, "rb", buffering=0)))
+    monkeypatch.setattr(readers, "_open", lambda path: Counted(open(path, "rb", buffering=0)))
     next(iter(sources.TextSource(str(tmp_path / "a.txt")).documents()))
     assert n_read <= 2 << 20 < (tmp_path / "a.txt").stat().st_size
 
@@ -247,7 +247,7 @@ def test_parquet_reads_the_columns_of_text_alone(tmp_path):
 
 def test_a_sample_is_drawn_from_all_documents():
     """Also from those at the end: every piece is equally likely, and the draw is the same every time."""
-    documents = [sources.Document(f"{i}", f"{i:04d}" * 750) for i in range(4000)]
+    documents = [readers.Document(f"{i}", f"{i:04d}" * 750) for i in range(4000)]
     pieces = sources.sample(documents, 1000)
     assert pieces == sources.sample(documents, 1000)
     assert len(pieces) == 1000 and max(map(len, pieces)) == 1000

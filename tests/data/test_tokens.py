@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from upalm.data.sources import Document
+from upalm.data.readers import Document
 from upalm.data.tokens import Tokens, encode
 
 

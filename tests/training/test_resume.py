@@ -9,7 +9,7 @@ from support.runs import MODEL, damage_checkpoint, log_lines, params, same
 
 from upalm.checkpoints.arrays import to_arrays
 from upalm.checkpoints.folder import load_model
-from upalm.data import sources
+from upalm.data.readers import Document
 from upalm.data.tokenizer import SentencePiece
 from upalm.data.tokens import encode
 from upalm.model.palm import Decoder
@@ -61,7 +61,7 @@ def test_another_tokenizer_is_refused_and_nothing_written(config, source_text):
     run(config)
     before = (config.out / "config.json").read_text(), (config.out / "tokenizer.model").read_bytes()
     other = SentencePiece.train([source_text[:50_000]], 512)
-    tokens = encode(other, [sources.Document("a", source_text)])
+    tokens = encode(other, [Document("a", source_text)])
     with pytest.raises(ValueError, match="was trained with tokenizer .* this run has"):
         loop.fit(config, Decoder(MODEL, key=jax.random.key(0)), other, tokens, tokens)
     assert before == ((config.out / "config.json").read_text(), (config.out / "tokenizer.model").read_bytes())

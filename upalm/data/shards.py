@@ -21,6 +21,7 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from etils import epath
 
 from upalm.data import sources
+from upalm.data.readers import Document
 from upalm.data.tokenizer import Tokenizer
 from upalm.data.tokens import BUILD_APART, Tokens, encode
 from upalm.files import is_remote, sha256_file, write_atomically
@@ -343,7 +344,7 @@ def _differences(manifest: Manifest, request: Manifest) -> list[str]:
 
 
 def _next_shard(
-    documents: Iterator[sources.Document],
+    documents: Iterator[Document],
     tokenizer: Tokenizer,
     shard_tokens: int,
     done: tuple[int, int],

@@ -1,54 +1,41 @@
-"""Read documents from text, JSON Lines, Parquet and Arrow files; and from plain text of any ending.
+"""Find the text files of a source, read their documents and split them.
 
 `.txt` and `.jsonl` may be compressed (`.gz`, `.zst`). Arrow files are what a folder saved by Hugging Face `datasets`
-holds. Parquet, Arrow and `.zst` need `pip install 'upalm[data]'`. Every reader streams: a document is given before the
-next is read.
+holds. Parquet, Arrow and `.zst` need `pip install 'upalm[data]'`. Plain text of any other ending is read by a pattern.
 """
 
-import codecs
 import fnmatch
-import gzip
 import hashlib
-import io
-import json
 import os
 import random
-import sys
 import sysconfig
-import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from upalm.data.readers import (
+    READERS,
+    Document,
+    SourceFile,
+    Undecodable,
+    kind_of,
+    printable,
+    read_file,
+    read_source_file,
+    read_text,
+)
 from upalm.files import sha256_file
 
 STDLIB = "stdlib"
 """The name of the embedded corpus: every machine with Python has it, nothing is downloaded."""
 
-DOCUMENT_CHARS = 8192
-"""Plain text is cut into documents of about this length, so that some can be held out."""
-
 _SKIPPED_FOLDERS = {
     *("test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "_bundled"),
     *("encodings", "pydoc_data"),  # generated tables and help topics, not source text
 }
-_BLOCK_BYTES = 1 << 20
-_ROWS_AT_ONCE = 1000
 _PIECE_CHARS = 1000
-_WORD_CHARS = 256
-_COMPRESSED = (".gz", ".zst")
-
-
-class Document(NamedTuple):
-    """A piece of text and the name that decides its split."""
-
-    name: str
-    text: str
-    """Plain text, or the targets of a supervised example."""
-    inputs: str | None = None
-    """The inputs of a supervised example; None for plain text."""
 
 
 class Corpus(NamedTuple):
@@ -57,28 +44,6 @@ class Corpus(NamedTuple):
     train: list[Document]
     validation: list[Document]
     skipped: list[str]
-
-
-class SourceFile(NamedTuple):
-    """A file of a source."""
-
-    path: Path
-    name: str
-    """Its path within the source, with slashes: documents are named by it."""
-    read: "Reader"
-
-    @property
-    def shown(self) -> str:
-        """The path as errors print it."""
-        return _printable(self.path)
-
-
-Reader = Callable[[SourceFile, list[str] | None], Iterator[Document]]
-"""Yields the documents of a file. Appends to the list, if one is given, what is not UTF-8, instead of raising."""
-
-
-class _Undecodable(Exception):
-    """A place in a file that holds no UTF-8, and the reason."""
 
 
 @dataclass
@@ -112,22 +77,22 @@ class TextSource:
         self.include = (self.include,) if isinstance(self.include, str) else tuple(self.include)
         self.other = Counter()
         if self.source == STDLIB:
-            self.files = [SourceFile(p, _printable(p), _read_source_file) for p in _stdlib_files()]
+            self.files = [SourceFile(p, printable(p), read_source_file) for p in _stdlib_files()]
             return
         root = Path(self.source) if isinstance(self.source, str) and self.source.strip() else None
         if root is None or not root.exists():
             raise ValueError(
-                f"no such file or folder: {self.source!r}. Give a file of {', '.join(_READERS)}, a folder of them, "
+                f"no such file or folder: {self.source!r}. Give a file of {', '.join(READERS)}, a folder of them, "
                 f"or {STDLIB!r} for Python's own source files."
             )
         names = {p: p.relative_to(root) for p in _walk(root)} if root.is_dir() else {root: Path(root.name)}
         self.files = [
-            SourceFile(path, _printable(name.as_posix()), _READERS.get(_kind(path), _read_text))
+            SourceFile(path, printable(name.as_posix()), READERS.get(kind_of(path), read_text))
             for path, name in names.items()
             if self._takes(path, name)
         ]
         if not self.files:
-            what = f" match {' '.join(self.include)}" if self.include else f" are of {', '.join(_READERS)}"
+            what = f" match {' '.join(self.include)}" if self.include else f" are of {', '.join(READERS)}"
             files = f"none of {self.other.total()} files ({_counts(self.other)}){what}" if self.other else "it is empty"
             raise ValueError(f"no text in {self.source!r}: {files}. {self._include_hint()}")
 
@@ -163,7 +128,7 @@ class TextSource:
         try:
             return {file.name: sha256_file(file.path) for file in self.files}
         except OSError as e:
-            raise ValueError(f"{_printable(e.filename)}: it cannot be read ({e.strerror}).") from e
+            raise ValueError(f"{printable(e.filename)}: it cannot be read ({e.strerror}).") from e
 
     def notes(self) -> list[str]:
         """Return sentences on what was left out."""
@@ -183,10 +148,10 @@ class TextSource:
             patterns = [p.lower() for p in self.include]
             matches = any(fnmatch.fnmatchcase(x, p) for p in patterns for x in (name, within.name.lower()))
         else:
-            matches = bool(_kind(path))
+            matches = bool(kind_of(path))
         if matches and not hidden:
             if not path.is_file():
-                raise ValueError(f"{_printable(path)}: a dangling link or no regular file, expected a file.")
+                raise ValueError(f"{printable(path)}: a dangling link or no regular file, expected a file.")
             return True
         self.other["hidden" if hidden else "".join(path.suffixes[-1:]).lower() or "no ending"] += 1
         return False
@@ -194,17 +159,12 @@ class TextSource:
     def _read(self, file: SourceFile) -> Iterator[Document]:
         """Read a file; whatever is wrong with it becomes a ValueError that names it."""
         try:
-            yield from file.read(file, self.skipped if self.skip_undecodable else None)
-        except _Undecodable as e:
+            yield from read_file(file, self.skipped if self.skip_undecodable else None)
+        except Undecodable as e:
             raise ValueError(
                 f"{e}. Convert it to UTF-8, or leave such text out with "
                 f"{self._option('skip-undecodable', 'skip_undecodable=True')} (it is counted)."
             ) from e
-        except _arrow_errors() as e:
-            raise ValueError(f"{file.shown}: it is damaged, or of another kind than its name says ({e}).") from e
-        except (OSError, EOFError, zlib.error) as e:
-            reason = e.strerror if isinstance(e, OSError) and e.strerror else e
-            raise ValueError(f"{file.shown}: it cannot be read to its end ({reason}).") from e
 
     def _include_hint(self) -> str:
         ending = next((kind for kind, _ in self.other.most_common() if kind.startswith(".")), ".md")
@@ -256,18 +216,11 @@ def sample(documents: Iterable[Document], n_pieces: int = 4000, seed: int = 0) -
 # --- Files ----------------------------------------------------------------------------------------
 
 
-def _kind(path: Path) -> str:
-    """The ending that says how to read a file, without that of its compression; empty if unknown."""
-    ending = path.suffix.lower()
-    inner = Path(path.stem).suffix.lower() if ending in _COMPRESSED else ending
-    return inner if inner in _READERS and (inner == ending or inner in (".txt", ".jsonl")) else ""
-
-
 def _walk(root: Path) -> list[Path]:
     """Everything in a folder that is no folder, through links too, each folder once."""
 
     def refuse(e: OSError) -> None:
-        raise ValueError(f"{_printable(e.filename)}: the folder cannot be read ({e.strerror}).") from e
+        raise ValueError(f"{printable(e.filename)}: the folder cannot be read ({e.strerror}).") from e
 
     paths, visited = [], set()
     for folder, folders, names in os.walk(root, onerror=refuse, followlinks=True):
@@ -294,211 +247,6 @@ def _stdlib_files() -> list[Path]:
     return sorted(paths)
 
 
-def _printable(path: Path | str) -> str:
-    """A path without the lone surrogates that stand for bytes that are not UTF-8."""
-    return str(path).encode(errors="backslashreplace").decode()
-
-
 def _counts(kinds: Counter[str]) -> str:
     largest = sorted(kinds.items(), key=lambda item: (-item[1], item[0]))
     return ", ".join(f"{kind} {n}" for kind, n in largest[:6]) + (", ..." if len(kinds) > 6 else "")
-
-
-def _open(path: Path) -> Any:
-    if path.suffix.lower() == ".gz":
-        return gzip.open(path, "rb")
-    if path.suffix.lower() == ".zst":
-        return io.BufferedReader(_pyarrow("input_stream", path)(str(path), compression="zstd"))
-    return path.open("rb")
-
-
-def _arrow_errors() -> tuple[type[Exception], ...]:
-    return (sys.modules["pyarrow"].ArrowException,) if "pyarrow" in sys.modules else ()
-
-
-def _pyarrow(name: str, path: Path) -> Any:
-    try:
-        import pyarrow
-        import pyarrow.ipc
-        import pyarrow.parquet
-    except ImportError as e:
-        raise ValueError(f"{path}: reading {path.suffix} needs pyarrow: pip install 'upalm[data]'.") from e
-    return getattr(pyarrow, name)
-
-
-# --- Readers --------------------------------------------------------------------------------------
-
-
-def _read_source_file(file: SourceFile, skipped: list[str] | None) -> Iterator[Document]:
-    """Named by module, so that copies of a module in other packages land in the same split."""
-    path = file.path
-    name = path.stem if path.stem not in ("__init__", "__main__") else path.parent.name
-    text = path.read_text(encoding="utf-8", errors="replace")  # a few declare another encoding
-    if text:
-        yield Document(name.strip("_").lower(), text)
-
-
-def _read_text(file: SourceFile, skipped: list[str] | None) -> Iterator[Document]:
-    """Cut at line ends into documents of `DOCUMENT_CHARS` or a little more."""
-    if skipped is not None:  # the whole file or nothing of it, so it is decoded once before
-        try:
-            for _ in _decode(file):
-                pass
-        except _Undecodable as e:
-            skipped.append(str(e))
-            return
-    parts, size, n = [], 0, 0
-    for line in _lines(_decode(file)):
-        parts.append(line)
-        size += len(line)
-        if size >= DOCUMENT_CHARS:
-            yield Document(f"{file.name}:{n}", "".join(parts))
-            parts, size, n = [], 0, n + 1
-    if parts:
-        yield Document(f"{file.name}:{n}", "".join(parts))
-
-
-def _decode(file: SourceFile) -> Iterator[str]:
-    """Blocks of text, without a byte order mark; binary files are told by their first bytes."""
-    decoder, n_bytes, n_lines = codecs.getincrementaldecoder("utf-8-sig")(), 0, 1
-    with _open(file.path) as f:
-        while True:
-            block = f.read(_BLOCK_BYTES)
-            if n_bytes == 0 and block.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-                raise _Undecodable(f"{file.shown} is not UTF-8 but UTF-16")
-            if n_bytes == 0 and b"\0" in block[:8192]:
-                raise _Undecodable(f"{file.shown} is not UTF-8 text but binary (byte 0 at byte {block.index(0)})")
-            n_bytes += len(block)
-            try:
-                text = decoder.decode(block, final=not block)
-            except UnicodeDecodeError as e:
-                line, place = n_lines + e.object.count(b"\n", 0, e.start), n_bytes - len(e.object) + e.start
-                raise _Undecodable(f"{file.shown}, line {line} is not UTF-8 ({e.reason} at byte {place})") from e
-            yield text
-            n_lines += text.count("\n")
-            if not block:
-                return
-
-
-def _lines(blocks: Iterable[str]) -> Iterator[str]:
-    """Lines with their ends; long lines are cut into documents, after a space if there is one."""
-    tail = ""
-    for block in blocks:
-        *lines, tail = (tail + block).splitlines(keepends=True) or [""]
-        for line in lines:
-            *parts, rest = _cut(line)
-            yield from parts
-            yield rest
-        *parts, tail = _cut(tail)
-        yield from parts
-    if tail:
-        yield tail
-
-
-def _cut(line: str) -> Iterator[str]:
-    longest = DOCUMENT_CHARS + _WORD_CHARS
-    while len(line) > longest:
-        end = line.find(" ", DOCUMENT_CHARS - 1, longest) + 1 or DOCUMENT_CHARS
-        yield line[:end]
-        line = line[end:]
-    yield line
-
-
-def _read_json_lines(file: SourceFile, skipped: list[str] | None) -> Iterator[Document]:
-    with _open(file.path) as f:
-        for n, line in enumerate(f, start=1):  # bytes: cut at "\n" alone, JSON strings may hold U+2028
-            where = f"{file.shown}, line {n}"
-            try:
-                text = line.removeprefix(codecs.BOM_UTF8).decode("utf-8")
-            except UnicodeDecodeError as e:
-                _skip(f"{where} is not UTF-8 ({e.reason} at byte {e.start} of the line)", skipped)
-                continue
-            try:
-                row = json.loads(text) if text.strip() else {"text": ""}
-            except (ValueError, RecursionError) as e:
-                raise ValueError(f"{where}: not JSON ({e}), expected one object per line.") from e
-            yield from _row_document(f"{file.name}:{n}", row, where, skipped)
-
-
-def _read_parquet(file: SourceFile, skipped: list[str] | None) -> Iterator[Document]:
-    with _pyarrow("parquet", file.path).ParquetFile(file.path) as table:
-        columns = _text_columns(file, table.schema_arrow.names)
-        yield from _read_batches(file, table.iter_batches(batch_size=_ROWS_AT_ONCE, columns=columns), skipped)
-
-
-def _read_arrow(file: SourceFile, skipped: list[str] | None) -> Iterator[Document]:
-    ipc = _pyarrow("ipc", file.path)
-    with _pyarrow("memory_map", file.path)(str(file.path)) as f:
-        is_random_access = f.read(6) == b"ARROW1"
-        f.seek(0)
-        if is_random_access:
-            reader = ipc.open_file(f)
-            batches = (reader.get_batch(i) for i in range(reader.num_record_batches))
-        else:
-            reader = batches = ipc.open_stream(f)
-        columns = _text_columns(file, reader.schema.names)
-        yield from _read_batches(file, (batch.select(columns) for batch in batches), skipped)
-
-
-def _text_columns(file: SourceFile, names: list[str]) -> list[str]:
-    columns = [c for c in names if c in ("text", "inputs", "targets")]
-    if columns and len(set(columns)) == len(columns):
-        return columns
-    raise ValueError(f'{file.shown}: the columns are {names}, expected one "text", or "inputs" and "targets".')
-
-
-def _read_batches(file: SourceFile, batches: Iterable[Any], skipped: list[str] | None) -> Iterator[Document]:
-    n = 0
-    for batch in batches:
-        for start in range(0, batch.num_rows, _ROWS_AT_ONCE):
-            for row in _rows(batch.slice(start, _ROWS_AT_ONCE)):
-                n += 1
-                where = f"{file.shown}, row {n}"
-                if isinstance(row, UnicodeDecodeError):
-                    _skip(f"{where} is not UTF-8 ({row.reason})", skipped)
-                else:
-                    yield from _row_document(f"{file.name}:{n}", row, where, skipped)
-
-
-def _rows(batch: Any) -> list[Any]:
-    """Rows as dictionaries; where a string is not UTF-8, the error in place of its row."""
-    try:
-        return batch.to_pylist()
-    except UnicodeDecodeError as e:
-        return [e] if batch.num_rows == 1 else [row for i in range(batch.num_rows) for row in _rows(batch.slice(i, 1))]
-
-
-def _row_document(name: str, row: Any, where: str, skipped: list[str] | None) -> Iterator[Document]:
-    keys = ("inputs", "targets") if isinstance(row, dict) and "inputs" in row else ("text",)
-    texts: list[str] = []
-    for key in keys:
-        text = row.get(key) if isinstance(row, dict) else None
-        if not isinstance(text, str):
-            if not isinstance(row, dict):
-                problem = f"it is {type(row).__name__}, one object per row is expected"
-            else:
-                problem = f"{key!r} is {type(text).__name__ if key in row else 'missing'}, expected a string"
-            raise ValueError(f'{where}: expected an object with a "text", or "inputs" and "targets": {problem}.')
-        try:
-            text.encode()
-        except UnicodeEncodeError as e:
-            surrogate = f"{key!r} has the lone surrogate U+{ord(text[e.start]):04X} at character {e.start}"
-            _skip(f"{where} is not UTF-8 ({surrogate})", skipped)
-            return
-        texts.append(text)
-    if any(texts):
-        yield Document(name, texts[-1], texts[0] if len(texts) == 2 else None)
-
-
-def _skip(problem: str, skipped: list[str] | None) -> None:
-    if skipped is None:
-        raise _Undecodable(problem)
-    skipped.append(problem)
-
-
-_READERS: dict[str, Reader] = {
-    ".txt": _read_text,
-    ".jsonl": _read_json_lines,
-    ".parquet": _read_parquet,
-    ".arrow": _read_arrow,
-}

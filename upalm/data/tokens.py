@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from upalm.data import sources
+from upalm.data.readers import Document
 from upalm.data.tokenizer import Tokenizer
 from upalm.ul2r.symbols import EOS_ID, SENTINEL_TEXT
 
@@ -88,7 +88,7 @@ def _as_ids(document: Any) -> np.ndarray:
     return ids.astype(np.int32)
 
 
-def encode(tokenizer: Tokenizer, documents: Sequence[sources.Document]) -> Tokens:
+def encode(tokenizer: Tokenizer, documents: Sequence[Document]) -> Tokens:
     """Tokenise documents on all cores.
 
     `<extra_id_i>` is sentinel i in supervised examples, as in prompts, and ordinary characters in plain text.

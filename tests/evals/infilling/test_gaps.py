@@ -2,7 +2,7 @@
 
 import pytest
 
-from upalm.data.sources import Document
+from upalm.data.readers import Document
 from upalm.evals.infilling import gaps
 
 

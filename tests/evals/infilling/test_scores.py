@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from upalm.data.sources import Document
+from upalm.data.readers import Document
 from upalm.evals.infilling import gaps, scores
 from upalm.evals.infilling.gaps import Gap
 from upalm.model.config import ModelConfig

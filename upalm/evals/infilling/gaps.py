@@ -4,7 +4,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from upalm.data.sources import Document
+from upalm.data.readers import Document
 from upalm.evals import text_metrics
 
 

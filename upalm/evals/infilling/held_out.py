@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from upalm.data.sources import Document
+from upalm.data.readers import Document
 from upalm.data.tokenizer import Tokenizer
 from upalm.evals.bootstrap import Estimate, mean, ratio
 from upalm.evals.infilling import gaps, scores
