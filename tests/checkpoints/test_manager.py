@@ -2,10 +2,11 @@
 
 import dataclasses
 import os
+import shutil
 
 import jax
 import pytest
-from support.runs import MODEL, tiny_config
+from support.runs import MODEL, steps_of, tiny_config
 
 from upalm.checkpoints.folder import load_model
 from upalm.checkpoints.manager import Checkpoints
@@ -37,3 +38,32 @@ def test_state_of_another_optimizer_or_model_is_refused(finished):
     with pytest.raises(ValueError, match="of another model"):
         checkpoints.restore("model", Decoder(dataclasses.replace(MODEL, d_ff=128), key=jax.random.key(0)))
     checkpoints.close()
+
+
+def test_reading_creates_and_deletes_nothing(finished):
+    """A trainer's unfinished checkpoint survives readers, which it did not when they opened it as its owner."""
+    unfinished = finished / "steps" / "999.orbax-checkpoint-tmp"
+    unfinished.mkdir()
+    before = sorted(finished.rglob("*"))
+    load_model(finished)
+    load_model(finished / "steps" / "9")
+    assert unfinished.is_dir() and sorted(finished.rglob("*")) == before
+    shutil.rmtree(finished / "steps")
+    with pytest.raises(ValueError, match="no checkpoint in .*run/steps"):
+        load_model(finished)
+    assert not (finished / "steps").exists()
+
+
+def test_readers_do_not_disturb_a_run(tmp_path, source_text, monkeypatch):
+    """Opened while each checkpoint is being written, a run ends as it would alone."""
+    (tmp_path / "text.txt").write_text(source_text)
+    save = Checkpoints.save
+
+    def save_and_read(self, step, *args):
+        save(self, step, *args)
+        if step > 3:
+            load_model(str(self.folder.parent))
+
+    monkeypatch.setattr(Checkpoints, "save", save_and_read)
+    out = run(tiny_config(tmp_path / "run", str(tmp_path / "text.txt")))
+    assert steps_of(out) == [9, 12]

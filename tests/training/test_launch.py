@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -63,3 +65,20 @@ def test_relative_paths_are_found_from_another_directory(tmp_path, monkeypatch, 
     assert rerun(Path("project/second"), {"out": Path("again")}).resolve() == tmp_path / "again"
     assert same(params(tmp_path / "again"), params(tmp_path / "project" / "second"))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["again", "project"]
+
+
+def test_moved_run_folder_resumes_where_it_is(config, tmp_path, capsys):
+    run(dataclasses.replace(config, n_steps=4))
+    shutil.move(config.out, tmp_path / "moved")
+    shutil.rmtree(tmp_path / "moved" / "steps" / "4")
+    assert rerun(tmp_path / "moved", {}) == tmp_path / "moved"
+    assert not config.out.exists() and (tmp_path / "moved" / "steps" / "4").is_dir()
+
+
+def test_run_ends_with_its_loss_its_checkpoint_and_what_to_run_next(config, capsys):
+    run(dataclasses.replace(config, n_steps=2))
+    *_, finished, checkpoint, use, measure = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"finished 2 steps, validation loss \d\.\d{3} nats per token", finished)
+    assert checkpoint == f"checkpoint: {config.out}/steps/2" and Path(checkpoint.split(": ")[1]).is_dir()
+    assert use.startswith("try: upalm infill --text ") and use.endswith(f"--checkpoint {config.out}")
+    assert measure == f"measure: upalm eval --checkpoint {config.out}"

@@ -17,12 +17,13 @@ from support.runs import MODEL, log_lines, params, same, steps_of
 
 from upalm.checkpoints.arrays import to_arrays
 from upalm.checkpoints.folder import load_model
+from upalm.checkpoints.lineage import Stage, stages
 from upalm.checkpoints.manager import Checkpoints
 from upalm.data.tokens import Tokens
 from upalm.model.palm import Decoder
 from upalm.training import loop, step
-from upalm.training.config import CheckpointConfig, Scratch, to_json
-from upalm.training.launch import run
+from upalm.training.config import CheckpointConfig, Continue, Scratch, to_json
+from upalm.training.launch import rerun, run
 from upalm.training.loop import Interrupted
 from upalm.training.optim import Adafactor, AdamW, Schedule
 
@@ -185,10 +186,25 @@ def test_checkpoints_by_the_clock(config, monkeypatch):
     assert len(steps_of(config.out)) > 1
 
 
-def test_checkpoints_lie_in_a_folder_of_their_own(config, tmp_path):
-    run(dataclasses.replace(config, checkpoints=CheckpointConfig(folder=str(tmp_path / "elsewhere"))))
-    assert (tmp_path / "elsewhere" / "steps" / "12").is_dir()
-    assert not (config.out / "steps").exists()
+def test_checkpoints_elsewhere_open_and_resume_by_either_folder(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = dataclasses.replace(config, checkpoints=CheckpointConfig(folder="elsewhere"))  # relative to here
+    run(config)
+    monkeypatch.chdir("/")
+    assert steps_of(tmp_path / "elsewhere") == [9, 12] and not (config.out / "steps").exists()
+    trained = params(config.out)
+    assert same(params(tmp_path / "elsewhere"), trained)
+    assert not same(params(config.out / "steps" / "9"), trained)
+    assert stages(config.out) == stages(tmp_path / "elsewhere") == [Stage("ul2r", 12 * 4 * 64, 0)]
+    for folder in (config.out, tmp_path / "elsewhere"):  # continued, and carried to the end
+        data = dataclasses.replace(config.data, seq_len=32)
+        fork = dataclasses.replace(
+            config, out=tmp_path / "fork" / folder.name, start=Continue(folder), data=data, n_steps=2
+        )
+        run(dataclasses.replace(fork, checkpoints=CheckpointConfig()))
+        shutil.rmtree(tmp_path / "elsewhere" / "steps" / "12")
+        rerun(folder, {})
+        assert same(params(config.out), trained)
 
 
 @pytest.mark.skipif(

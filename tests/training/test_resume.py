@@ -83,3 +83,46 @@ def test_model_of_another_size_is_refused(config):
     other = dataclasses.replace(config, start=Scratch(dataclasses.replace(MODEL, d_ff=128)))
     with pytest.raises(ValueError, match="start.model.d_ff: 64 there, 128 here"):
         run(other)
+
+
+def test_second_trainer_on_a_folder_in_use_is_refused(config, tmp_path, monkeypatch):
+    """By the folder of the run, or by that of its checkpoints; the first run is not disturbed."""
+    config = dataclasses.replace(config, checkpoints=CheckpointConfig(folder=str(tmp_path / "elsewhere")))
+    step, refusals = loop.train_step, []
+
+    def start_others(*args, **kwargs):
+        monkeypatch.setattr(loop, "train_step", step)
+        for out in (config.out, tmp_path / "other"):
+            with pytest.raises(ValueError, match="is in use by process") as error:
+                run(dataclasses.replace(config, out=out))
+            refusals.append(str(error.value))
+        return step(*args, **kwargs)
+
+    monkeypatch.setattr(loop, "train_step", start_others)
+    run(config)
+    assert "run is in use" in refusals[0] and "elsewhere is in use" in refusals[1]
+    assert log_lines(config.out)[-1]["step"] == 12 and not (tmp_path / "other").exists()
+
+
+def test_resuming_with_an_empty_checkpoint_folder_is_refused(config, tmp_path):
+    """Which would begin anew, and drop the metrics."""
+    run(config)
+    before = log_lines(config.out)
+    with pytest.raises(ValueError, match=r"lie in .*run/steps, and .*bucket/steps holds none: move"):
+        run(dataclasses.replace(config, checkpoints=CheckpointConfig(folder=str(tmp_path / "bucket"))))
+    assert log_lines(config.out) == before
+
+
+def test_folder_that_is_a_file_is_refused(config, tmp_path):
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(ValueError, match=r"file is a file, expected a folder"):
+            run(dataclasses.replace(config, out=out))
+
+
+def test_run_killed_before_its_description_resumes(config):
+    """It left a lock that nobody holds, and an empty folder of checkpoints."""
+    (config.out / "steps").mkdir(parents=True)
+    (config.out / "lock").write_text("process 1 on nowhere")
+    run(config)
+    assert log_lines(config.out)[-1]["step"] == 12

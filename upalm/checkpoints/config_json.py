@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from upalm.files import is_remote
+
 FORMAT = 1
 
 
@@ -32,3 +34,13 @@ def description(folder: Path) -> dict[str, Any]:
     if found.get("format") != FORMAT:
         raise ValueError(f"{path} has format {found.get('format')}, expected {FORMAT}.")
     return found
+
+
+def checkpoints_folder(folder: Path) -> str | Path:
+    """Folder or bucket that holds a run's `steps`: the one in its settings, or else the run folder itself."""
+    settings = description(folder).get("settings") or {}
+    kept = settings.get("checkpoints", settings.get("keep", {})).get("folder", "")  # named `keep` in earlier versions
+    if not kept or is_remote(kept):
+        return kept or folder
+    elsewhere = Path(settings.get("directory", "."), kept)
+    return elsewhere if (elsewhere / "steps").is_dir() else folder

@@ -20,7 +20,7 @@ import safetensors.numpy
 from jax.sharding import Mesh
 
 from upalm.checkpoints.arrays import read_weights, to_arrays
-from upalm.checkpoints.config_json import FORMAT, description, split_step
+from upalm.checkpoints.config_json import FORMAT, checkpoints_folder, description, split_step
 from upalm.checkpoints.lineage import CheckpointInfo, read_info
 from upalm.checkpoints.manager import Checkpoints
 from upalm.data.hf_tokenizer import load_tokenizer
@@ -103,7 +103,7 @@ def load_model(
     weights = folder / WEIGHTS
     if weights.is_file():
         return Checkpoint(read_weights(template, weights), tokenizer, info)
-    checkpoints = Checkpoints(folder)
+    checkpoints = Checkpoints(checkpoints_folder(folder), read_only=True)
     try:
         if step is not None:
             if step not in checkpoints.steps():

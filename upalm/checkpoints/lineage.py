@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from upalm.checkpoints.config_json import description, split_step
+from etils import epath
+
+from upalm.checkpoints.config_json import checkpoints_folder, description, split_step
 from upalm.data.config import DataConfig
 
 
@@ -73,5 +75,5 @@ def _n_steps(folder: Path, n_steps: int) -> int:
     run, step = split_step(folder)
     if step is not None:
         return step
-    there = [int(p.name) for p in (run / "steps").glob("*") if p.name.isdigit()]
-    return max(there, default=n_steps)
+    steps = epath.Path(checkpoints_folder(run)) / "steps"
+    return max((int(p.name) for p in steps.glob("*") if p.name.isdigit()), default=n_steps)

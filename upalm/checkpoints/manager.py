@@ -1,5 +1,6 @@
 """A run's numbered checkpoints, written asynchronously by Orbax."""
 
+import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from jax.sharding import SingleDeviceSharding
 
 from upalm.checkpoints.arrays import checksums, from_arrays, to_arrays
 from upalm.distributed.processes import is_first, raise_everywhere
+from upalm.files import is_remote
 from upalm.model.palm import Decoder
 
 with epy.lazy_imports():  # a sixth of the imports of a run, which weights without steps do not need
@@ -21,80 +23,90 @@ with epy.lazy_imports():  # a sixth of the imports of a run, which weights witho
 
 T = TypeVar("T")
 
-
 _WRITE_ERRORS = (OSError, RuntimeError, ValueError)
-
-
 _READ_ERRORS = (Exception,)  # Orbax raises nothing narrower on damage
 
 
-class Checkpoints:
-    """The numbered states of a run, written by Orbax in the background, visible only when complete.
+logging.getLogger("absl").addFilter(lambda record: "directory is read only" not in record.getMessage())
 
-    Beside the state of step k lies what `checksums` found in it, so that damage shows when it is read.
+
+class Checkpoints:
+    """The numbered checkpoints of a run, written by Orbax in the background, visible only when complete.
+
+    Each checkpoint records the checksums of its arrays, so that damage is noticed when it is read.
 
     Args:
-        folder: of the run, on a disk or in a bucket (gs://...); they lie in its `steps`.
-        keep: newest ones to keep.
-        keep_every: keep those of steps that are multiples of this, too; 0 keeps none of them.
+        folder: that holds `steps`, on a disk or in a bucket (gs://...).
+        keep: number of newest checkpoints to keep.
+        keep_every: also keep checkpoints whose step is a multiple of this; 0 keeps none of them.
+        read_only: create and delete nothing, as a reader beside a trainer must.
     """
 
-    def __init__(self, folder: epath.PathLike, *, keep: int = 2, keep_every: int = 0):
-        self.folder = epath.Path(folder) / "steps"
-        if "://" not in str(folder):
-            self.folder = epath.Path(Path(str(folder)).absolute()) / "steps"
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, keep_period=keep_every or None, cleanup_tmp_directories=True
-        )
+    def __init__(self, folder: epath.PathLike, *, keep: int = 2, keep_every: int = 0, read_only: bool = False):
+        self.folder = epath.Path(folder if is_remote(folder) else Path(folder).absolute()) / "steps"
         handlers = {name: ocp.StandardCheckpointHandler() for name in ("model", "optimizer")}
-        self._open = lambda: ocp.CheckpointManager(
-            self.folder, options=options, item_handlers=handlers | {"about": ocp.JsonCheckpointHandler()}
-        )
+        handlers |= {"about": ocp.JsonCheckpointHandler()}
+        # what Orbax would set by itself, with a warning, for a reader
+        reading = {"read_only": True, "create": False, "save_interval_steps": 0}
+        writing = {"max_to_keep": keep, "keep_period": keep_every or None, "cleanup_tmp_directories": True}
+        options = ocp.CheckpointManagerOptions(**(reading if read_only else writing))
+        self._open = lambda: ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
         self._manager = self._open()
 
     def steps(self) -> list[int]:
-        """Steps done at each complete checkpoint, newest first."""
+        """Return the steps of the complete checkpoints, newest first."""
         return sorted(self._manager.all_steps(), reverse=True)
 
     def latest(self) -> int | None:
-        """Steps done at the newest complete checkpoint."""
+        """Return the step of the newest complete checkpoint."""
         return next(iter(self.steps()), None)
 
     def save(self, step: int, model: Decoder, opt_state: Any, about: Mapping[str, Any] = MappingProxyType({})) -> None:
-        """Start writing the state after `step` steps; an existing one is left alone.
+        """Start writing the state after `step` steps; an existing checkpoint of that step is left alone.
+
+        Args:
+            step: steps done.
+            model: the model.
+            opt_state: the optimizer's state.
+            about: JSON to record beside them.
 
         Raises:
-            OSError: what was to be written could not be, this time or the time before; earlier ones are intact.
+            OSError: this checkpoint or the one before could not be written; earlier ones are intact.
         """
         if self.latest() == step:
             return
         items = {"model": to_arrays(model), "optimizer": to_arrays(opt_state)}
         sums = {name: jax.device_get(checksums(arrays)) for name, arrays in items.items()}
-        sums = {name: {k: int(v) for k, v in found.items()} for name, found in sums.items()}
+        sums = {name: {k: int(v) for k, v in by_array.items()} for name, by_array in sums.items()}
         save: dict[str, Any] = {name: ocp.args.StandardSave(arrays) for name, arrays in items.items()}
         save["about"] = ocp.args.JsonSave({"checksums": sums, **about})
         with self._writing(f"checkpoint {step}"):
             self._manager.save(step, args=ocp.args.Composite(**save))
 
     def about(self, step: int) -> dict[str, Any]:
-        """What `save` was told beside the state; nothing for those of older versions.
+        """Return the JSON that `save` recorded beside the state; empty for checkpoints of older versions.
 
         Raises:
-            ValueError: damaged.
+            ValueError: the checkpoint is damaged.
         """
         if not (self.folder / str(step) / "about").exists():
             return {}
         try:
-            found = self._manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))["about"]
+            about = self._manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))["about"]
         except _READ_ERRORS as e:
             raise ValueError(f"{self.folder}/{step} is damaged: {e}") from e
-        return dict(found)
+        return dict(about)
 
     def restore(self, item: str, template: Any, step: int | None = None) -> Any:
-        """`model` or `optimizer` of a checkpoint, the newest if none is named, in the shape and layout of `template`.
+        """Read the `model` or `optimizer` of a checkpoint in the shapes and layout of `template`.
+
+        Args:
+            item: `model` or `optimizer`.
+            template: tree of arrays or of their shapes.
+            step: of the checkpoint; None takes the newest.
 
         Raises:
-            ValueError: no checkpoint, one of another model, or a damaged one (named).
+            ValueError: there is no checkpoint, or it is damaged or of another model; with its name.
         """
         step = self.latest() if step is None else step
         if step is None:
@@ -115,18 +127,19 @@ class Checkpoints:
             error = ValueError(f"cannot read {item} of {where} (damaged, or of another model): {reason}")
         raise_everywhere(error)
         if expected is not None:
-            found = {k: int(v) for k, v in jax.device_get(checksums(arrays)).items()}
-            if wrong := sorted(k for k in expected.keys() | found.keys() if expected.get(k) != found.get(k)):
-                raise ValueError(f"{where} is damaged: the checksum of {item} {wrong[:3]} ({len(wrong)}) is another.")
+            sums = {k: int(v) for k, v in jax.device_get(checksums(arrays)).items()}
+            if wrong := sorted(k for k in expected.keys() | sums.keys() if expected.get(k) != sums.get(k)):
+                raise ValueError(f"{where} is damaged: checksums of {item} {wrong[:3]} ({len(wrong)}) do not match.")
         return from_arrays(template, arrays, where)
 
     def newest(self, read: Callable[[int], T]) -> tuple[int, T] | None:
-        """Step and contents of the newest checkpoint that `read` can read; None if there is no checkpoint.
+        """Read the newest checkpoint that `read` can read; damaged ones are named on stderr.
 
-        Those that it cannot, because they are damaged, are named on the way.
+        Returns:
+            Its step, and what `read` returned; None if there are no checkpoints.
 
         Raises:
-            ValueError: there are some, and none can be read.
+            ValueError: there are checkpoints, and none can be read.
         """
         damaged = []
         for step in self.steps():
@@ -140,7 +153,7 @@ class Checkpoints:
         return None
 
     def discard_after(self, step: int, aside: str) -> list[int]:
-        """Move checkpoints later than `step` into the folder `aside` of the run. Returns their steps."""
+        """Move checkpoints after `step` into the folder `aside` beside `steps`. Returns their steps."""
         later = [k for k in self.steps() if k > step]
         self.wait()
         if later and is_first():
@@ -157,16 +170,16 @@ class Checkpoints:
 
     @contextmanager
     def _writing(self, what: str) -> Iterator[None]:
-        """Errors of the disk, whatever Orbax makes of them."""
+        """Raise OSError for errors of the disk, whatever Orbax makes of them."""
         try:
             yield
         except _WRITE_ERRORS as e:
-            last = f"the last good one is {self.folder}/{self.latest()}" if self.latest() else "there is none before"
+            last = f"the last good one is {self.folder}/{self.latest()}" if self.latest() else "there is no earlier one"
             reason = str(e).strip().split("\n")[-1][:300]
             raise OSError(f"{what} of {self.folder} could not be written ({reason}); {last}.") from e
 
     def wait(self) -> None:
-        """Until what is being written is there.
+        """Wait until the checkpoint that is being written is complete.
 
         Raises:
             OSError: see `save`.
@@ -175,7 +188,7 @@ class Checkpoints:
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Wait for what is being written.
+        """Wait for the checkpoint that is being written, and free resources.
 
         Raises:
             OSError: see `save`.

@@ -101,16 +101,16 @@ def broadcast_from_first(text: str) -> str:
 
 
 def raise_everywhere(error: Exception | None) -> None:
-    """Raise on all processes if any failed, so that none continues alone.
+    """Raise on all processes if any has an error, so that none waits for another forever.
 
     Raises:
-        Exception: `error`, of this process.
-        ValueError: another process failed.
+        ValueError: `error`, or the message of the first process that has one.
     """
     if jax.process_count() > 1:
-        failed = np.asarray(multihost_utils.process_allgather(np.array([error is not None]))).reshape(-1)
-        if failed.any() and error is None:
-            raise ValueError(f"process {int(failed.argmax())} failed; its own message says why.")
+        messages = _gather_text("" if error is None else str(error) or type(error).__name__)
+        if error is None and any(messages):
+            first = next(i for i, message in enumerate(messages) if message)
+            raise ValueError(f"process {first}: {messages[first]}")
     if error is not None:
         raise error
 

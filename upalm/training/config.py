@@ -203,6 +203,11 @@ class TrainConfig:
             if n % self.accumulation:
                 raise ValueError(f"batch_size {n} is no multiple of accumulation {self.accumulation}.")
 
+    def folders(self) -> list[Path | str]:
+        """Return the folders that the run writes to: its own, and that of its checkpoints if it is another."""
+        elsewhere = self.checkpoints.folder
+        return [self.out, elsewhere] if elsewhere and Path(elsewhere).absolute() != self.out.absolute() else [self.out]
+
     def identity(self) -> dict[str, Any]:
         """Return the settings that decide the numbers, as JSON; those that change only rounding are left out."""
         free = {"out", "log_every", "save_every", "checkpoints", "mesh", "processes", "logging", "changed"}

@@ -1,4 +1,7 @@
-"""Batches of a run on its devices: training batches in order, and validation batches."""
+"""Batches of a run on its devices: training batches in order, and validation batches.
+
+Dims: A accumulation steps, B batch rows, T positions.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace

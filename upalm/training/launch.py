@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, chdir, contextmanager
+from contextlib import chdir, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 
+from upalm import ul2r
 from upalm.checkpoints.config_json import description
 from upalm.checkpoints.folder import load_model, open_checkpoint
 from upalm.data.config import built_folders, open_source, text_source
@@ -23,36 +24,63 @@ from upalm.distributed.sharding import check_rows
 from upalm.model.attention import replication_note
 from upalm.model.config import ModelConfig
 from upalm.model.palm import Decoder, empty_model, param_shardings
+from upalm.training import metrics
 from upalm.training.config import Continue, TrainConfig, from_json, to_json
-from upalm.training.loop import check_folder, fit
+from upalm.training.loop import fit
+from upalm.training.resume import check_folder
 
 
 def run(config: TrainConfig) -> Path:
-    """Prepare text, tokenizer and weights, and train. Returns the run folder."""
+    """Prepare text, tokenizer and weights, and train. Returns the run folder.
+
+    Raises:
+        ValueError: settings, data or folders that do not fit, each with what to do.
+        Interrupted: see `fit`.
+        FloatingPointError: see `fit`.
+        OSError: see `fit`.
+    """
     config.processes.connect()
     enable_compilation_cache()
-    with survives_its_peers():
+    with _ends_with_its_peers():
         mesh = config.mesh.build()
-        with jax.set_mesh(mesh) if mesh is not None else ExitStack():
+        with jax.set_mesh(mesh) if mesh is not None else nullcontext():
             check_folder(config)
             processes.agree(config.identity() | {"versions": runtime.versions()})
             model, tokenizer = prepare(config, mesh)
             processes.agree({"tokenizer": tokenizer.hash})
-            if processes.is_first():
-                n = jax.process_count()
-                laid = f", {mesh.size} devices {dict(mesh.shape)} of {n} processes" if mesh is not None else ""
-                print(
-                    f"{model.config.n_params / 1e6:.2f}M parameters, vocabulary {tokenizer.vocab_size}{laid}",
-                    flush=True,
-                )
-                if mesh is not None and (note := replication_note(model.config.n_kv_heads, mesh.shape["model"])):
-                    print(f"note: {note}", flush=True)
+            layout = (
+                "" if mesh is None else f", {mesh.size} devices {dict(mesh.shape)} of {jax.process_count()} processes"
+            )
+            _say(f"{model.config.n_params / 1e6:.2f}M parameters, vocabulary {tokenizer.vocab_size}{layout}")
+            if mesh is not None and (note := replication_note(model.config.n_kv_heads, mesh.shape["model"])):
+                _say(f"note: {note}")
             train, validation = open_source(config.data, tokenizer)
-            n_train, n_validation = (sum(corpus.n_tokens for corpus, _ in some) for some in (train, validation))
-            if processes.is_first():
-                print(f"{n_train:,} training and {n_validation:,} validation tokens", flush=True)
+            n_train, n_validation = (sum(corpus.n_tokens for corpus, _ in split) for split in (train, validation))
+            _say(f"{n_train:,} training and {n_validation:,} validation tokens")
             fit(config, model, tokenizer, train, validation)
+            if processes.is_first():
+                print(summary(config), flush=True)
     return config.out
+
+
+def _say(message: str) -> None:
+    if processes.is_first():
+        print(message, flush=True)
+
+
+def summary(config: TrainConfig) -> str:
+    """Describe a finished run: its validation loss, where its checkpoint is, and what to run next."""
+    losses = [row["validation_loss"] for row in metrics.read(config.out / "metrics.jsonl") if "validation_loss" in row]
+    loss = f", validation loss {losses[-1]:.3f} nats per token" if losses else ""
+    folder, mixture = config.checkpoints.folder or config.out, ul2r.mixture(config.data.mixture)
+    fills_gaps = any(denoiser.n_sentinels(config.data.seq_len) for denoiser in mixture)
+    command = "infill --text 'before <extra_id_0> after'" if fills_gaps else "sample --text 'Once'"
+    return (
+        f"finished {config.n_steps} steps{loss}\n"
+        f"checkpoint: {folder}/steps/{config.n_steps}\n"
+        f"try: upalm {command} --checkpoint {config.out}\n"
+        f"measure: upalm eval --checkpoint {config.out}"
+    )
 
 
 def rerun(folder: Path, changes: dict[str, Any]) -> Path:
@@ -65,18 +93,18 @@ def rerun(folder: Path, changes: dict[str, Any]) -> Path:
     """
     stored = description(folder).get("settings")
     if stored is None:
-        raise ValueError(f"{folder} says no settings of a run: it is an import, or of an older version.")
+        raise ValueError(f"{folder} holds no settings of a run: it is an import, an export, or of an older version.")
     directory = Path(stored.get("directory", "."))
     settings = {name: value for name, value in stored.items() if name != "directory"}
-    for name, value in changes.items():
+    for name, value in ({"out": folder} | changes).items():  # the folder may have been moved
         settings[name] = to_json(value.absolute() if isinstance(value, Path) else value)
     with chdir(directory if directory.is_dir() else "."):
-        return directory / run(from_json(TrainConfig, settings))
+        return run(from_json(TrainConfig, settings))
 
 
 @contextmanager
-def survives_its_peers() -> Iterator[None]:
-    """When another process is gone, end at once with an error that says so: waiting for it would never end."""
+def _ends_with_its_peers() -> Iterator[None]:
+    """End at once with an error when another process is gone, because waiting for it would never end."""
     try:
         yield
     except jax.errors.JaxRuntimeError as e:
@@ -85,8 +113,7 @@ def survives_its_peers() -> Iterator[None]:
         reason = str(e).strip().split("\n")[0][:300]
         print(
             f"error: process {jax.process_index()} lost another process of the run ({reason}). "
-            "Start the same command again on all hosts: it goes on from the newest checkpoint.",
-            *(),
+            "Start the same command again on all hosts: it resumes from the newest checkpoint.",
             file=sys.stderr,
             flush=True,
         )
@@ -94,14 +121,14 @@ def survives_its_peers() -> Iterator[None]:
 
 
 def prepare(config: TrainConfig, mesh: Mesh | None = None) -> tuple[Decoder, Tokenizer]:
-    """Weights, straight in their shards, and tokenizer to start from.
+    """Load or initialise the weights, straight into their shards, and the tokenizer.
 
     Raises:
-        ValueError: from the checkpoint or the tokenizer's training; or rows longer than the model's.
+        ValueError: a checkpoint, vocabulary, mesh or row length that does not fit.
     """
     if isinstance(config.start, Continue):
-        found, tokenizer, _ = open_checkpoint(config.start.checkpoint)
-        shape = config.start.reshaped(found)
+        model, tokenizer, _ = open_checkpoint(config.start.checkpoint)
+        shape = config.start.reshaped(model)
     else:
         shape, tokenizer = config.start.model, _tokenizer(config, config.start.model.vocab_size)
     check_mesh(config, shape, mesh)
@@ -125,7 +152,7 @@ def check_mesh(config: TrainConfig, model: ModelConfig, mesh: Mesh | AbstractMes
     """Refuse a mesh that does not divide the model or the batch.
 
     Raises:
-        ValueError: with both numbers.
+        ValueError: the two numbers that do not divide.
     """
     if mesh is None:
         return
@@ -140,7 +167,7 @@ def check_mesh(config: TrainConfig, model: ModelConfig, mesh: Mesh | AbstractMes
 
 
 def _tokenizer(config: TrainConfig, vocab_size: int) -> Tokenizer:
-    """The run's, if it is being resumed; that of built shards; or one trained on the text."""
+    """Tokenizer of the run that is resumed, of built shards, or trained on the text."""
     if has_tokenizer(config.out):
         return load_tokenizer(config.out)
     if folders := built_folders(config.data.source):

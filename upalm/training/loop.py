@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 
+from upalm.checkpoints import lock
 from upalm.checkpoints.folder import describe
 from upalm.checkpoints.lineage import CheckpointInfo, read_info
 from upalm.checkpoints.manager import Checkpoints
@@ -16,6 +17,7 @@ from upalm.data.config import Corpus, Weighted, manifests
 from upalm.data.tokenizer import Tokenizer
 from upalm.distributed import processes
 from upalm.distributed.processes import SAVE, STOP, Requests
+from upalm.files import is_remote
 from upalm.model.palm import Decoder
 from upalm.training.config import Continue, TrainConfig, to_json
 from upalm.training.feed import Feed
@@ -54,6 +56,8 @@ def fit(
     denoisers = [d.name for d in feed.mixture]
     with ExitStack() as stack:
         # restore
+        for folder in config.folders():
+            stack.enter_context(lock.hold(folder))
         checkpoints = stack.enter_context(closing(_open_checkpoints(config)))
         check_checkpoints(config, checkpoints, tokenizer.hash)
         _describe_run(config, model, tokenizer, feed.mixture)
@@ -100,15 +104,22 @@ def _open_checkpoints(config: TrainConfig) -> Checkpoints:
 
 
 def _describe_run(config: TrainConfig, model: Decoder, tokenizer: Tokenizer, mixture: Sequence[Denoiser]) -> None:
-    """Write config.json and the tokenizer into the run folder."""
+    """Write config.json and the tokenizer into the run folder, and beside its checkpoints, so that either opens."""
     start, source = config.start, config.data.source
     before = read_info(start.checkpoint) if isinstance(start, Continue) else CheckpointInfo()
     info = CheckpointInfo(
         inputs_eos=before.inputs_eos or any(d.inputs_eos for d in mixture),
         gaps_trained=bool(before.gaps_trained) or any(d.n_sentinels(config.data.seq_len) for d in mixture),
     )
-    settings = to_json(config) | {"directory": str(Path.cwd())}  # from which relative paths are found again
-    describe(config.out, model.config, tokenizer, config.identity(), info, manifests(source), settings, before.stages)
+    identity, stages = config.identity(), before.stages
+    for folder in config.folders():
+        if is_remote(folder):
+            continue
+        settings = to_json(config)
+        if folder != config.out:
+            settings["checkpoints"]["folder"] = ""  # it holds them itself
+        settings["directory"] = str(Path.cwd())  # from which relative paths are found again
+        describe(Path(folder), model.config, tokenizer, identity, info, manifests(source), settings, stages)
 
 
 def _rewind(

@@ -1,14 +1,17 @@
 """Begin or resume: the state that a run starts from, and refusals of folders that hold another run."""
 
+import os
 import sys
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from etils import epath
 from jax.sharding import Mesh
 
-from upalm.checkpoints.config_json import description
+from upalm.checkpoints import lock
+from upalm.checkpoints.config_json import checkpoints_folder, description
 from upalm.checkpoints.manager import Checkpoints
 from upalm.distributed import processes
 from upalm.distributed.sharding import shardings
@@ -16,25 +19,49 @@ from upalm.model.palm import LOGICAL_AXES, Decoder
 from upalm.training.config import TrainConfig, differences
 from upalm.training.step import TrainState
 
+_LEFT_BY_A_KILL = ("lock", "steps")
+"""Files of a run that was killed before it wrote config.json."""
+
 
 def check_folder(config: TrainConfig) -> None:
-    """Refuse a run folder that holds another run, unless `changed` is set.
+    """Refuse a run folder that is in use or holds something else; another run only unless `changed` is set.
+
+    The first process decides, since it alone writes there.
 
     Raises:
-        ValueError: the settings that differ; or the folder holds other files.
+        ValueError: the process that uses the folder, the settings that differ, or that it is no folder of a run.
     """
-    if (config.out / "config.json").is_file():
-        _refuse_changes(config, description(config.out)["run"], config.out)
-    elif config.out.exists() and any(config.out.iterdir()) and processes.is_first():
-        description(config.out)  # says that there is no config.json
+    error = None
+    if processes.is_first():
+        try:
+            _check_folder(config)
+        except ValueError as e:
+            error = e
+    processes.raise_everywhere(error)
+
+
+def _check_folder(config: TrainConfig) -> None:
+    for folder in config.folders():
+        lock.check_free(folder)
+    out = config.out
+    nearest = next(p for p in (out, *out.absolute().parents) if p.exists())
+    if not nearest.is_dir():
+        raise ValueError(f"--out {out}: {nearest} is a file, expected a folder.")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise ValueError(f"--out {out}: {nearest} is not writable, choose another folder.")
+    if (out / "config.json").is_file():
+        _refuse_changes(config, description(out)["run"], out)
+    elif out.exists() and any(path.name not in _LEFT_BY_A_KILL for path in out.iterdir()):
+        description(out)  # says that there is no config.json
 
 
 def check_checkpoints(config: TrainConfig, checkpoints: Checkpoints, tokenizer_hash: str) -> None:
     """Refuse checkpoints of another run or tokenizer, by what the newest readable one says of its run.
 
     Raises:
-        ValueError: the settings that differ, or both tokenizers.
+        ValueError: the settings that differ, both tokenizers, or the folder where the run's checkpoints lie instead.
     """
+    _refuse_to_begin_anew(config, checkpoints)
     for step in checkpoints.steps():
         try:
             about = checkpoints.about(step)
@@ -48,6 +75,18 @@ def check_checkpoints(config: TrainConfig, checkpoints: Checkpoints, tokenizer_h
                 f"{tokenizer_hash}: put the right tokenizer back, or choose another --out."
             )
         return
+
+
+def _refuse_to_begin_anew(config: TrainConfig, checkpoints: Checkpoints) -> None:
+    """Refuse an empty folder of checkpoints where the run folder says that they lie elsewhere."""
+    if checkpoints.steps() or not (config.out / "config.json").is_file():
+        return
+    before = epath.Path(checkpoints_folder(config.out)) / "steps"
+    if before != checkpoints.folder and before.is_dir() and any(p.name.isdigit() for p in before.iterdir()):
+        raise ValueError(
+            f"the checkpoints of {config.out} lie in {before}, and {checkpoints.folder} holds none: "
+            f"move them there, or resume with --checkpoints.folder {before.parent}."
+        )
 
 
 def _refuse_changes(config: TrainConfig, stored: dict[str, Any], where: object) -> None:
