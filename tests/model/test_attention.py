@@ -1,12 +1,23 @@
 """Key ranges against the mask's definition; attention and its gradient against the reference and JAX's own."""
 
+import re
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.rows import packed_batch
 
-from upalm.model.attention import KeyRange, KeyValue, attend, attention_reference, key_range
+from upalm.model import attention
+from upalm.model.attention import (
+    KeyRange,
+    KeyValue,
+    attend,
+    attention_reference,
+    key_range,
+    library_attention,
+)
 
 
 def test_key_range_is_the_prefix_mask_with_packing():
@@ -30,14 +41,8 @@ def random_inputs(n_kv_heads: int):
 
 
 def library(visible: KeyRange):
-    """The same by JAX's own function."""
-
-    def attention(q_BTNH, k_BKSH, v_BKSH):
-        k_BSKH, v_BSKH = k_BKSH.swapaxes(1, 2), v_BKSH.swapaxes(1, 2)
-        mask = visible.mask(k_BSKH.shape[1])[:, None]
-        return jax.nn.dot_product_attention(q_BTNH, k_BSKH, v_BSKH, mask=mask, implementation="xla")
-
-    return attention
+    """JAX's own function, by its XLA path."""
+    return partial(library_attention, visible=visible, implementation="xla")
 
 
 @pytest.mark.parametrize("n_kv_heads", [1, 2, 4])
@@ -63,6 +68,44 @@ def test_backward_pass_keeps_no_scores():
     inputs, visible, _ = random_inputs(2)
     _, gradient = jax.vjp(lambda *qkv: attend(*qkv, visible), *inputs)
     assert max(x.size for x in jax.tree.leaves(gradient) if hasattr(x, "size")) <= 2 * 12 * 4 * 8
+
+
+@pytest.fixture
+def any_cudnn(monkeypatch):
+    """Programs for NVIDIA GPUs can be lowered without one."""
+    fused = pytest.importorskip("jax._src.cudnn.fused_attention_stablehlo", reason="this JAX has its cuDNN elsewhere")
+    if not hasattr(fused, "check_cudnn_version"):
+        pytest.skip("this JAX checks cuDNN's version elsewhere")
+    monkeypatch.setattr(fused, "check_cudnn_version", lambda: 91100)
+    monkeypatch.setattr(attention, "max_library_head", lambda: 128)
+
+
+def lowered_for_cuda(dtype: str) -> str:
+    """A step of attention, forward and backward: 2 rows of 256, 8 query heads, 2 key heads."""
+    q, k = jax.ShapeDtypeStruct((2, 256, 8, 64), dtype), jax.ShapeDtypeStruct((2, 2, 256, 64), dtype)
+    index = jax.ShapeDtypeStruct((2, 256), "int32")
+
+    def loss(q, k, v, start, end):
+        return jnp.sum(attend(q, k, v, KeyRange(start, end)).astype("float32"))
+
+    step = jax.jit(jax.grad(loss, (0, 1, 2))).trace(q, k, k, index, index)
+    return step.lower(lowering_platforms=("cuda",)).as_text()
+
+
+def test_gpus_fuse_attention_without_scores(any_cudnn):
+    """In bf16 no array of T x S per head is in the program, but one mask per row."""
+    text = lowered_for_cuda("bfloat16")
+    assert "__cudnn$fmhaScaleBiasSoftmax(" in text and "__cudnn$fmhaScaleBiasSoftmaxBackward(" in text
+    squares = re.findall(r"tensor<([\dx]*)256x256x\w+>", text)
+    assert set(squares) == {"2x", "2x1x"}, set(squares)
+
+
+def test_gpus_attend_plainly_in_fp32(any_cudnn):
+    assert "cudnn" not in lowered_for_cuda("float32")
+
+
+def test_other_platforms_have_no_library_kernel():
+    assert jax.devices()[0].platform == "gpu" or attention.max_library_head() == 0
 
 
 def test_cache_is_written_at_its_slot():

@@ -6,7 +6,7 @@ G = B x K key heads of all rows, R = T x N / K query rows that share a key head.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -86,8 +86,9 @@ def attend(
     """Attention of N query heads over K shared key-value heads; K = 1 is PaLM's multi-query attention.
 
     The backward pass recomputes the weights from the scores and their log-sum-exp, so nothing of size T x S is kept.
-    On TPUs the kernels of `flash_attention` compute it, if the shapes fit their blocks. On a mesh each device has some
-    rows and some heads, or all heads if the model axis does not divide K > 1 (`replication_note`).
+    TPUs run the kernels of `flash_attention`, and NVIDIA GPUs cuDNN's in bf16, where these take the shapes. On a mesh
+    each device has some rows and some heads, or all heads if the model axis does not divide K > 1
+    (`replication_note`).
     """
     return _attend_forward(q_BTNH, k_BKSH, v_BKSH, visible)[0]
 
@@ -140,20 +141,26 @@ def _forward(
     n_heads, n_kv = q_BTNH.shape[2], k_BKSH.shape[1]
     q_GRH, k_GSH, v_GSH = _scaled_rows(q_BTNH, n_kv), _merge(k_BKSH), _merge(v_BKSH)
 
+    def by_position(out_GRH: Array, log_total_GR: Array) -> tuple[Array, Array]:
+        log_total_BTN1 = _by_position(log_total_GR[..., None], n_kv, n_heads)
+        return _by_position(out_GRH, n_kv, n_heads), log_total_BTN1[..., 0]
+
     def plain() -> tuple[Array, Array]:
         scores_GRS = _scores(q_GRH, k_GSH, visible)
         highest_GR1 = jnp.max(scores_GRS, -1, keepdims=True)
         weights_GRS = jnp.exp(scores_GRS - highest_GR1)
         total_GR1 = jnp.sum(weights_GRS, -1, keepdims=True)
         out_GRH = jnp.einsum("GRS,GSH->GRH", weights_GRS.astype(v_GSH.dtype), v_GSH) / total_GR1
-        return out_GRH.astype(v_GSH.dtype), (highest_GR1 + jnp.log(total_GR1))[..., 0]
+        return by_position(out_GRH.astype(v_GSH.dtype), (highest_GR1 + jnp.log(total_GR1))[..., 0])
 
-    def kernel() -> tuple[Array, Array]:
-        return flash_attention.forward(q_GRH, k_GSH, v_GSH, _flash_rows(visible, q_GRH))
+    def tpu() -> tuple[Array, Array]:
+        return by_position(*flash_attention.forward(q_GRH, k_GSH, v_GSH, _flash_rows(visible, q_GRH)))
 
-    out_GRH, log_total_GR = _fastest(kernel, plain, q_GRH, k_GSH)
-    log_total_BTN1 = _by_position(log_total_GR[..., None], n_kv, n_heads)
-    return _by_position(out_GRH, n_kv, n_heads), log_total_BTN1[..., 0]
+    def cuda() -> tuple[Array, Array]:
+        unused_BTN = jnp.zeros(q_BTNH.shape[:3], jnp.float32)  # the backward pass asks the library again
+        return library_attention(q_BTNH, k_BKSH, v_BKSH, visible), unused_BTN
+
+    return _fastest(plain, tpu, cuda, q_BTNH, k_BKSH)
 
 
 def _backward(
@@ -165,6 +172,10 @@ def _backward(
     out_GRH, d_out_GRH = _by_key_head(saved.out, n_kv), _by_key_head(d_out_BTNH, n_kv)
     log_total_GR1 = _by_key_head(saved.log_total[..., None], n_kv)
 
+    def by_position(d_q_GRH: Array, d_k_GSH: Array, d_v_GSH: Array) -> tuple[Array, Array, Array]:
+        d_q_BTNH = _by_position(d_q_GRH, n_kv, n_heads) * d_head**-0.5
+        return d_q_BTNH, d_k_GSH.reshape(saved.k.shape), d_v_GSH.reshape(saved.v.shape)
+
     def plain() -> tuple[Array, Array, Array]:
         weights_GRS = jnp.exp(_scores(q_GRH, k_GSH, saved.visible) - log_total_GR1)
         d_v_GSH = jnp.einsum("GRS,GRH->GSH", weights_GRS.astype(v_GSH.dtype), d_out_GRH)
@@ -172,25 +183,55 @@ def _backward(
         mean_GR1 = jnp.sum((d_out_GRH * out_GRH).astype(jnp.float32), -1, keepdims=True)
         d_scores_GRS = (weights_GRS * (d_weights_GRS - mean_GR1)).astype(q_GRH.dtype)
         d_q_GRH = jnp.einsum("GRS,GSH->GRH", d_scores_GRS, k_GSH)
-        return d_q_GRH, jnp.einsum("GRS,GRH->GSH", d_scores_GRS, q_GRH), d_v_GSH
+        return by_position(d_q_GRH, jnp.einsum("GRS,GRH->GSH", d_scores_GRS, q_GRH), d_v_GSH)
 
-    def kernel() -> tuple[Array, Array, Array]:
+    def tpu() -> tuple[Array, Array, Array]:
         rows, log_total_GR = _flash_rows(saved.visible, q_GRH), log_total_GR1[..., 0]
-        return flash_attention.backward(q_GRH, k_GSH, v_GSH, rows, out_GRH, log_total_GR, d_out_GRH)
+        return by_position(*flash_attention.backward(q_GRH, k_GSH, v_GSH, rows, out_GRH, log_total_GR, d_out_GRH))
 
-    d_q_GRH, d_k_GSH, d_v_GSH = _fastest(kernel, plain, q_GRH, k_GSH)
-    d_k_BKSH, d_v_BKSH = d_k_GSH.reshape(saved.k.shape), d_v_GSH.reshape(saved.v.shape)
+    def cuda() -> tuple[Array, Array, Array]:
+        _, gradient = jax.vjp(partial(library_attention, visible=saved.visible), saved.q, saved.k, saved.v)
+        return gradient(d_out_BTNH)
+
+    d_q_BTNH, d_k_BKSH, d_v_BKSH = _fastest(plain, tpu, cuda, saved.q, saved.k)
     if is_shared:
         d_k_BKSH, d_v_BKSH = sum_over("heads", (d_k_BKSH, d_v_BKSH))
-    return _by_position(d_q_GRH, n_kv, n_heads) * d_head**-0.5, d_k_BKSH, d_v_BKSH
+    return d_q_BTNH, d_k_BKSH, d_v_BKSH
 
 
-def _fastest(kernel: Callable[[], Any], plain: Callable[[], Any], q_GRH: Array, k_GSH: Array) -> Any:
-    """Result of the TPU kernel on TPUs, if it takes the shapes, and of `plain` elsewhere."""
-    _, n_keys, d_head = k_GSH.shape
-    if not flash_attention.fits(q_GRH.shape[1], n_keys, d_head, k_GSH.dtype.itemsize):
-        return plain()
-    return lax.platform_dependent(tpu=kernel, default=plain)
+def _fastest(
+    plain: Callable[[], Any], tpu: Callable[[], Any], cuda: Callable[[], Any], q_BTNH: Array, k_BKSH: Array
+) -> Any:
+    """Result of the platform's kernel if it takes the shapes, and of `plain` otherwise."""
+    (_, t, n, h), (_, k, s, _) = q_BTNH.shape, k_BKSH.shape
+    kernels = {}
+    if flash_attention.fits(t * n // k, s, h, k_BKSH.dtype.itemsize):
+        kernels["tpu"] = tpu
+    if t % 2 == s % 2 == 0 and h % 8 == 0 and h <= max_library_head() and k_BKSH.dtype == jnp.bfloat16:
+        kernels["cuda"] = cuda
+    return lax.platform_dependent(**kernels, default=plain) if kernels else plain()
+
+
+def max_library_head() -> int:
+    """Widest head that cuDNN's attention takes on this machine's GPU; 0 without an NVIDIA GPU that has bf16."""
+    device = jax.local_devices()[0]
+    if not device.device_kind.startswith("NVIDIA"):
+        return 0
+    capability = float(device.compute_capability)  # 8 is Ampere, 9 is Hopper
+    return 256 if capability >= 9 else 128 if capability >= 8 else 0
+
+
+def library_attention(
+    q_BTNH: Float[Array, "B T N H"],
+    k_BKSH: Float[Array, "B K S H"],
+    v_BKSH: Float[Array, "B K S H"],
+    visible: KeyRange,
+    *,
+    implementation: Literal["cudnn", "xla"] = "cudnn",
+) -> Float[Array, "B T N H"]:
+    """Attention by JAX's own function. cuDNN forms no scores, and reads one mask per row for all heads."""
+    k_BSKH, v_BSKH, mask_B1TS = k_BKSH.swapaxes(1, 2), v_BKSH.swapaxes(1, 2), visible.mask(k_BKSH.shape[2])[:, None]
+    return jax.nn.dot_product_attention(q_BTNH, k_BSKH, v_BSKH, mask=mask_B1TS, implementation=implementation)
 
 
 def _scores(q_GRH: Float[Array, "G R H"], k_GSH: Float[Array, "G S H"], visible: KeyRange) -> Float[Array, "G R S"]:
