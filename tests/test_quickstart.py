@@ -52,6 +52,10 @@ def test_quickstart_reports_and_repeats_itself(inputs, tmp_path):
     page = (tmp_path / "a" / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 3 and 'src="http' not in page
     assert len(list((tmp_path / "a").glob("*.png"))) == 3
+    _, screen = done.stdout.split("The same extra compute")
+    table, sentence = screen.split("\n\n")[1:3]
+    assert len(table.split("\n")) == 5 and sentence.startswith("UL2R fills a held-out gap with")
+    assert max(map(len, [*table.split("\n"), *sentence.split("\n")])) <= 80
 
     again = quickstart(tmp_path / "b", inputs / "base", inputs / "my.txt")
     assert again.returncode == 0
@@ -64,6 +68,7 @@ def test_quickstart_reports_and_repeats_itself(inputs, tmp_path):
         (("--data", "/nowhere.txt"), "no such file or folder"),
         (("--checkpoint", "/nowhere"), "no checkpoint at /nowhere"),
         (("--batch-size", "0"), "batch_size"),
+        (("--n-decoded", "0"), "n_decoded is 0 of n_rows 6, expected at least 1"),
     ],
 )
 def test_bad_input_stops_before_training(inputs, tmp_path, more, message):

@@ -1,8 +1,10 @@
 """Fetching of benchmark files, from local copies in the hub's layout."""
 
+import inspect
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -186,16 +188,44 @@ def test_fetching_without_the_extra_names_it(monkeypatch):
         hub.OnlineHub()
 
 
+def test_online_hub_reads_the_parquet_branch(monkeypatch, tmp_path):
+    """Against stand-ins with the signatures of the real calls."""
+    pytest.importorskip("huggingface_hub", reason="needs pip install 'upalm[hf]'")
+    online, calls = hub.OnlineHub(), []
+
+    def stand_in(name, result):
+        signature = inspect.signature(getattr(online._api, name))
+
+        def call(*words, **options):
+            calls.append((name, dict(signature.bind(*words, **options).arguments)))
+            return result(*words, **options)
+
+        monkeypatch.setattr(online._api, name, call)
+
+    files = ["default/test/0001.parquet", "default/test/0000.parquet", "default/train/0000.parquet", "README.md"]
+    stand_in("dataset_info", lambda *_, **__: SimpleNamespace(sha="abc", card_data={"license": ["mit", "other"]}))
+    stand_in("list_repo_files", lambda *_, **__: files)
+    stand_in("hf_hub_download", lambda repo, name, **_: str(tmp_path / name))
+    assert online.resolve("o/n") == ("abc", "mit, other")
+    assert calls[0][1]["revision"] == "refs/convert/parquet"
+    names = ("default/test/0000.parquet", "default/test/0001.parquet")
+    assert online.download("o/n", "abc", "default/test") == [tmp_path / name for name in names]
+    assert all(options["revision"] == "abc" for name, options in calls if name != "dataset_info")
+    with pytest.raises(hub.HubError, match="o/n has no default/dev/"):
+        online.download("o/n", "abc", "default/dev")
+
+
 def test_hub_that_cannot_be_reached_is_named(monkeypatch):
     pytest.importorskip("huggingface_hub", reason="needs pip install 'upalm[hf]'")
     online = hub.OnlineHub()
 
-    def fail(*_, **__):
-        raise OSError("Name or service not known\nmore")
+    def fail(error):
+        raise error("Name or service not known\nmore")
 
-    monkeypatch.setattr(online._api, "dataset_info", fail)
-    with pytest.raises(hub.HubError, match="^google/boolq: Name or service not known$"):
-        online.resolve("google/boolq")
+    for kind in online._errors:
+        monkeypatch.setattr(online._api, "dataset_info", lambda *_, kind=kind, **__: fail(kind))
+        with pytest.raises(hub.HubError, match="^google/boolq: Name or service not known$"):
+            online.resolve("google/boolq")
 
 
 def test_command_fetches_from_a_mirror(tmp_path, monkeypatch, capsys):
@@ -208,6 +238,6 @@ def test_command_fetches_from_a_mirror(tmp_path, monkeypatch, capsys):
     main.main()
     assert "fetched  nlp/piqa.jsonl: 12 rows of ybisk/piqa, licence mit" in capsys.readouterr().out
     monkeypatch.setattr(sys, "argv", [*words, "--tasks", "piqa", "boolq"])
-    with pytest.raises(SystemExit, match="1 files could not be fetched"):
+    with pytest.raises(SystemExit, match="1 of 2 files could not be fetched"):
         main.main()
     assert "kept     nlp/piqa.jsonl: as fetched, licence mit" in capsys.readouterr().out

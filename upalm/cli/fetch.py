@@ -39,4 +39,6 @@ class Fetch:
             print(f"{outcome.status:8} {outcome.file}: {outcome.note}", flush=True)
         print(", ".join(f"{n} {status}" for status, n in counts.items()) + f"; files in {self.data}")
         if "failed" in counts:
-            raise ValueError(f"{counts['failed']} files could not be fetched: the same command tries them again.")
+            raise ValueError(
+                f"{counts['failed']} of {len(files)} files could not be fetched: the same command tries again."
+            )

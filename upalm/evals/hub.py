@@ -78,29 +78,29 @@ class OnlineHub:
         except ImportError as e:
             raise ValueError(_NEEDS) from e
         self._api = huggingface_hub.HfApi()
+        self._errors = (OSError, getattr(huggingface_hub.errors, "HTTPError", OSError))
 
     def resolve(self, repo: str) -> tuple[str, str]:
-        commit = _ask(repo, lambda: self._api.dataset_info(repo, revision=BRANCH)).sha
-        card = _ask(repo, lambda: self._api.dataset_info(repo)).card_data
+        commit = self._ask(repo, lambda: self._api.dataset_info(repo, revision=BRANCH)).sha
+        card = self._ask(repo, lambda: self._api.dataset_info(repo)).card_data
         licence = (card.get("license") if card is not None else None) or "not stated"
         return str(commit), licence if isinstance(licence, str) else ", ".join(licence)
 
     def download(self, repo: str, commit: str, folder: str) -> list[Path]:
-        files = _ask(repo, lambda: self._api.list_repo_files(repo, revision=commit, repo_type="dataset"))
+        files = self._ask(repo, lambda: self._api.list_repo_files(repo, revision=commit, repo_type="dataset"))
         names = sorted(n for n in files if n.rpartition("/")[0] == folder and n.endswith(".parquet"))
 
         def download_file(name: str) -> Path:
             return Path(self._api.hf_hub_download(repo, name, revision=commit, repo_type="dataset"))
 
-        return [_ask(repo, lambda n=name: download_file(n)) for name in _check_found(names, repo, folder)]
+        return [self._ask(repo, lambda n=name: download_file(n)) for name in _check_found(names, repo, folder)]
 
-
-def _ask(repo: str, call: Callable[[], T]) -> T:
-    """Call the hub, whose errors are OSErrors: no network, no such data set, terms that were not accepted."""
-    try:
-        return call()
-    except OSError as e:
-        raise HubError(f"{repo}: {(str(e) or type(e).__name__).strip().splitlines()[0]}") from e
+    def _ask(self, repo: str, call: Callable[[], T]) -> T:
+        """Call the hub. It fails without a network, a data set, or the user's consent to the terms."""
+        try:
+            return call()
+        except self._errors as e:
+            raise HubError(f"{repo}: {(str(e) or type(e).__name__).strip().splitlines()[0]}") from e
 
 
 def _check_found(files: list[T], repo: str, folder: str) -> list[T]:
