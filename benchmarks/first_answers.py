@@ -27,6 +27,9 @@ HERE = Path(__file__).parents[1]
 BASE = HERE / "upalm" / "assets" / "palm_tiny"
 
 
+FIT = "try: from upalm.training import fit\nexcept ImportError: from upalm.loop import fit"
+
+
 @dataclass(frozen=True)
 class Case:
     rounds: int = 5
@@ -46,7 +49,7 @@ def starts(folder: Path) -> dict[str, list[str]]:
         "upalm infill": ["-m", "upalm", *infill],
         "import upalm": ["-c", "import upalm"],
         "import upalm.ul2r": ["-c", "import upalm.ul2r"],
-        "import upalm.training, fit": ["-c", "from upalm.training import fit"],
+        "import upalm.training, fit": ["-c", FIT],
         "upalm run palm_tiny, one step": ["-m", "upalm", "run", "palm_tiny", "tiny", *train],
     }
 
@@ -88,11 +91,9 @@ def main(case: Case) -> None:
                     one = seconds(words, checkout, folder / which)
                     if i:
                         taken[which].append(one)
-            medians = {which: [statistics.median(x) for x in zip(*some, strict=True)] for which, some in taken.items()}
-            ratio = f", {medians['here'][1] / medians['beside'][1]:.2f} of beside" if case.beside else ""
-            print(
-                f"{title}: {json.dumps({k: [round(x, 2) for x in v] for k, v in medians.items()})}{ratio}", flush=True
-            )
+            clock, used = ({k: statistics.median(x[i] for x in v) for k, v in taken.items()} for i in (0, 1))
+            print(f"{title}: " + "; ".join(f"{k} {clock[k]:.2f} s, processor {used[k]:.2f} s" for k in taken), end="")
+            print(f"; ratio {used['here'] / used['beside']:.2f}" if case.beside else "", flush=True)
             if case.imports:
                 print(f"    imports, ms: {imports(words, HERE)}", flush=True)
 

@@ -163,6 +163,7 @@ def test_topologies_are_listed():
         (("ul2r_540b", "540b", "--topology", "v4:8x8x8", "--slices", "0"), "expected at least 1"),
         (("ul2r_540b", "540b", "--topology", "v4:8x8x8", "--decode", "-1"), "expected at least 1, and at least 0"),
         (("palm_tiny", "tiny", "--slices", "2"), "needs a --topology"),
+        (("palm_tiny", "--json", "nowhere/plan.json"), "there is no folder nowhere"),
     ],
 )
 def test_bad_input(words, message):

@@ -40,6 +40,8 @@ class Build:
     """Leave out text that is not UTF-8, and list it, instead of stopping."""
 
     def __post_init__(self):
+        if not self.out.strip():
+            raise ValueError("--out is empty, expected a folder.")
         if self.tokenizer is None and not MIN_VOCAB_SIZE <= self.vocab_size <= MAX_VOCAB_SIZE:
             raise ValueError(
                 f"--vocab-size is {self.vocab_size}, expected {MIN_VOCAB_SIZE} (bytes, special ids and sentinels) to "

@@ -83,6 +83,8 @@ class Plan:
             raise ValueError(f"--slices {self.slices} --decode {self.decode}: expected at least 1, and at least 0.")
         if self.topology == "here" and self.slices > 1:
             raise ValueError(f"--slices {self.slices} needs a --topology: `here` is the devices of this machine.")
+        if self.json is not None and not self.json.absolute().parent.is_dir():
+            raise ValueError(f"--json {self.json}: there is no folder {self.json.parent}.")
         return Request(recipe, config, self.overrides, self.topology, self.slices, self.decode)
 
 
