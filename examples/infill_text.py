@@ -4,15 +4,13 @@ python examples/infill_text.py [runs/quickstart/ul2r]
 """
 
 import sys
-from pathlib import Path
+from typing import get_args
 
 import upalm
-from upalm.checkpoints.folder import load_model
-from upalm.inference.generation import infill
+from upalm.inference.config import Mode
 
-folder = sys.argv[1] if len(sys.argv) > 1 else Path(upalm.__file__).parent / "assets" / "palm_tiny"
-model, tokenizer, _ = load_model(folder)
+model = upalm.load(*sys.argv[1:])
 text = "def read(path):\n    with open(<extra_id_0>) as f:\n        return <extra_id_1>\n"
-for mode in ("none", "nlu", "nlg"):
-    filled = infill(model, tokenizer, text, mode=mode, max_new_tokens=16)[0]
+for mode in get_args(Mode):
+    filled = model.infill(text, upalm.GenerationConfig(mode=mode, max_new_tokens=16))
     print(f"--- mode {mode}: {filled.spans}\n{filled.text}")

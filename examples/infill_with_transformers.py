@@ -3,7 +3,7 @@
     python examples/infill_with_transformers.py EXPORT CHECKPOINT
 
 Without folders a small model with random weights is made and exported first. What comes out is compared with
-`upalm.infer`. Needs: pip install '.[oracles]'
+`LanguageModel.infill`. Needs: pip install '.[oracles]'
 """
 
 import json
@@ -16,10 +16,11 @@ import jax
 import torch
 import transformers
 
-import upalm
 from upalm.checkpoints.folder import export, load_model
+from upalm.checkpoints.shipped import PALM_TINY
 from upalm.data.hf_tokenizer import load_tokenizer
-from upalm.inference import generation
+from upalm.inference.config import GenerationConfig
+from upalm.inference.language_model import LanguageModel
 from upalm.interop.hf_export import export_hf
 from upalm.model.config import ModelConfig
 from upalm.model.palm import Decoder
@@ -52,7 +53,8 @@ def main(exported: Path, checkpoint: Path) -> None:
     prompt = [symbols.bos_id, *mode, *before, symbols.sentinels[0], *after, *end]
     found = infill(model, prompt, N_NEW + 2, symbols.eos_id)
 
-    [expected] = generation.infill(ours, our_tokenizer, TEXT, mode="nlg", max_new_tokens=N_NEW, constrained=False)
+    config = GenerationConfig(mode="nlg", max_new_tokens=N_NEW, constrained=False)
+    expected = LanguageModel(ours, our_tokenizer, info).infill(TEXT, config)
     spans = []
     for i in found[found[0] == symbols.sentinels[0] :]:
         if i == symbols.eos_id or i in symbols.sentinels:
@@ -63,7 +65,7 @@ def main(exported: Path, checkpoint: Path) -> None:
 
 
 def example(folder: Path) -> tuple[Path, Path]:
-    tokenizer = load_tokenizer(Path(upalm.__file__).parent / "assets" / "palm_tiny")
+    tokenizer = load_tokenizer(PALM_TINY)
     config = ModelConfig(tokenizer.vocab_size, d_model=64, n_layers=2, n_heads=4, d_head=16, d_ff=128, norm="layernorm")
     model = Decoder(config, key=jax.random.key(4))
     model = eqx.tree_at(lambda m: m.embed, model, model.embed / 10)  # else it says the last token again

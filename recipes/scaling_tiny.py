@@ -29,7 +29,7 @@ from upalm.evals.savings_report import analyse, read_points
 from upalm.evals.scorer import PromptFormat, Scorer
 from upalm.evals.suites import run_suite, save_results
 from upalm.evals.tasks import synthetic
-from upalm.inference.decoding import Attention
+from upalm.inference.config import Attention
 from upalm.model.config import PALM
 from upalm.model.palm import Decoder
 from upalm.training import recipes

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from upalm import ul2r
 from upalm.inference import decoding, scoring
-from upalm.inference.decoding import DecodingModel, Task, decode, decode_stream
-from upalm.inference.grammar import ANYTHING
+from upalm.inference.config import GenerationConfig
+from upalm.inference.decoding import DecodingModel, Padding, Task, decode, decode_stream
+from upalm.inference.grammar import ANYTHING, Rules
 from upalm.inference.sampling import Sampler
 from upalm.model.config import ModelConfig
 from upalm.model.palm import Decoder
@@ -56,7 +57,7 @@ def test_cached_decode_is_the_full_forward(attention, changes):
     model = Decoder(dataclasses.replace(CONFIG, **changes), key=jax.random.key(3))
     rng = np.random.default_rng(0)
     prompts = [rng.integers(3, 400, n).tolist() for n in (0, 1, 7, 40, 33)]
-    found = decode(model, [Task(prompt, 12) for prompt in prompts], attention=attention)
+    found = decode(model, [Task(prompt, 12) for prompt in prompts], GenerationConfig(attention=attention))
     for prompt, [completion] in zip(prompts, found, strict=True):
         logits = full_forward(model, prompt, completion.tokens, attention)
         np.testing.assert_allclose(
@@ -112,12 +113,12 @@ def tasks_of(drawn):
 @given(TASKS, st.integers(0, 99), st.sampled_from([Sampler(), Sampler(1.0), Sampler(2.0, 50, 0.9, 0.01)]))
 def test_a_batch_changes_nothing_and_every_row_keeps_its_grammar(model, drawn, seed, sampler):
     tasks = tasks_of(drawn)
-    options = {"sampler": sampler, "seed": seed, "symbols": SYMBOLS, "n_rows": N_ROWS}
-    together = tokens_of(decode(model, tasks, **options))
+    options = GenerationConfig(sampler=sampler, seed=seed), Rules(SYMBOLS), Padding(N_ROWS)
+    together = tokens_of(decode(model, tasks, *options))
     met = []
     for task, [found] in zip(tasks, together, strict=True):
         if task.prompt not in met:  # equal prompts draw apart
-            assert tokens_of(decode(model, [task], **options)) == [[found]]
+            assert tokens_of(decode(model, [task], *options)) == [[found]]
         met.append(task.prompt)
         inside = [t for t in found if t in MARKERS]
         assert inside == list(MARKERS[: task.n_gaps])
@@ -128,14 +129,16 @@ def test_a_batch_changes_nothing_and_every_row_keeps_its_grammar(model, drawn, s
 def test_samples_of_a_prompt_have_its_cache(n_kv_heads):
     model = Decoder(dataclasses.replace(CONFIG, n_kv_heads=n_kv_heads), key=jax.random.key(4))
     tasks = [Task([5, 6, 7], 6), Task([8, 9], 6)]
-    once, twice = (tokens_of(decode(model, tasks, num_samples=n)) for n in (1, 2))
+    once, twice = (tokens_of(decode(model, tasks, GenerationConfig(num_samples=n))) for n in (1, 2))
     assert twice == [[of_task[0]] * 2 for of_task in once]
 
 
 def test_samples_are_reproducible_apart_and_of_their_number_alone(model):
     def draw(seed, num_samples=3, tasks=1):
         some = [Task([5, 6], 8)] * tasks
-        return tokens_of(decode(model, some, sampler=Sampler(1.0), seed=seed, num_samples=num_samples))
+        return tokens_of(
+            decode(model, some, GenerationConfig(sampler=Sampler(1.0), seed=seed, num_samples=num_samples))
+        )
 
     assert draw(1) == draw(1) != draw(2)
     assert len({tuple(s) for s in draw(1)[0]}) == 3
@@ -147,8 +150,8 @@ def test_samples_are_reproducible_apart_and_of_their_number_alone(model):
 @pytest.mark.parametrize("every", [1, 3, 50])
 def test_a_stream_grows_to_the_whole(model, sampler, every):
     tasks = [Task([5, 6, 7], 9), Task([8], 4)]
-    whole = tokens_of(decode(model, tasks, sampler=sampler))
-    states = list(decode_stream(model, tasks, sampler=sampler, every=every))
+    whole = tokens_of(decode(model, tasks, GenerationConfig(sampler=sampler)))
+    states = list(decode_stream(model, tasks, GenerationConfig(sampler=sampler), every=every))
     assert tokens_of(states[-1]) == whole
     for before, after in zip(states, states[1:], strict=False):
         for [a], [b] in zip(tokens_of(before), tokens_of(after), strict=True):
@@ -169,7 +172,7 @@ def test_a_prompt_is_prefilled_once_for_all_its_samples_into_a_cache_of_one_head
         return found
 
     monkeypatch.setattr(decoding, "prefill", spy)
-    decode(model, [Task([3] * 20, 10), Task([4], 10)], num_samples=5, sampler=Sampler(1.0))
+    decode(model, [Task([3] * 20, 10), Task([4], 10)], GenerationConfig(num_samples=5, sampler=Sampler(1.0)))
     [(tokens, caches)] = seen
     assert tokens == (2, 33)
     assert caches == [(2, 33 + 32, 8)] * 4  # keys and values of two layers, one head
@@ -191,7 +194,7 @@ def test_no_step_is_run_past_the_longest_row(model, monkeypatch):
     )
     for tasks, longest in (([Task([5], 4), Task([5] * 9, 11)], 11), ([Task([5], 30, 2, (3, 1))], None)):
         steps.clear()
-        found = decode(model, tasks, symbols=SYMBOLS)
+        found = decode(model, tasks, rules=Rules(SYMBOLS))
         assert max(steps) == (longest or max(len(c.tokens) for [c] in found)) < 30
 
 
@@ -201,8 +204,6 @@ def test_no_step_is_run_past_the_longest_row(model, monkeypatch):
 def test_what_cannot_be_decoded_is_refused(model):
     with pytest.raises(ValueError, match="no prompts"):
         decode(model, [])
-    with pytest.raises(ValueError, match="num_samples is 0"):
-        decode(model, [Task([3], 1)], num_samples=0)
     with pytest.raises(ValueError, match=r"prompt 1 of 250 tokens with up to 9 new ones takes 260.*shorten it by 4"):
         decode(model, [Task([3], 1), Task([3] * 250, 9)])
 

@@ -1,7 +1,6 @@
 """What a user asks in text: the sentinel grammar end to end, the tolerant parser, streams and bad input."""
 
 import dataclasses
-import warnings
 
 import jax
 import numpy as np
@@ -9,9 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from upalm import ul2r
-from upalm.checkpoints.lineage import CheckpointInfo
 from upalm.inference import decoding, generation, prompts, scoring
+from upalm.inference.config import GenerationConfig
 from upalm.inference.decoding import Completion, DecodingModel, Task
 from upalm.inference.grammar import ANYTHING, FREE
 from upalm.inference.sampling import Sampler
@@ -32,36 +30,15 @@ def text_of(n_gaps):
     return "def f(a):\n" + "".join(f"    <extra_id_{i}>\n" for i in range(n_gaps))
 
 
-# --- Prompts are those of training ---
-
-
-def test_prompts_have_mode_token_then_text_with_sentinels(tokenizer):
-    s0 = tokenizer.symbols.sentinels[0]
-    expected = [*tokenizer.encode("[NLU]"), *tokenizer.encode("a "), s0, *tokenizer.encode(" b")]
-    assert prompts.prompt_ids(tokenizer, "a <extra_id_0> b", "nlu") == expected
-    assert prompts.prompt_ids(tokenizer, ["a ", " b"], "nlu") == expected
-
-
-@pytest.mark.parametrize("denoiser", [*ul2r.UL2R[:2], *ul2r.UL2R_EOS[:2]], ids=repr)
-def test_prompts_are_the_inputs_of_training(tokenizer, denoiser):
-    segmenter = ul2r.Segmenter(denoiser, ul2r.Budget.joint(128), tokenizer.symbols)
-    a, b = (np.array(tokenizer.encode(x)) for x in ("def f(x", "return x"))
-    mask = np.r_[np.zeros(len(a), bool), True, True, np.zeros(len(b), bool)]
-    example = segmenter.frame(ul2r.corrupt(np.r_[a, 7, 7, b], mask, tokenizer.symbols.sentinels))
-    assert prompts.prompt_ids(tokenizer, "def f(x<extra_id_0>return x", denoiser.mode, denoiser.inputs_eos) == (
-        example.inputs.tolist()
-    )
+# --- The grammar, end to end ---
 
 
 def test_a_sentinels_characters_in_a_part_are_text(model, tokenizer):
     parts = ["the word <extra_id_0> is ", " here"]
     ids = prompts.prompt_ids(tokenizer, parts)
     assert [i for i in ids if i >= tokenizer.first_sentinel] == [tokenizer.symbols.sentinels[0]]
-    [filled] = generation.infill(model, tokenizer, parts, max_new_tokens=3)
+    filled = generation.infill(model, tokenizer, parts, GenerationConfig(max_new_tokens=3))
     assert filled.text == parts[0] + filled.spans[0] + parts[1]
-
-
-# --- The grammar, end to end ---
 
 
 @settings(max_examples=25, deadline=None)
@@ -75,8 +52,8 @@ def test_a_sentinels_characters_in_a_part_are_text(model, tokenizer):
 )
 def test_every_gap_gets_one_span_and_the_rest_is_kept(model, tokenizer, gaps, limit, seed, sampler, mode, stop):
     texts = [text_of(n) for n in gaps]
-    options = {"mode": mode, "max_new_tokens": limit, "sampler": sampler, "seed": seed, "stop": stop}
-    for text, n, [f] in zip(texts, gaps, generation.infill_batch(model, tokenizer, texts, **options), strict=True):
+    config = GenerationConfig(mode=mode, max_new_tokens=limit, sampler=sampler, seed=seed, stop=stop)
+    for text, n, f in zip(texts, gaps, generation.infill_batch(model, tokenizer, texts, config), strict=True):
         assert f.format_ok
         assert [len(x) for x in (f.spans, f.logprobs, f.finish_reasons)] == [n] * 3
         for i, span in enumerate(f.spans):
@@ -88,26 +65,24 @@ def test_every_gap_gets_one_span_and_the_rest_is_kept(model, tokenizer, gaps, li
 
 
 def test_limits_are_of_each_gap(model, tokenizer):
-    [f] = generation.infill(model, tokenizer, GAPS_3, max_new_tokens=[0, 2, 7])
+    f = generation.infill(model, tokenizer, GAPS_3, GenerationConfig(max_new_tokens=(0, 2, 7)))
     assert f.spans[0] == "" and f.finish_reasons[0] == "length"
     assert len(f.spans[1].encode()) <= 2 * max(map(len, tokenizer.token_bytes))
     with pytest.raises(ValueError, match="3 gaps, max_new_tokens is \\(1, 2\\)"):
-        generation.infill(model, tokenizer, GAPS_3, max_new_tokens=[1, 2])
-    with pytest.raises(ValueError, match="expected one limit"):
-        generation.infill(model, tokenizer, GAPS_3, max_new_tokens=-1)
+        generation.infill(model, tokenizer, GAPS_3, GenerationConfig(max_new_tokens=(1, 2)))
 
 
 def test_log_probabilities_are_those_of_score(model, tokenizer):
     plain = Decoder(CONFIG, key=jax.random.key(0))
-    options = {"max_new_tokens": 5, "sampler": Sampler(1.0), "num_samples": 3, "mode": "nlg"}
-    samples = generation.infill(model, tokenizer, GAPS_3, **options)
+    config = GenerationConfig(mode="nlg", max_new_tokens=5, sampler=Sampler(1.0), num_samples=3)
+    best = generation.infill(model, tokenizer, GAPS_3, config)
+    samples = [best, *best.alternatives]
     assert [s.logprob for s in samples] == sorted((s.logprob for s in samples), reverse=True)
-    asked = generation._build_request(tokenizer, GAPS_3, "nlg", 5, True, "")
-    grammar = generation._grammar(model, tokenizer, ())
-    [completions] = decoding.decode(model, [asked.task], **grammar, sampler=Sampler(1.0), num_samples=3)
+    request = generation._build_request(tokenizer, GAPS_3, config, "", inputs_eos=False)
+    [completions] = decoding.decode(model, [request.task], config, generation._rules(model, tokenizer, ()))
     for completion in completions:
         sample = next(s for s in samples if s.logprob == pytest.approx(completion.log_probs.sum(), abs=1e-4))
-        [scored] = scoring.score(plain, [(asked.task.prompt, completion.tokens)])
+        [scored] = scoring.score(plain, [(request.task.prompt, completion.tokens)])
         assert sample.logprob == pytest.approx(scored.log_probs.sum(), abs=1e-3)
         is_text = (completion.tokens < tokenizer.first_sentinel) & (completion.tokens != EOS_ID)
         assert sum(sample.logprobs) == pytest.approx(scored.log_probs[is_text].sum(), abs=1e-3)
@@ -116,9 +91,9 @@ def test_log_probabilities_are_those_of_score(model, tokenizer):
 def test_without_the_grammar_a_model_that_knows_no_format_does_not_keep_it(model, tokenizer):
     ignorant = jax.tree.map(lambda x: x * 0, model)  # every token is equally likely: greedy takes the first usable
     text = "a <extra_id_0> b"
-    [free] = generation.infill(ignorant, tokenizer, text, constrained=False, max_new_tokens=8)
+    free = generation.infill(ignorant, tokenizer, text, GenerationConfig(constrained=False, max_new_tokens=8))
     assert (free.format_ok, free.spans, free.finish_reasons) == (False, [""], ["missing"])
-    [forced] = generation.infill(ignorant, tokenizer, text, max_new_tokens=8)
+    forced = generation.infill(ignorant, tokenizer, text, GenerationConfig(max_new_tokens=8))
     assert forced.format_ok and forced.finish_reasons == ["closed"]
 
 
@@ -128,8 +103,8 @@ def test_without_the_grammar_a_model_that_knows_no_format_does_not_keep_it(model
 def parse(tokenizer, text, pieces, n_gaps=ANYTHING):
     ids = np.array([i for x in pieces for i in ([x] if isinstance(x, int) else tokenizer.encode(x))], int)
     parts = prompts.split_gaps(text)
-    asked = generation._Request(parts, Task([], 99, n_gaps, (9,) * max(1, len(parts) - 1)))
-    return generation._parsed(tokenizer, asked, Completion(ids, np.zeros(len(ids)), True), ())
+    request = generation._Request(parts, Task([], 99, n_gaps, (9,) * max(1, len(parts) - 1)))
+    return generation._parse(tokenizer, request, Completion(ids, np.zeros(len(ids)), True), ())
 
 
 def test_tolerant_parser(tokenizer):
@@ -166,28 +141,28 @@ def test_text_without_gaps_is_its_own_span(tokenizer):
 def test_batching_does_not_change_greedy_output(model, tokenizer):
     texts = ["if x:\n    <extra_id_0>\n", "a much longer text about <extra_id_0> and <extra_id_1> and the rest", GAPS_3]
     for batch_size in (1, 2, 16):
-        together = generation.infill_batch(model, tokenizer, texts, max_new_tokens=6, batch_size=batch_size)
-        assert [s[0].spans for s in together] == [
-            generation.infill(model, tokenizer, t, max_new_tokens=6)[0].spans for t in texts
-        ]
+        config = GenerationConfig(max_new_tokens=6, batch_size=batch_size)
+        together = generation.infill_batch(model, tokenizer, texts, config)
+        assert [f.spans for f in together] == [generation.infill(model, tokenizer, t, config).spans for t in texts]
 
 
 @pytest.mark.parametrize("mode", ["none", "s2s", "nlg"])
 @pytest.mark.parametrize("sentinel", ["", "<extra_id_0>"])
 def test_continuations_in_all_forms_of_the_paper(model, tokenizer, mode, sentinel):
     text = "import os" + sentinel
-    [found] = generation.generate(model, tokenizer, text, mode=mode, max_new_tokens=6)
+    config = GenerationConfig(mode=mode, max_new_tokens=6)
+    found = generation.generate(model, tokenizer, text, config)
     prompt = prompts.prompt_ids(tokenizer, text, mode)
     assert (prompt[-1] == tokenizer.symbols.sentinels[0]) == bool(sentinel)
     assert "<extra_id" not in found.text
     if sentinel:  # the same as a gap at the end
-        [filled] = generation.infill(model, tokenizer, text, mode=mode, max_new_tokens=6)
+        filled = generation.infill(model, tokenizer, text, config)
         assert (found.text, found.logprob) == (filled.spans[0], pytest.approx(filled.logprob))
 
 
 def test_a_continuation_sees_its_prompt_as_asked(model, tokenizer):
     a, b = (
-        generation.generate(model, tokenizer, "import os, sys", max_new_tokens=6, attention=attention)[0]
+        generation.generate(model, tokenizer, "import os, sys", GenerationConfig(attention=attention, max_new_tokens=6))
         for attention in ("prefix", "causal")
     )
     assert a.logprob != pytest.approx(b.logprob, abs=1e-3)
@@ -205,12 +180,12 @@ def test_a_continuation_sees_its_prompt_as_asked(model, tokenizer):
     every=st.integers(1, 9),
 )
 def test_pieces_of_a_stream_make_the_spans(model, tokenizer, text, seed, stop, temperature, every):
-    options = {"mode": "nlg", "max_new_tokens": 7, "sampler": Sampler(temperature), "seed": seed, "stop": stop}
-    pieces = list(generation.stream(model, tokenizer, text, **options, every=every))
+    config = GenerationConfig(mode="nlg", max_new_tokens=7, sampler=Sampler(temperature), seed=seed, stop=stop)
+    pieces = list(generation.stream(model, tokenizer, text, config, every=every))
     if text == "no gap at all":
-        spans = [generation.generate(model, tokenizer, text, **options)[0].text]
+        spans = [generation.generate(model, tokenizer, text, config).text]
     else:
-        spans = generation.infill(model, tokenizer, text, **options)[0].spans
+        spans = generation.infill(model, tokenizer, text, config).spans
     assert ["".join(p.text for p in pieces if p.gap == i) for i in range(len(spans))] == spans
     assert [p.gap for p in pieces] == sorted(p.gap for p in pieces)
     assert all(p.text for p in pieces)
@@ -244,6 +219,7 @@ def test_a_stream_holds_back_what_may_become_a_stop_string_or_another_character(
         ("<extra_id_3>", "each once, in order"),
         ("".join(f"<extra_id_{i}>" for i in range(101)), "101 gaps"),
         ([""] * 102, "101 gaps"),
+        ("a \ud83d <extra_id_0>", r"the text has the lone surrogate U\+D83D at character 2"),
         ("word " * 300 + "<extra_id_0>", r"takes \d+ tokens, the model's rows have 256: shorten it by \d+"),
     ],
 )
@@ -260,24 +236,14 @@ def test_a_bad_text_is_named_before_anything_is_decoded(model, tokenizer, monkey
 
 
 def test_other_bad_input(model, tokenizer):
-    with pytest.raises(ValueError, match="mode is 'x'"):
-        prompts.prompt_ids(tokenizer, "a", "x")
     with pytest.raises(ValueError, match="example 0 has an empty target"):
         scoring.score(Decoder(CONFIG, key=jax.random.key(0)), [([1], [])])
     with pytest.raises(ValueError, match="text after a gap"):
         generation.generate(model, tokenizer, "a <extra_id_0> b")
-    with pytest.raises(ValueError, match="stop string is empty"):
-        generation.generate(model, tokenizer, "a", stop=[""])
+    with pytest.raises(ValueError, match="a stream is one sample"):
+        generation.stream(model, tokenizer, "a", GenerationConfig(num_samples=2))
+    with pytest.raises(ValueError, match="text of 901 tokens"):  # before the first piece is drawn
+        generation.stream(model, tokenizer, "word " * 300 + "a")
     small = DecodingModel.of(Decoder(dataclasses.replace(CONFIG, vocab_size=400), key=jax.random.key(0)))
     with pytest.raises(ValueError, match="512 subwords, the model 400 embeddings"):
         generation.infill(small, tokenizer, "<extra_id_0>")
-
-
-@pytest.mark.parametrize(("gaps_trained", "n_warnings"), [(None, 0), (True, 0), (False, 1)])
-def test_a_model_that_never_saw_a_gap_works_with_one_warning(model, tokenizer, gaps_trained, n_warnings):
-    with warnings.catch_warnings(record=True) as found:
-        warnings.simplefilter("always")
-        generation.warn_of_gaps(CheckpointInfo(gaps_trained=gaps_trained))
-        assert generation.infill(model, tokenizer, "a<extra_id_0>b", max_new_tokens=2)[0].format_ok
-    messages = [str(w.message) for w in found if "never trained on gaps" in str(w.message)]
-    assert len(messages) == n_warnings

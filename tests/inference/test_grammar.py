@@ -1,4 +1,4 @@
-"""Samplers against probability, stop strings against `in`, the grammar against a parser."""
+"""Stop strings against `in`, the grammar against a parser."""
 
 import jax
 import jax.numpy as jnp
@@ -7,55 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from upalm.inference.grammar import ANYTHING, FREE, Grammar, Progress, stop_table
-from upalm.inference.sampling import Sampler
+from upalm.inference.grammar import ANYTHING, FREE, Grammar, Progress, TokenBytes, stop_table
 from upalm.ul2r.symbols import BOS_ID, EOS_ID, UNK_ID, Symbols
-
-LOGITS = jnp.log(jnp.array([[0.5, 0.3, 0.15, 0.05]]))
-KEYS = jax.random.split(jax.random.key(0), 800)
-
-
-def drawn(sampler):
-    tokens = np.asarray(jax.jit(sampler)(jnp.repeat(LOGITS, len(KEYS), 0), KEYS))
-    return np.bincount(tokens, minlength=4) / len(tokens)
-
-
-@pytest.mark.parametrize(
-    ("sampler", "kept"),
-    [
-        (Sampler(), 1),
-        (Sampler(1.0), 4),
-        (Sampler(1.0, top_k=2), 2),
-        (Sampler(1.0, top_k=9), 4),
-        (Sampler(1.0, top_p=0.7), 2),
-        (Sampler(1.0, top_p=0.81), 3),
-        (Sampler(1.0, min_p=0.25), 3),
-        (Sampler(1.0, min_p=0.35), 2),
-        (Sampler(1.0, top_k=3, top_p=0.6, min_p=0.1), 2),
-    ],
-    ids=repr,
-)
-def test_filters_keep_the_most_likely_and_their_proportions(sampler, kept):
-    expected = np.exp(np.array(LOGITS[0])) * (np.arange(4) < kept)
-    np.testing.assert_allclose(drawn(sampler), expected / expected.sum(), atol=0.06)
-    assert (drawn(sampler)[kept:] == 0).all()
-
-
-def test_temperature_is_a_power_of_the_probabilities():
-    expected = np.exp(np.array(LOGITS[0])) ** 2
-    np.testing.assert_allclose(drawn(Sampler(0.5)), expected / expected.sum(), atol=0.06)
-
-
-@pytest.mark.parametrize("logits", [[1.0, 3.0, 3.0], [-np.inf, -np.inf, 0.0], [-np.inf, -5.0, -np.inf]])
-def test_greedy_is_argmax_ties_included(logits):
-    assert int(Sampler()(jnp.array([logits]), KEYS[:1])[0]) == np.argmax(logits)
-
-
-@pytest.mark.parametrize("wrong", [{"temperature": -1.0}, {"top_k": -1}, {"top_p": 0.0}, {"min_p": 1.5}], ids=repr)
-def test_samplers_that_make_no_sense_are_refused(wrong):
-    with pytest.raises(ValueError, match=next(iter(wrong))):
-        Sampler(**wrong)
-
 
 # --- Stop strings ---
 
@@ -68,7 +21,7 @@ LETTERS = st.text("ab", max_size=4)
     data=st.data(),
 )
 def test_stop_strings_are_found_wherever_tokens_cut_them(stop, vocabulary, data):
-    table = stop_table(stop, [piece.encode() for piece in vocabulary])
+    table = stop_table(stop, TokenBytes.of([piece.encode() for piece in vocabulary]))
     state, text = 0, ""
     for token in data.draw(st.lists(st.integers(0, len(vocabulary) - 1), max_size=8)):
         state, text = table[state, token], text + vocabulary[token]
@@ -77,17 +30,12 @@ def test_stop_strings_are_found_wherever_tokens_cut_them(stop, vocabulary, data)
 
 def test_stop_strings_are_bytes_so_that_characters_may_be_split():
     euro = "€".encode()
-    table = stop_table(["€"], [bytes([b]) for b in euro])
+    table = stop_table(["€"], TokenBytes.of([bytes([b]) for b in euro]))
     state = 0
     for token in range(3):
         assert state != len(table) - 1
         state = table[state, token]
     assert state == len(table) - 1
-
-
-def test_an_empty_stop_string_is_refused():
-    with pytest.raises(ValueError, match="stop string is empty"):
-        stop_table(["a", ""], [b"a"])
 
 
 # --- Grammar ---
@@ -97,7 +45,7 @@ V, MARKERS = 24, (23, 22, 21)  # subwords 0-23, of 26 embeddings; token 10 is ".
 
 def walk(n_gaps, limits, max_tokens, chooser, stop=()):
     """All tokens that a chooser takes from what is allowed, until the row is done."""
-    table = stop_table(stop, [b"." if i == 10 else b"x" for i in range(V)])
+    table = stop_table(stop, TokenBytes.of([b"." if i == 10 else b"x" for i in range(V)]))
     row = (jnp.array([n_gaps]), jnp.array([limits]), jnp.array([max_tokens]))
     grammar = Grammar.of(*row, symbols=Symbols(MARKERS, {}), stop=table, n_embeddings=26)
     at, tokens = Progress.start(grammar.max_tokens), []

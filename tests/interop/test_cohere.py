@@ -19,7 +19,9 @@ from upalm import ul2r
 from upalm.checkpoints.arrays import to_arrays
 from upalm.checkpoints.folder import export, load_model
 from upalm.data.hf_tokenizer import load_tokenizer
+from upalm.inference.config import GenerationConfig
 from upalm.inference.decoding import Task, decode
+from upalm.inference.grammar import Rules
 from upalm.interop import cohere, hf_export, hf_import
 from upalm.interop import files as files_module
 from upalm.model.attention import key_range
@@ -119,7 +121,7 @@ def test_greedy_generation_token_for_token(pair):
     ids = torch.tensor([[1, *prompt]])
     expected = theirs.generate(ids, max_new_tokens=24, do_sample=False, eos_token_id=None, pad_token_id=0)
     symbols = ul2r.Symbols((), {}, eos_id=ROWS + 1, bos_id=1, never_generated=())  # of an EOS that never comes
-    [[found]] = decode(ours, [Task(prompt, 24)], symbols=symbols, attention="causal")
+    [[found]] = decode(ours, [Task(prompt, 24)], GenerationConfig(attention="causal"), Rules(symbols))
     assert found.tokens.tolist() == expected[0, 22:].tolist()
 
 

@@ -10,7 +10,9 @@ from support.cohere import VOCAB, byte_level, oracle
 
 from upalm.checkpoints.arrays import to_arrays
 from upalm.checkpoints.folder import load_model
+from upalm.inference.config import GenerationConfig
 from upalm.inference.decoding import Task, decode
+from upalm.inference.grammar import Rules
 from upalm.interop.palm_rlhf import import_palm
 from upalm.training.loss import token_log_probs
 from upalm.ul2r.rows import Batch
@@ -84,7 +86,7 @@ def test_logits_gradients_and_generation_are_the_classes(saved, tmp_path, kind):
     for _ in range(20):
         greedy = torch.cat([greedy, theirs(greedy)[:, -1:].argmax(-1)], 1)
     symbols = Symbols((), {}, eos_id=10_000, bos_id=prompt[0], never_generated=())
-    [[completion]] = decode(ours, [Task(prompt[1:], 20)], symbols=symbols, attention="causal")
+    [[completion]] = decode(ours, [Task(prompt[1:], 20)], GenerationConfig(attention="causal"), Rules(symbols))
     assert completion.tokens.tolist() == greedy[0, 20:].tolist()
 
 

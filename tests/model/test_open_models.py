@@ -10,7 +10,9 @@ from support.open_models import FAMILIES, as_decoder, numpy_arrays, transformers
 from support.rows import packed_batch
 
 from upalm.checkpoints.arrays import to_arrays
+from upalm.inference.config import GenerationConfig
 from upalm.inference.decoding import DecodingModel, Task, decode
+from upalm.inference.grammar import Rules
 from upalm.model.attention import key_range
 from upalm.model.palm import Decoder, empty_model
 from upalm.training.loss import Z_LOSS, loss_fn
@@ -69,9 +71,8 @@ def test_greedy_decoding_with_a_cache(family):
 
     oracle, model = family
     prompt = [5, 20, 33, 47, 12]
-    [[found]] = decode(
-        DecodingModel.of(model), [Task(prompt, 24)], attention="causal", symbols=Symbols((), {}, bos_id=1)
-    )
+    rules = Rules(Symbols((), {}, bos_id=1))
+    [[found]] = decode(DecodingModel.of(model), [Task(prompt, 24)], GenerationConfig(attention="causal"), rules)
     ids = torch.tensor([[1, *prompt]])
     with torch.no_grad():
         settings = dict(max_new_tokens=len(found.tokens), do_sample=False, eos_token_id=None)

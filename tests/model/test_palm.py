@@ -10,7 +10,9 @@ import pytest
 from support.rows import pack, packed_batch
 
 from upalm.checkpoints.arrays import to_arrays
+from upalm.inference.config import GenerationConfig
 from upalm.inference.decoding import Task, decode
+from upalm.inference.grammar import Rules
 from upalm.model.attention import key_range
 from upalm.model.config import ModelConfig
 from upalm.model.layers import normalise, rotary
@@ -213,7 +215,7 @@ def test_cached_decode_is_the_full_forward(model, attention):
     """Log-probabilities of generated tokens, and the tokens, are those of rows read at once."""
     prompts = [list(range(10, 10 + n)) for n in (3, 8)]
     tasks = [Task(prompt, 6) for prompt in prompts]
-    completions = decode(model, tasks, attention=attention, symbols=Symbols((), {}, bos_id=0))
+    completions = decode(model, tasks, GenerationConfig(attention=attention), Rules(Symbols((), {}, bos_id=0)))
     for prompt, [found] in zip(prompts, completions, strict=True):
         row = pack((prompt, found.tokens.tolist()), length=32)
         row = row if attention == "prefix" else row.causal()

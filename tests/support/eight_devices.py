@@ -16,7 +16,9 @@ from upalm.checkpoints.folder import describe, export, load_model
 from upalm.checkpoints.manager import Checkpoints
 from upalm.data.tokenizer import SentencePiece
 from upalm.distributed.sharding import make_mesh, row_sharding
+from upalm.inference.config import GenerationConfig
 from upalm.inference.decoding import DecodingModel, Task, decode, prefill
+from upalm.inference.grammar import Rules
 from upalm.inference.sampling import Sampler
 from upalm.model.config import ModelConfig
 from upalm.model.palm import Decoder, shard
@@ -57,7 +59,7 @@ def _decode(model: Decoder, sampler: Sampler = Sampler()) -> tuple[list, np.ndar
     rng = np.random.default_rng(0)
     tasks = [Task(rng.integers(3, 400, n).tolist(), 3 * 4 + 1, 3, (3, 3, 3)) for n in (3, 40, 0, 9, 9, 1, 2, 7)]
     symbols = Symbols(tuple(range(511, 411, -1)), {})
-    results = decode(DecodingModel.of(model), tasks, symbols=symbols, sampler=sampler, num_samples=2)
+    results = decode(DecodingModel.of(model), tasks, GenerationConfig(sampler=sampler, num_samples=2), Rules(symbols))
     samples = [sample for some in results for sample in some]
     return [x.tokens.tolist() for x in samples], np.concatenate([x.log_probs for x in samples])
 

@@ -19,7 +19,7 @@ from upalm.evals.scorer import PromptFormat, Scorer
 from upalm.evals.suites import Suite, SuiteResult, run_suite, save_results
 from upalm.evals.text_table import format_table
 from upalm.files import write_atomically
-from upalm.inference.decoding import Attention
+from upalm.inference.config import Attention
 from upalm.training import progress
 
 _HELD_OUT = "held_out"

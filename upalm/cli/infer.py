@@ -1,84 +1,106 @@
 """`upalm infill` and `upalm sample`."""
 
 import json
+import re
 import sys
-import warnings
-from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import IO, NamedTuple
 
 import jax
 import tyro
-from rich.console import Console
-from rich.text import Text
 
 from upalm.checkpoints.folder import load_model
 from upalm.checkpoints.lineage import CheckpointInfo
+from upalm.checkpoints.shipped import PALM_TINY
 from upalm.cli import options
+from upalm.cli.answers import FILL, Answers
 from upalm.data.tokenizer import Tokenizer
 from upalm.distributed.runtime import enable_compilation_cache
 from upalm.distributed.sharding import make_mesh
 from upalm.inference import generation, prompts
+from upalm.inference.config import Attention, GenerationConfig, Mode
 from upalm.inference.decoding import DecodingModel
+from upalm.inference.generation import Continuation
+from upalm.inference.generation import Infill as Filled
+from upalm.inference.language_model import NEVER_SAW_GAPS
 from upalm.inference.sampling import Sampler
 
-_FILL = "bold green"
+Text = str | tuple[str, ...]
+"""Text with gaps, or its parts."""
+
+ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
 
 
-_BATCH = 16
+def unescape(text: str) -> str:
+    r"""Replace `\n`, `\t`, `\r` and `\\` by the characters that they stand for; other backslashes stay.
+
+    >>> unescape(r"a\nb\\n\d")
+    'a\nb\\n\\d'
+    """
+    return re.sub(r"\\([ntr\\])", lambda found: ESCAPES[found[1]], text)
 
 
-_Text = str | tuple[str, ...]
+class Input(NamedTuple):
+    """A text to answer."""
 
-
-class _Input(NamedTuple):
-    text: _Text
+    text: Text
     source: str
-    """For error messages: empty, or file and line."""
+    """File and line for error messages, or nothing."""
+
+
+class _Loaded(NamedTuple):
+    model: DecodingModel
+    tokenizer: Tokenizer
+    info: CheckpointInfo
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Command:
-    checkpoint: options.Checkpoint
-    """Folder of a run, or of exported weights."""
+class _Inference:
+    """Options of both commands, and how they run. A subclass says how texts are answered."""
+
+    checkpoint: options.Checkpoint = PALM_TINY
+    """Folder of a run, or of weights. The default is the base model that the package ships, which never saw a gap;
+    `upalm run quickstart` makes one that has."""
     text: str | None = None
-    """What to work on; `-` reads it from standard input."""
+    """Text to answer; `-` reads it from standard input."""
     file: Path | None = None
-    """A file with the text; or a .jsonl file, of which every line is done: {"text": ...}, or {"parts": [...]} with
+    """File with the text; or a .jsonl file, of which every line is answered: {"text": ...}, or {"parts": [...]} with
     the gaps between them. `-` is JSON lines from standard input."""
     interactive: bool = False
     """Ask for one text after the other, `\\n` standing for a new line; the model stays loaded."""
-    mode: Literal["none", "s2s", "nlu", "nlg"] = "none"
+    mode: Mode = "none"
     """Mode token before the text."""
+    attention: Attention = "prefix"
+    """Prompt tokens see the whole prompt, or only what comes before them, as a causal base model was trained."""
     max_new_tokens: int = 64
     """Most tokens to add."""
     temperature: float = 0.0
     """0 is greedy."""
     top_k: int = 0
-    """Keep the k most likely tokens; 0 keeps all."""
+    """Keep the k likeliest tokens; 0 keeps all."""
     top_p: float = 1.0
-    """Keep the most likely tokens up to this probability."""
+    """Keep the likeliest tokens up to this probability."""
     min_p: float = 0.0
-    """Keep tokens with at least this share of the likeliest one's probability."""
+    """Keep tokens with at least this share of the likeliest token's probability."""
     num_samples: int = 1
     """Answers to draw; the likeliest comes first."""
     seed: int = 0
-    """Of the draws."""
+    """Seed of the draws."""
     stop: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """A string that ends a span; may be given several times."""
+    """String that ends a span; may be given several times. `\\n`, `\\t`, `\\r` and `\\\\` are escapes."""
     stream: bool = False
-    """Print the tokens as they come (one text, one sample)."""
+    """Print tokens as they come (one text, one sample)."""
     json: bool = False
     """Print JSON lines, for programs."""
     mesh: tuple[int, int] = (1, 1)
-    """Devices to split rows over, and those to split the model over."""
+    """Devices to split rows over, and devices to split the model over."""
 
     def __call__(self) -> None:
-        inputs = self._inputs()
-        if self.stream and (self.json or self.file or self.num_samples > 1 or getattr(self, "unconstrained", False)):
+        config, inputs = self.config(), self._inputs()
+        if self.stream and (self.json or self.file or self.num_samples > 1 or not config.constrained):
             raise ValueError(
                 "--stream prints one sample of one text, under the grammar: leave out --json, --file, --num-samples "
                 "and --unconstrained."
@@ -87,189 +109,220 @@ class _Command:
         mesh = make_mesh(*self.mesh) if self.mesh != (1, 1) else None
         with jax.set_mesh(mesh) if mesh is not None else nullcontext():
             model, tokenizer, info = load_model(self.checkpoint, mesh)
-            self._warn(info)
-            unstacked = DecodingModel.of(model)
-            del model
+            self.check(info)
+            loaded = _Loaded(DecodingModel.of(model), tokenizer, info)
+            del model  # its weights lie in `loaded`, laid out otherwise
             if not self.interactive:
-                for chunk in _chunks(inputs):
-                    self._answer(unstacked, tokenizer, info, chunk)
+                for batch in _batches(inputs, config.batch_size):
+                    self._answer(loaded, config, batch)
                 return
-            for given in _typed():
+            for typed in _read_typed():
                 try:
-                    self._answer(unstacked, tokenizer, info, [given])
+                    self._answer(loaded, config, [typed])
                 except ValueError as e:
                     print(f"error: {e}", file=sys.stderr)
 
-    @abstractmethod
-    def _find(
-        self, model: DecodingModel, tokenizer: Tokenizer, info: CheckpointInfo, texts: Sequence[_Text]
-    ) -> Sequence[Sequence[Any]]:
-        """The samples of each text."""
+    def config(self) -> GenerationConfig:
+        """The options of generation.
 
-    @abstractmethod
-    def _shown(self, text: _Text, sample: Any) -> Text:
-        """In colour."""
+        Raises:
+            ValueError: a value out of range.
+        """
+        return GenerationConfig(
+            mode=self.mode,
+            max_new_tokens=self.max_new_tokens,
+            sampler=Sampler(self.temperature, self.top_k, self.top_p, self.min_p),
+            num_samples=self.num_samples,
+            seed=self.seed,
+            stop=tuple(map(unescape, self.stop)),
+            attention=self.attention,
+        )
 
-    def _warn(self, info: CheckpointInfo) -> None:
-        pass
+    def check(self, info: CheckpointInfo) -> None:
+        """Warn of a checkpoint that was not trained for the command."""
 
-    @property
-    def _options(self) -> dict[str, Any]:
-        sampler = Sampler(self.temperature, self.top_k, self.top_p, self.min_p)
-        asked = {"mode": self.mode, "max_new_tokens": self.max_new_tokens, "seed": self.seed, "stop": self.stop}
-        return {"sampler": sampler, **asked}
+    def answer(
+        self, loaded: _Loaded, texts: Sequence[Text], config: GenerationConfig
+    ) -> Sequence[Filled] | Sequence[Continuation]:
+        """Answer texts in one batch."""
+        raise NotImplementedError
 
-    def _inputs(self) -> Iterator[_Input]:
-        given = [self.text is not None, self.file is not None, self.interactive]
-        if sum(given) != 1:
+    # --- Input ---
+
+    def _inputs(self) -> Iterator[Input]:
+        if sum([self.text is not None, self.file is not None, self.interactive]) != 1:
             raise ValueError("give the text with one of --text, --file and --interactive.")
         if self.text is not None:
-            return iter([_Input(sys.stdin.read() if self.text == "-" else self.text, "")])
+            return iter([Input(_read_stdin() if self.text == "-" else self.text, "")])
         if self.file is None:
             return iter(())
         if str(self.file) == "-":
-            return _json_lines(sys.stdin, "standard input")
+            return _read_json_lines(sys.stdin.buffer, "standard input")
         if not self.file.is_file():
             raise ValueError(f"no file {self.file}.")
         if self.file.suffix == ".jsonl":
-            return _json_lines(self.file.open(encoding="utf-8", newline="\n"), str(self.file))
-        return iter([_Input(self.file.read_text(encoding="utf-8"), str(self.file))])
+            return _read_json_lines(self.file.open("rb"), str(self.file))
+        return iter([Input(_decode(self.file.read_bytes(), str(self.file)), str(self.file))])
 
-    def _answer(
-        self, model: DecodingModel, tokenizer: Tokenizer, info: CheckpointInfo, given: Sequence[_Input]
-    ) -> None:
-        """In one batch; if it is refused then one by one, so that what comes before the culprit is done."""
+    # --- Answers ---
+
+    @property
+    def _is_single(self) -> bool:
+        """Whether all that is printed is one answer."""
+        is_one_text = self.text is not None or (self.file is not None and self.file.suffix != ".jsonl")
+        return is_one_text and str(self.file) != "-" and self.num_samples == 1
+
+    def _answer(self, loaded: _Loaded, config: GenerationConfig, inputs: Sequence[Input]) -> None:
+        """Answer in one batch; if it is refused, one by one, so that the texts before the wrong one are answered."""
         try:
             if self.stream:
-                self._stream(model, tokenizer, info, given[0].text)
+                self._stream(loaded, config, inputs[0].text)
                 return
-            found = self._find(model, tokenizer, info, [one.text for one in given])
+            answers = self.answer(loaded, [x.text for x in inputs], config)
         except ValueError as e:
-            if len(given) == 1:
-                raise ValueError(f"{given[0].source}: {e}" if given[0].source else str(e)) from e
-            for one in given:
-                self._answer(model, tokenizer, info, [one])
+            if len(inputs) == 1:
+                raise ValueError(f"{inputs[0].source}: {e}" if inputs[0].source else str(e)) from e
+            for x in inputs:
+                self._answer(loaded, config, [x])
             return
-        for one, samples in zip(given, found, strict=True):
-            self._print(one.text, samples)
+        for x, answer in zip(inputs, answers, strict=True):
+            self._print(x.text, [answer._replace(alternatives=()), *answer.alternatives])
 
-    def _print(self, text: _Text, samples: Sequence[Any]) -> None:
+    def _print(self, text: Text, samples: Sequence[Filled | Continuation]) -> None:
         if self.json:
-            record = {"samples": [sample._asdict() for sample in samples]}
-            print(json.dumps(record, ensure_ascii=False), flush=True)
+            records = [{k: v for k, v in sample._asdict().items() if k != "alternatives"} for sample in samples]
+            print(json.dumps({"samples": records}, ensure_ascii=False), flush=True)
             return
-        console = Console(soft_wrap=True, highlight=False)
+        out = Answers(self._is_single)
         for i, sample in enumerate(samples):
             if len(samples) > 1:
-                console.print(f"── sample {i + 1}, log-probability {sample.logprob:.2f}", style="dim")
-            console.print(self._shown(text, sample))
+                out.heading(f"── sample {i + 1}, log-probability {sample.logprob:.2f}")
+            for place, part in enumerate(_parts(text, sample)):
+                out.write(part, FILL * (place % 2))
+            out.end()
+            if isinstance(sample, Filled) and not sample.format_ok:
+                reasons = ", ".join(sample.finish_reasons)
+                print(f"warning: the answer did not keep the format ({reasons})", file=sys.stderr)
 
-    def _stream(self, model: DecodingModel, tokenizer: Tokenizer, info: CheckpointInfo, text: _Text) -> None:
-        """Part, span, part, ... each as soon as it is known."""
-        console = Console(soft_wrap=True, highlight=False)
+    def _stream(self, loaded: _Loaded, config: GenerationConfig, text: Text) -> None:
+        """Print part, span, part, ... each as soon as it is known."""
+        model, tokenizer, info = loaded
         parts, gap = prompts.split_gaps(text), -1
-        pieces = generation.stream(model, tokenizer, text, inputs_eos=info.inputs_eos, **self._options)
-        console.print(Text(parts[0]), end="")
+        pieces = generation.stream(model, tokenizer, text, config, inputs_eos=info.inputs_eos)
+        out = Answers(self._is_single)
+        out.write(parts[0])
         for piece in pieces:
             for between in range(max(gap, 0) + 1, piece.gap + 1):
-                console.print(Text(parts[between]), end="")
+                out.write(parts[between])
             gap = piece.gap
-            console.print(Text(piece.text, style=_FILL), end="")
-            sys.stdout.flush()
+            out.write(piece.text, FILL)
         for part in parts[max(gap, 0) + 1 :]:
-            console.print(Text(part), end="")
-        console.print()
+            out.write(part)
+        out.end()
 
 
-def _typed() -> Iterator[_Input]:
-    print("a text a line, \\n for a new line in it; Ctrl-D ends", file=sys.stderr)
+@dataclass(frozen=True, kw_only=True)
+class Infill(_Inference):
+    """Fill the gaps <extra_id_0>, <extra_id_1>, ... of a text."""
+
+    mode: Mode = "nlg"
+    """Mode token before the text."""
+    max_new_tokens: int = 48
+    """Most tokens in a gap."""
+    unconstrained: bool = False
+    """Decode without the grammar, and see whether the model keeps the format."""
+
+    def config(self) -> GenerationConfig:
+        return replace(super().config(), constrained=not self.unconstrained)
+
+    def check(self, info: CheckpointInfo) -> None:
+        if info.gaps_trained is False:
+            print(f"warning: {NEVER_SAW_GAPS}", file=sys.stderr)
+
+    def answer(self, loaded: _Loaded, texts: Sequence[Text], config: GenerationConfig) -> Sequence[Filled]:
+        model, tokenizer, info = loaded
+        return generation.infill_batch(model, tokenizer, texts, config, inputs_eos=info.inputs_eos)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample(_Inference):
+    """Continue a prompt."""
+
+    def answer(self, loaded: _Loaded, texts: Sequence[Text], config: GenerationConfig) -> Sequence[Continuation]:
+        model, tokenizer, info = loaded
+        return generation.generate_batch(model, tokenizer, texts, config, inputs_eos=info.inputs_eos)
+
+
+def _parts(text: Text, sample: Filled | Continuation) -> list[str]:
+    """Interleave kept and generated parts."""
+    kept, spans = prompts.split_gaps(text), sample.spans if isinstance(sample, Filled) else [sample.text]
+    return [part for pair in zip(kept, [*spans, ""], strict=False) for part in pair][: 2 * len(spans) + 1]
+
+
+# --- Reading --------------------------------------------------------------------------------------
+
+
+def _decode(content: bytes, name: str) -> str:
+    """Decode UTF-8; line ends stay as they are.
+
+    Raises:
+        ValueError: another encoding.
+    """
+    try:
+        return content.decode()
+    except UnicodeDecodeError as e:
+        line = content[: e.start].count(b"\n") + 1
+        raise ValueError(
+            f"{name} is not UTF-8: byte 0x{content[e.start]:02x} in line {line}. Convert it first, such as by "
+            "`iconv -f latin1 -t utf-8`."
+        ) from e
+
+
+def _read_stdin() -> str:
+    return _decode(sys.stdin.buffer.read(), "standard input")
+
+
+def _read_typed() -> Iterator[Input]:
+    print("one text per line, \\n for a new line in it; Ctrl-D ends", file=sys.stderr)
     while True:
         try:
             line = input("> " if sys.stdin.isatty() else "")
         except EOFError:
             return
         if line.strip():
-            yield _Input(line.replace("\\n", "\n"), "")
+            yield Input(unescape(line), "")
 
 
-def _chunks(inputs: Iterator[_Input]) -> Iterator[list[_Input]]:
-    """As many as make a batch; those before a bad line come before its error."""
-    chunk: list[_Input] = []
+def _batches(inputs: Iterator[Input], size: int) -> Iterator[list[Input]]:
+    """Group inputs; those before a bad line come before its error."""
+    batch: list[Input] = []
     try:
-        for one in inputs:
-            chunk.append(one)
-            if len(chunk) == _BATCH:
-                yield chunk
-                chunk = []
+        for x in inputs:
+            batch.append(x)
+            if len(batch) == size:
+                yield batch
+                batch = []
     except ValueError:
-        if chunk:
-            yield chunk
+        if batch:
+            yield batch
         raise
-    if chunk:
-        yield chunk
+    if batch:
+        yield batch
 
 
-def _json_lines(file: Any, name: str) -> Iterator[_Input]:
-    for number, line in enumerate(file, 1):
-        if not line.strip():
-            continue
+def _read_json_lines(file: IO[bytes], name: str) -> Iterator[Input]:
+    for number, content in enumerate(file, 1):
         source = f"{name}, line {number}"
+        line = _decode(content.removeprefix(b"\xef\xbb\xbf") if number == 1 else content, source).strip()
+        if not line:
+            continue
         try:
-            found = json.loads(line)
-        except ValueError as e:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as e:
             raise ValueError(f"{source}: not JSON: {e}.") from e
-        text = found.get("text", found.get("parts")) if isinstance(found, dict) else None
+        text = record.get("text", record.get("parts")) if isinstance(record, dict) else None
         if isinstance(text, list) and all(isinstance(part, str) for part in text):
             text = tuple(text)
         if not isinstance(text, str | tuple):
-            raise ValueError(
-                f'{source}: expected {{"text": "..."}} or {{"parts": ["...", ...]}}, got {line.strip()[:80]}'
-            )
-        yield _Input(text, source)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Infill(_Command):
-    """Fill the gaps <extra_id_0>, <extra_id_1>, ... of a text."""
-
-    mode: Literal["none", "s2s", "nlu", "nlg"] = "nlg"
-    """Mode token before the text."""
-    max_new_tokens: int = 48
-    """Most tokens in a gap."""
-    unconstrained: bool = False
-    """Decode without the grammar, and see whether the model keeps the form."""
-
-    def _find(self, model, tokenizer, info, texts):
-        options = {"num_samples": self.num_samples, "constrained": not self.unconstrained, **self._options}
-        options["inputs_eos"] = info.inputs_eos
-        return generation.infill_batch(model, tokenizer, texts, **options)
-
-    def _shown(self, text, sample):
-        shown = Text()
-        for part, span in zip(prompts.split_gaps(text), [*sample.spans, ""], strict=True):
-            shown.append(part).append(span, style=_FILL)
-        if not sample.format_ok:
-            shown.append(f"\n(the form was not kept: {', '.join(sample.finish_reasons)})", style="dim")
-        return shown
-
-    def _warn(self, info):
-        with warnings.catch_warnings(record=True) as found:
-            warnings.simplefilter("always")
-            generation.warn_of_gaps(info)
-        for warning in found:
-            print(f"warning: {warning.message}", file=sys.stderr)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sample(_Command):
-    """Continue a prompt.
-
-    It may end with <extra_id_0>.
-    """
-
-    def _find(self, model, tokenizer, info, texts):
-        options = {"num_samples": self.num_samples, "inputs_eos": info.inputs_eos, **self._options}
-        return generation.generate_batch(model, tokenizer, texts, **options)
-
-    def _shown(self, text, sample):
-        return Text(prompts.split_gaps(text)[0]).append(sample.text, style=_FILL)
+            raise ValueError(f'{source}: expected {{"text": "..."}} or {{"parts": ["...", ...]}}, got {line[:80]}')
+        yield Input(text, source)

@@ -20,8 +20,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from upalm.checkpoints.folder import load_model
 from upalm.distributed.runtime import enable_compilation_cache
 from upalm.evals.scorer import Prompt, PromptFormat, Scorer
-from upalm.inference.decoding import Attention
-from upalm.inference.prompts import Mode
+from upalm.inference.config import Attention, Mode
 
 Split = Literal["separate", "joint"]
 

@@ -10,9 +10,10 @@ import jax
 from upalm.checkpoints.arrays import checksums, to_arrays
 from upalm.data.tokenizer import Tokenizer
 from upalm.evals.task import RowsTooShort
-from upalm.inference.decoding import Attention, DecodingModel, Ids, bucket
+from upalm.inference.config import Attention, GenerationConfig, Mode
+from upalm.inference.decoding import DecodingModel, Ids, bucket
 from upalm.inference.generation import complete
-from upalm.inference.prompts import Mode, prompt_ids
+from upalm.inference.prompts import prompt_ids
 from upalm.inference.scoring import Likelihood, rank
 from upalm.model.palm import Decoder
 
@@ -156,15 +157,12 @@ class Scorer:
             n_rows = max(1, min(MAX_GENERATED_ROWS, self._tokens_per_batch // length))
             for first in range(0, len(indices), n_rows):
                 batch = indices[first : first + n_rows]
-                completions = complete(
-                    self._model,
-                    self.tokenizer,
-                    [prompts[i].ids for i in batch],
+                config = GenerationConfig(
                     max_new_tokens=max_new_tokens,
-                    in_gap=self.prompt_format.infill,
                     stop=stop,
                     attention=self.prompt_format.attention,
                     batch_size=n_rows,
-                    n_positions=length,
                 )
+                ids, in_gap = [prompts[i].ids for i in batch], self.prompt_format.infill
+                completions = complete(self._model, self.tokenizer, ids, config, in_gap=in_gap, n_positions=length)
                 yield from ((i, completion.text) for i, completion in zip(batch, completions, strict=True))

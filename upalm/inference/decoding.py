@@ -1,7 +1,7 @@
-"""Decoding: a bidirectional prefill over the prompts, then cached causal steps, all under the grammar.
+"""Bidirectional prefill, then cached steps for a batch of prompts under the grammar.
 
 Prompts of a batch end at the same position (padding is on the left), so that every step writes one slot of
-the cache and every query still sees one interval of keys. The cache holds 2 x K x H numbers a token and layer.
+the cache and every query still sees one interval of keys. The cache holds 2 x K x H numbers per token and layer.
 
 Dims: B batch rows, P prompt positions, D d_model, V vocabulary, G gaps.
 """
@@ -9,7 +9,7 @@ Dims: B batch rows, P prompt positions, D d_model, V vocabulary, G gaps.
 import zlib
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -18,16 +18,13 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from upalm.distributed.sharding import split_rows
-from upalm.inference.grammar import FREE, Grammar, Progress
+from upalm.inference.config import Attention, GenerationConfig
+from upalm.inference.grammar import FREE, Grammar, Progress, Rules, no_stop
 from upalm.inference.sampling import Sampler
 from upalm.model.attention import KeyRange, KeyValue
 from upalm.model.config import ModelConfig
 from upalm.model.layers import TransposedWeight, normalise, rotary
 from upalm.model.palm import Block, Decoder, head_logits, scale_embeddings
-from upalm.ul2r.symbols import Symbols
-
-Attention = Literal["prefix", "causal"]
-
 
 Ids = Sequence[int] | np.ndarray
 
@@ -37,12 +34,12 @@ BUCKET = 32
 
 
 def round_up(n: int) -> int:
-    """To a multiple of BUCKET."""
+    """Round up to a multiple of BUCKET."""
     return -(-n // BUCKET) * BUCKET
 
 
 def bucket(n: int) -> int:
-    """The next of BUCKET times 1, 1.5, 2, 3, 4, 6, ...: few shapes, however long the prompts.
+    """Round up to BUCKET times 1, 1.5, 2, 3, 4, 6, ...: few shapes, however long the prompts.
 
     >>> [bucket(n) for n in (1, 33, 48, 50, 100)]
     [32, 48, 48, 64, 128]
@@ -67,9 +64,9 @@ def check_length(config: ModelConfig, n: int, what: str) -> None:
 
 
 class DecodingModel(eqx.Module):
-    """A `Decoder` for many calls: its layers one by one, in compute precision and laid out as steps read them fastest.
+    """A `Decoder` prepared for generation: layers unstacked, weights cast and transposed. Build it once and reuse it.
 
-    Every function that decodes takes either; given a `Decoder` it makes this copy anew.
+    Every function that decodes takes either; given a `Decoder`, it makes this copy on every call.
     """
 
     embed: Float[Array, "V D"]
@@ -80,7 +77,7 @@ class DecodingModel(eqx.Module):
 
     @classmethod
     def of(cls, model: "Decoder | DecodingModel") -> "DecodingModel":
-        """The model, copied if need be."""
+        """Prepare a model, unless it is prepared already."""
         if isinstance(model, DecodingModel):
             return model
         return cls(model.embed, _unstack(model), model.norm, model.head, model.config)
@@ -102,7 +99,7 @@ def _unstack(model: Decoder) -> tuple[Block, ...]:
 
 
 class Completion(NamedTuple):
-    """Tokens that were generated, and the log-probability of each under the unconstrained model."""
+    """Generated tokens, and the log-probability of each under the model without grammar and sampler."""
 
     tokens: np.ndarray
     log_probs: np.ndarray
@@ -110,14 +107,14 @@ class Completion(NamedTuple):
 
 
 class Task(NamedTuple):
-    """What is asked of one prompt."""
+    """A prompt, and how much may follow it."""
 
     prompt: Ids
     """Without BOS."""
     max_tokens: int
-    """Most tokens to add."""
+    """Most tokens to add, sentinels and EOS included."""
     n_gaps: int = FREE
-    """Gaps that the sentinel grammar must fill, or FREE, or ANYTHING."""
+    """Gaps that the answer must fill under the grammar; or FREE, or ANYTHING."""
     limits: tuple[int, ...] = ()
     """Most tokens of each gap."""
 
@@ -134,7 +131,7 @@ def check_tasks(config: ModelConfig, tasks: Sequence[Task], what: str) -> None:
 
 
 class State(NamedTuple):
-    """Of decoding, between steps."""
+    """State of a batch between two steps."""
 
     step: Array
     token: Array  # [B], the one to feed next
@@ -144,42 +141,47 @@ class State(NamedTuple):
     caches: list[KeyValue]
 
 
-def decode(model: Decoder | DecodingModel, tasks: Sequence[Task], **options) -> list[list[Completion]]:
-    """Every sample of every task, to the end. The options are those of `decode_stream`."""
-    *_, last = decode_stream(model, tasks, every=None, **options)
+class Padding(NamedTuple):
+    """Shapes to pad a batch to, so that a smaller batch compiles nothing new."""
+
+    n_rows: int = 0
+    """Least prompts per batch."""
+    n_positions: int = 0
+    """Least tokens per prompt."""
+
+
+def decode(
+    model: Decoder | DecodingModel,
+    tasks: Sequence[Task],
+    config: GenerationConfig = GenerationConfig(),
+    rules: Rules = Rules(),
+    padding: Padding = Padding(),
+) -> list[list[Completion]]:
+    """Decode every sample of every task to its end: [task][sample]. See `decode_stream`."""
+    *_, last = decode_stream(model, tasks, config, rules, padding, every=None)
     return last
 
 
 def decode_stream(
     model: Decoder | DecodingModel,
     tasks: Sequence[Task],
+    config: GenerationConfig = GenerationConfig(),
+    rules: Rules = Rules(),
+    padding: Padding = Padding(),
     *,
-    symbols: Symbols = Symbols((), {}),
-    stop: Int[np.ndarray, "Q V"] | None = None,
-    sampler: Sampler = Sampler(),
-    num_samples: int = 1,
-    seed: int = 0,
-    attention: Attention = "prefix",
-    n_rows: int = 0,
-    n_positions: int = 0,
     every: int | None = 8,
 ) -> Iterator[list[list[Completion]]]:
-    """What there is so far, every few tokens, and at the end once more: [task][sample].
+    """Yield the completions so far, [task][sample], every few tokens, and once more at the end.
 
     A sample's draws depend on the seed, its prompt and its number, and on nothing else of the batch. (Equal prompts
     are told apart by their order.) A prompt is prefilled once for all its samples.
 
     Args:
         model: to decode with.
-        tasks: one a prompt.
-        symbols: of the tokenizer: sentinels, BOS, EOS, and what is never written.
-        stop: automaton of the stop strings, see `sampling.stop_table`; embeddings beyond its width are never chosen.
-        sampler: how tokens are drawn.
-        num_samples: completions of each prompt.
-        seed: of the draws.
-        attention: what the prompt sees: all of itself, or what came before.
-        n_rows: prompts to pad the batch to, so that a last smaller batch compiles nothing new.
-        n_positions: likewise, the length to pad the prompts to.
+        tasks: one per prompt.
+        config: sampler, samples, seed and attention; the rest of it is in `tasks` and `rules`.
+        rules: of the tokenizer and of the stop strings.
+        padding: least shapes.
         every: tokens between two yields; None for the end only.
 
     Raises:
@@ -187,38 +189,43 @@ def decode_stream(
     """
     if not tasks:
         raise ValueError("no prompts.")
-    if num_samples < 1:
-        raise ValueError(f"num_samples is {num_samples}, expected at least 1.")
     model = DecodingModel.of(model)
     check_tasks(model.config, tasks, "prompt")
-    keys = _sample_keys(tasks, num_samples, seed)
-    if stop is None:
-        stop = np.repeat([[0], [1]], model.config.vocab_size, 1)  # no stop string
-
-    padded = [*tasks, *[Task((), 0)] * (n_rows - len(tasks))]
-    longest = max(1, *(task.max_tokens for task in tasks))
-    prompts = [task.prompt for task in padded]
-    n_positions = max(n_positions, round_up(max(map(len, prompts))))
-    tokens, starts = split_rows(left_padded(prompts, n_positions, symbols.bos_id), len(padded))
-    x_BD, caches = prefill(model, tokens, starts, max_new=round_up(longest), attention=attention)
-    rows = (x_BD, caches, starts, split_rows(_grammar_inputs(padded), len(padded)))
-    x_BD, caches, starts, asked = _repeated(rows, n=num_samples) if num_samples > 1 else rows
-    del rows
-    keys = jnp.concatenate([keys, jnp.repeat(keys[:1], len(starts) - len(keys), 0)])  # of the padding, any will do
-    grammar = Grammar.of(*asked, symbols=symbols, stop=stop, n_embeddings=model.config.vocab_size)
-    state = _first(model, x_BD, caches, grammar, keys, sampler=sampler, max_new=round_up(longest))
+    longest = max(task.max_tokens for task in tasks)
+    state, starts, grammar, keys = _start(model, tasks, config, rules, padding)
     while True:
         ended = bool(jnp.all(state.progress.done))
         if ended or every is not None:
-            yield _completions(state, len(tasks), num_samples)
+            yield _completions(state, len(tasks), config.num_samples)
         if ended:
             return
         until = jnp.int32(longest if every is None else int(state.step) + every)
-        state = advance(model, state, starts, grammar, keys, until, sampler=sampler)
+        state = advance(model, state, starts, grammar, keys, until, sampler=config.sampler)
+
+
+def _start(
+    model: DecodingModel, tasks: Sequence[Task], config: GenerationConfig, rules: Rules, padding: Padding
+) -> tuple[State, Array, Grammar, Array]:
+    """Prefill the prompts and choose first tokens. Returns the state, where rows start, their grammar and keys."""
+    n, n_vocab = config.num_samples, model.config.vocab_size
+    padded = [*tasks, *[Task((), 0)] * (padding.n_rows - len(tasks))]
+    prompts = [task.prompt for task in padded]
+    n_positions = max(padding.n_positions, round_up(max(map(len, prompts))))
+    max_new = round_up(max(1, *(task.max_tokens for task in padded)))
+    tokens, starts = split_rows(left_padded(prompts, n_positions, rules.symbols.bos_id), len(padded))
+    x_BD, caches = prefill(model, tokens, starts, max_new=max_new, attention=config.attention)
+    rows = (x_BD, caches, starts, split_rows(_grammar_inputs(padded), len(padded)))
+    x_BD, caches, starts, limits = _repeated(rows, n=n) if n > 1 else rows
+    del rows
+    keys = _sample_keys(tasks, n, config.seed)
+    keys = jnp.concatenate([keys, jnp.repeat(keys[:1], len(starts) - len(keys), 0)])  # padding rows take any key
+    stop = no_stop(n_vocab) if rules.stop is None else rules.stop
+    grammar = Grammar.of(*limits, symbols=rules.symbols, stop=stop, n_embeddings=n_vocab)
+    return _first(model, x_BD, caches, grammar, keys, sampler=config.sampler, max_new=max_new), starts, grammar, keys
 
 
 def _sample_keys(tasks: Sequence[Task], num_samples: int, seed: int) -> Array:
-    """One a task and sample, tasks outermost."""
+    """Make one key per task and sample, tasks outermost."""
     seen: dict[int, int] = {}
     numbers = []
     for task in tasks:
@@ -233,7 +240,7 @@ def _sample_keys(tasks: Sequence[Task], num_samples: int, seed: int) -> Array:
 def left_padded(
     prompts: Sequence[Ids], n_positions: int, bos_id: int
 ) -> tuple[Int[np.ndarray, "B P"], Int[np.ndarray, " B"]]:
-    """BOS and the prompt at the end of each row of 1 + `n_positions`, and where they start."""
+    """Put BOS and the prompt at the end of each row of 1 + `n_positions`. Returns the rows and where prompts start."""
     n = 1 + n_positions  # BOS comes on top
     tokens, starts = np.zeros((len(prompts), n), np.int32), np.zeros(len(prompts), np.int32)
     for i, prompt in enumerate(prompts):
@@ -244,7 +251,7 @@ def left_padded(
 
 
 def _grammar_inputs(tasks: Sequence[Task]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The rows of the grammar: `n_gaps`, `limits` and `max_tokens`."""
+    """Build the rows of the grammar: `n_gaps`, `limits` and `max_tokens`."""
     limits = np.zeros((len(tasks), max(1, *(len(task.limits) for task in tasks))), np.int32)
     for row, task in zip(limits, tasks, strict=True):
         row[: len(task.limits)] = task.limits
@@ -254,7 +261,7 @@ def _grammar_inputs(tasks: Sequence[Task]) -> tuple[np.ndarray, np.ndarray, np.n
 
 @partial(jax.jit, static_argnames="n")
 def _repeated(rows, n: int):
-    """Each row n times; a cache has several entries a row."""
+    """Repeat each row n times. A cache has several entries per row."""
     n_rows = len(rows[0])
 
     def repeated(x: Array) -> Array:
@@ -273,7 +280,9 @@ def prefill(
     max_new: int,
     attention: Attention,
 ) -> tuple[Float[Array, "B D"], list[KeyValue]]:
-    """The whole prompt at once, each query seeing [start, end); caches with room for `max_new` more."""
+    """Run the whole prompt at once, each query seeing [start, end). Returns the last outputs, and caches with room for
+    `max_new` more tokens.
+    """
     n_prompt = tokens_BP.shape[1]
     index_BP = jnp.broadcast_to(jnp.arange(n_prompt), tokens_BP.shape)
     is_prompt = index_BP >= starts_B[:, None]
@@ -295,7 +304,7 @@ def prefill(
 def _first(
     model: DecodingModel, x_BD, caches, grammar: Grammar, keys: Array, *, sampler: Sampler, max_new: int
 ) -> State:
-    """The state with the first token chosen."""
+    """Choose the first token of each row."""
     shape = (len(x_BD), max_new)
     tokens, log_probs = jnp.full(shape, grammar.eos_id, jnp.int32), jnp.zeros(shape)
     progress = Progress.start(grammar.max_tokens)
@@ -322,7 +331,7 @@ def _choose(state: State, logits_BV, grammar: Grammar, keys: Array, sampler: Sam
 def advance(
     model: DecodingModel, state: State, starts_B, grammar: Grammar, keys: Array, until: Array, *, sampler: Sampler
 ) -> State:
-    """Steps until all rows are done, or `until`."""
+    """Step until all rows are done, or `until` tokens are written."""
     n_rows, n_new = state.tokens.shape
     n_slots = state.caches[0].k.shape[1]
 

@@ -3,16 +3,12 @@
 from collections.abc import Sequence
 
 from upalm.data.tokenizer import Tokenizer
+from upalm.inference.config import Mode, check_text
 from upalm.ul2r.symbols import MODES, N_SENTINELS, SENTINEL_TEXT
-
-Mode = str  # none, s2s, nlu or nlg
-
-
-# --- Prompts --------------------------------------------------------------------------------------
 
 
 def split_gaps(text_or_parts: str | Sequence[str]) -> tuple[str, ...]:
-    """The kept parts around the gaps: one more than there are gaps.
+    """Split a text at its gaps into the kept parts: one more than there are gaps.
 
     >>> split_gaps("def f(<extra_id_0>):<extra_id_1>")
     ('def f(', '):', '')
@@ -20,7 +16,7 @@ def split_gaps(text_or_parts: str | Sequence[str]) -> tuple[str, ...]:
     Parts are taken as they are: `<extra_id_0>` in one of them is text, not a gap.
 
     Raises:
-        ValueError: nothing at all, over 100 gaps, or gaps that are not numbered 0, 1, 2, ... in order.
+        ValueError: nothing at all, over 100 gaps, gaps that are not numbered 0, 1, 2, ... in order, or lone surrogates.
     """
     if isinstance(text_or_parts, str):
         pieces = SENTINEL_TEXT.split(text_or_parts)
@@ -35,7 +31,9 @@ def split_gaps(text_or_parts: str | Sequence[str]) -> tuple[str, ...]:
     if len(parts) - 1 > N_SENTINELS:
         raise ValueError(f"{len(parts) - 1} gaps: there are {N_SENTINELS} sentinels. Fill the text in pieces.")
     if parts in ((), ("",)):
-        raise ValueError("the text is empty: there is nothing to go on from.")
+        raise ValueError("the text is empty: there is nothing to continue or to fill.")
+    for part in parts:
+        check_text(part, "the text")
     return parts
 
 
@@ -44,16 +42,25 @@ def prompt_ids(
 ) -> list[int]:
     """Build the ids of a prompt: mode token, then the parts, each encoded by itself, with sentinels between.
 
-    EOS follows if there are gaps and `inputs_eos` says that training had it there (`CheckpointInfo.inputs_eos`).
+    EOS follows if there are gaps and training had it there: `inputs_eos` (`CheckpointInfo.inputs_eos`).
 
     Raises:
         ValueError: an unknown mode, or what `split_gaps` refuses.
     """
     if mode != "none" and mode not in MODES:
-        raise ValueError(f"mode is {mode!r}, expected one of {['none', *MODES]}.")
+        raise ValueError(f"mode is {mode!r}, expected one of {', '.join(['none', *MODES])}.")
     parts = split_gaps(text_or_parts)
     ids = [*tokenizer.symbols.modes[mode]] if mode != "none" else []
     for sentinel, part in zip((None, *tokenizer.symbols.sentinels), parts, strict=False):
         ids += [] if sentinel is None else [sentinel]
         ids += tokenizer.encode(part)
     return ids + [tokenizer.symbols.eos_id] * (inputs_eos and len(parts) > 1)
+
+
+def span_ids(tokenizer: Tokenizer, spans: Sequence[str]) -> list[int]:
+    """Build the ids of an answer: each span after its sentinel, then EOS (U-PaLM section 4)."""
+    ids = []
+    for sentinel, span in zip(tokenizer.symbols.sentinels, spans, strict=False):
+        check_text(span, "a span")
+        ids += [sentinel, *tokenizer.encode(span)]
+    return [*ids, tokenizer.symbols.eos_id]

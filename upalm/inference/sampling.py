@@ -1,6 +1,6 @@
-"""What the next token may be, and which it is: samplers, the sentinel grammar, stop strings.
+"""Temperature, top-k, top-p and min-p sampling.
 
-Dims: B batch rows, V vocabulary, G gaps, M sentinels, Q states of the stop strings' automaton.
+Dims: B batch rows, V vocabulary.
 """
 
 from dataclasses import dataclass
@@ -10,26 +10,46 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+MIN_TEMPERATURE = 1e-6
+"""Logits divided by less than this would leave float32."""
+
 
 @dataclass(frozen=True)
 class Sampler:
-    """How the next token is drawn. Filters apply in the order of the fields, each to what the one before left."""
+    """How the next token is drawn. Filters apply in the order of the fields, each to the tokens that remain.
+
+    Raises:
+        ValueError: a value out of range, or NaN.
+    """
 
     temperature: float = 0.0
     """0 is greedy."""
     top_k: int = 0
-    """Keep the k most likely; 0 keeps all."""
+    """Keep the k likeliest tokens; 0 keeps all."""
     top_p: float = 1.0
-    """Keep the most likely up to this probability."""
+    """Keep the likeliest tokens up to this probability."""
     min_p: float = 0.0
-    """Keep what has at least this share of the most likely token's probability."""
+    """Keep tokens with at least this share of the likeliest token's probability."""
 
     def __post_init__(self):
-        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1 or not 0 <= self.min_p <= 1:
-            raise ValueError(f"{self}: expected temperature >= 0, top_k >= 0, top_p in (0, 1], min_p in [0, 1].")
+        is_valid = {  # written so that NaN, which compares false with everything, is invalid
+            "temperature": (self.temperature == 0 or MIN_TEMPERATURE <= self.temperature < np.inf),
+            "top_k": isinstance(self.top_k, int) and self.top_k >= 0,
+            "top_p": 0 < self.top_p <= 1,
+            "min_p": 0 <= self.min_p <= 1,
+        }
+        expected = {
+            "temperature": f"0 (greedy), or a finite number of at least {MIN_TEMPERATURE}",
+            "top_k": "a whole number of at least 0",
+            "top_p": "a number above 0 and up to 1",
+            "min_p": "a number from 0 to 1",
+        }
+        for name, ok in is_valid.items():
+            if not ok:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected {expected[name]}.")
 
     def __call__(self, logits_BV: Float[Array, "B V"], keys: Array) -> Int[Array, " B"]:
-        """Choose a token a row, each with its own key."""
+        """Choose a token for each row, with the row's own key."""
         if self.temperature == 0:
             ids = jnp.arange(logits_BV.shape[-1])[None]
             is_best = logits_BV == jnp.max(logits_BV, -1, keepdims=True)

@@ -10,7 +10,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from upalm import ul2r
 from upalm.distributed.sharding import split_rows
-from upalm.inference.decoding import Attention, DecodingModel, Ids, bucket, check_length, left_padded, prefill, round_up
+from upalm.inference.config import Attention
+from upalm.inference.decoding import DecodingModel, Ids, bucket, check_length, left_padded, prefill, round_up
 from upalm.model.attention import KeyRange, KeyValue
 from upalm.model.layers import rotary
 from upalm.model.palm import Decoder
@@ -20,13 +21,18 @@ from upalm.ul2r.symbols import BOS_ID
 # --- Scoring --------------------------------------------------------------------------------------
 
 
-class Scored(NamedTuple):
-    """Of every target token of an example."""
+class Score(NamedTuple):
+    """Log-probability of every token of a target."""
 
     log_probs: np.ndarray
-    """In nats."""
+    """Per token, in nats."""
     is_best: np.ndarray
-    """No other token was likelier."""
+    """Per token: no other was likelier."""
+
+    @property
+    def log_prob(self) -> float:
+        """Log-probability of the whole target, in nats."""
+        return float(self.log_probs.sum())
 
 
 def score(
@@ -36,7 +42,7 @@ def score(
     attention: Attention = "prefix",
     bos_id: int = BOS_ID,
     batch_size: int = 16,
-) -> list[Scored]:
+) -> list[Score]:
     """Score (prompt ids, target ids) pairs, teacher-forced.
 
     Raises:
@@ -47,7 +53,7 @@ def score(
             raise ValueError(f"example {i} has an empty target: there is nothing to score.")
         check_length(model.config, len(prompt) + len(target), f"example {i}")
     order = sorted(range(len(examples)), key=lambda i: len(examples[i][0]) + len(examples[i][1]))
-    found: list[Scored] = [Scored(np.empty(0), np.empty(0))] * len(examples)
+    scores: list[Score] = [Score(np.empty(0), np.empty(0))] * len(examples)
     for at in range(0, len(order), batch_size):
         chosen = order[at : at + batch_size]
         longest = max(len(examples[i][0]) + len(examples[i][1]) for i in chosen)
@@ -55,10 +61,10 @@ def score(
         for b, i in enumerate(chosen):
             prompt, target = (np.asarray(x, np.int32) for x in examples[i])
             ul2r.write_segment(batch.row(b), 0, ul2r.Example(prompt, target), 1, 0, bos_id)
-        scores = map(np.asarray, _score(model, batch if attention == "prefix" else batch.causal()))
-        for b, (i, *row) in enumerate(zip(chosen, *scores, strict=False)):
-            found[i] = Scored(*(x[batch.loss_weights[b] > 0] for x in row))
-    return found
+        columns = map(np.asarray, _score(model, batch if attention == "prefix" else batch.causal()))
+        for b, (i, *row) in enumerate(zip(chosen, *columns, strict=False)):
+            scores[i] = Score(*(x[batch.loss_weights[b] > 0] for x in row))
+    return scores
 
 
 @jax.jit

@@ -10,8 +10,8 @@ from upalm.data.tokenizer import Tokenizer
 from upalm.evals.bootstrap import Estimate, mean, ratio
 from upalm.evals.infilling import gaps, scores
 from upalm.evals.infilling.gaps import Gap
-from upalm.inference.decoding import Attention
-from upalm.inference.prompts import Mode, prompt_ids
+from upalm.inference.config import Attention, Mode
+from upalm.inference.prompts import prompt_ids
 from upalm.model.palm import Decoder
 
 MODES: tuple[Mode, ...] = ("none", "nlu", "nlg")
@@ -130,8 +130,8 @@ def measure(
         ValueError: no gap fits the model's rows with the text after another gap.
     """
     texts = list(gaps.take_excerpts(documents, len(lines), lambda x: len(tokenizer.encode(x)) <= model.config.seq_len))
-    infills = {mode: scores.score_spans(model, tokenizer, lines, mode, inputs_eos).bits for mode in MODES}
-    mode = min(infills, key=lambda m: infills[m].bits.sum())
+    infills = {m: scores.score_spans(model, tokenizer, lines, m, inputs_eos).bits for m in MODES}
+    mode: Mode = min(MODES, key=lambda m: infills[m].bits.sum())
     left_only = {
         f"{m}, {attention}": scores.score_left_only(model, tokenizer, lines, m, attention)
         for m, attention in _LEFT_ONLY_FORMATS

@@ -16,7 +16,7 @@ from upalm.evals.benchmark_files import read
 from upalm.evals.bootstrap import Estimate, mean
 from upalm.evals.infilling.gaps import Gap
 from upalm.evals.infilling.scores import decode_rows, drop_too_long, score_spans
-from upalm.inference.prompts import Mode
+from upalm.inference.config import Mode
 from upalm.model.palm import Decoder
 from upalm.spelling import suggest
 

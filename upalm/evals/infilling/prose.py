@@ -15,7 +15,7 @@ from upalm.evals.bootstrap import Estimate, mean
 from upalm.evals.infilling.gaps import Gap
 from upalm.evals.infilling.scores import decode_rows, drop_too_long, score_spans
 from upalm.files import write_atomically
-from upalm.inference.prompts import Mode
+from upalm.inference.config import Mode
 from upalm.model.palm import Decoder
 
 _WORD_COUNTS = {"1": range(1, 2), "2_5": range(2, 6), "6_10": range(6, 11)}

@@ -14,9 +14,9 @@ from upalm.evals import text_metrics
 from upalm.evals.bootstrap import Estimate, mean, ratio
 from upalm.evals.infilling.gaps import Gap
 from upalm.evals.task import RowsTooShort
-from upalm.inference.decoding import Attention
+from upalm.inference.config import Attention, GenerationConfig, Mode
 from upalm.inference.generation import infill_batch
-from upalm.inference.prompts import Mode, prompt_ids
+from upalm.inference.prompts import prompt_ids
 from upalm.inference.scoring import score
 from upalm.model.palm import Decoder
 
@@ -142,17 +142,8 @@ def decode_rows(
     """
     texts = [row.parts for row in rows]
     limits = [_limits(tokenizer, row) if max_new_tokens is None else [max_new_tokens] * len(row.spans) for row in rows]
-    samples = infill_batch(
-        model,
-        tokenizer,
-        texts,
-        max_new_tokens=limits,
-        mode=mode,
-        constrained=constrained,
-        stop=stop,
-        inputs_eos=inputs_eos,
-    )
-    fills = [best for best, *_ in samples]
+    config = GenerationConfig(mode=mode, constrained=constrained, stop=stop, batch_size=32)
+    fills = infill_batch(model, tokenizer, texts, config, inputs_eos=inputs_eos, limits=limits)
     return Fills([tuple(fill.spans) for fill in fills], np.array([fill.format_ok for fill in fills]))
 
 

@@ -12,7 +12,7 @@ from upalm.evals.bootstrap import Estimate
 from upalm.evals.infilling import humaneval, prose
 from upalm.evals.task import RowsTooShort
 from upalm.files import sha256_file, write_atomically
-from upalm.inference.prompts import Mode
+from upalm.inference.config import Mode
 
 NAME = "infilling"
 _PROSE = "nlp/lambada_openai.jsonl"

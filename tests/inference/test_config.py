@@ -1,0 +1,62 @@
+"""GenerationConfig: what it takes and what it refuses."""
+
+import subprocess
+import sys
+
+import pytest
+
+from upalm.inference.config import GenerationConfig
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"max_new_tokens": -1}, "max_new_tokens is -1, expected a whole number of at least 0"),
+        ({"max_new_tokens": (1, -2)}, "max_new_tokens is -2"),
+        ({"num_samples": 0}, "num_samples is 0"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"seed": -1}, "seed is -1"),
+        ({"seed": 1 << 32}, r"less than 2\*\*32"),
+        ({"stop": "\n"}, r"expected a sequence of texts: stop=\('\\n',\)"),
+        ({"stop": ("a", "")}, "a stop string is empty"),
+        ({"stop": ("a\ud83d",)}, r"a stop string has the lone surrogate U\+D83D at character 1"),
+    ],
+    ids=ascii,
+)
+def test_values_out_of_range_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        GenerationConfig(**wrong)
+
+
+def test_values_of_another_type_are_refused_and_nan_too():
+    """In a process where no other checker of types is before ours."""
+    program = """
+from upalm.inference.config import GenerationConfig
+nan = float("nan")
+for wrong in (
+    {"mode": "ngl"}, {"attention": "full"}, {"max_new_tokens": nan}, {"max_new_tokens": (1, nan)}, {"num_samples": nan},
+    {"batch_size": nan}, {"seed": nan}, {"seed": "1"},
+):
+    try:
+        GenerationConfig(**wrong)
+        print("taken", wrong)
+    except ValueError as e:
+        print(e)
+"""
+    lines = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    lines = lines.splitlines()
+    assert lines[0] == "mode is 'ngl', expected one of auto, none, s2s, nlu, nlg: did you mean 'nlg'?"
+    assert lines[1].startswith("attention is 'full', expected one of prefix, causal")
+    assert all("expected a whole number of at least" in line for line in lines[2:]) and len(lines) == 8
+
+
+def test_lists_are_taken_and_the_config_is_hashable():
+    config = GenerationConfig(stop=["a", "b"], max_new_tokens=[1, 2])
+    assert config == GenerationConfig(stop=("a", "b"), max_new_tokens=(1, 2))
+    assert len({config, GenerationConfig()}) == 2
+
+
+@pytest.mark.parametrize(("mode", "with_gaps", "without"), [("auto", "nlg", "none"), ("s2s", "s2s", "s2s")])
+def test_auto_is_nlg_for_gaps_and_none_elsewhere(mode, with_gaps, without):
+    config = GenerationConfig(mode=mode)
+    assert (config.mode_for(True), config.mode_for(False)) == (with_gaps, without)

@@ -1,0 +1,98 @@
+"""GenerationConfig: how answers are generated."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from upalm.inference.sampling import Sampler
+from upalm.spelling import suggest
+
+Mode = Literal["none", "s2s", "nlu", "nlg"]
+"""Mode token before a prompt (U-PaLM section 2.3): of the S, R or X denoiser, or none."""
+
+Attention = Literal["prefix", "causal"]
+"""What the tokens of a prompt see: the whole prompt, or only what comes before them."""
+
+N_SEEDS = 1 << 32
+
+
+@dataclass(frozen=True)
+class GenerationConfig:
+    """How answers are generated. Every call takes one.
+
+    Raises:
+        ValueError: a value that the field does not take.
+    """
+
+    mode: Mode | Literal["auto"] = "auto"
+    """Mode token before the prompt: none, s2s, nlu (short spans) or nlg (long spans). `auto` is nlg for filling gaps
+    and none for continuing a prompt."""
+    max_new_tokens: int | Sequence[int] = 64
+    """Most tokens to add: one limit for every gap, or one limit per gap."""
+    sampler: Sampler = Sampler()
+    """How each token is drawn; greedily by default."""
+    num_samples: int = 1
+    """Answers to draw; the likeliest comes first."""
+    seed: int = 0
+    """Seed of the draws. A sample depends on it, on the prompt and on its number alone, whatever the batch."""
+    stop: Sequence[str] = ()
+    """Strings that end a span. They are not part of it."""
+    constrained: bool = True
+    """Decode under the grammar, which gives every gap exactly one span and always ends. Without it the answer's format
+    is the model's own, and `Infill.format_ok` tells whether it is right."""
+    attention: Attention = "prefix"
+    """Prompt tokens see the whole prompt, or only what comes before them, as a causal base model was trained."""
+    batch_size: int = 16
+    """Prompts to decode at once."""
+
+    def __post_init__(self):
+        if isinstance(self.stop, str):  # a text is a sequence of texts, too
+            raise ValueError(f"stop is the text {self.stop!r}, expected a sequence of texts: stop=({self.stop!r},).")
+        for name in ("stop", "max_new_tokens"):  # lists are welcome; the config is hashable
+            if isinstance(value := getattr(self, name), Sequence):
+                object.__setattr__(self, name, tuple(value))
+        _check_choice("mode", self.mode, ("auto", *get_args(Mode)))
+        _check_choice("attention", self.attention, get_args(Attention))
+        limits = self.max_new_tokens
+        for n in limits if isinstance(limits, tuple) else (limits,):
+            _check_at_least("max_new_tokens", n, 0)
+        _check_at_least("num_samples", self.num_samples, 1)
+        _check_at_least("batch_size", self.batch_size, 1)
+        _check_at_least("seed", self.seed, 0)
+        if self.seed >= N_SEEDS:
+            raise ValueError(f"seed is {self.seed}, expected less than 2**32: larger ones would wrap.")
+        for word in self.stop:
+            if not word:
+                raise ValueError("a stop string is empty: every text has it.")
+            check_text(word, "a stop string")
+
+    def mode_for(self, has_gaps: bool) -> Mode:
+        """The mode token that a prompt gets."""
+        if self.mode == "auto":
+            return "nlg" if has_gaps else "none"
+        return self.mode
+
+
+def check_text(text: str, what: str) -> None:
+    """Refuse what is no text: lone surrogates, which no encoding has.
+
+    Raises:
+        ValueError: with the place of the first.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as e:
+        raise ValueError(
+            f"{what} has the lone surrogate U+{ord(text[e.start]):04X} at character {e.start}: it is no text. "
+            "Decode it anew, as UTF-8 or with the encoding that it is in."
+        ) from e
+
+
+def _check_choice(name: str, value: object, choice: Sequence[str]) -> None:
+    if value not in choice:
+        raise ValueError(f"{name} is {value!r}, expected one of {', '.join(choice)}: {suggest(str(value), choice)}")
+
+
+def _check_at_least(name: str, value: object, least: int) -> None:
+    if not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} is {value!r}, expected a whole number of at least {least}.")
