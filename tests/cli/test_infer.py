@@ -6,9 +6,12 @@ import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
 
 from upalm.checkpoints.folder import export
+from upalm.cli.infer import Infill
+from upalm.inference.decoding import Completion
 from upalm.model.config import ModelConfig
 from upalm.model.palm import Decoder
 
@@ -21,13 +24,17 @@ def checkpoint(tmp_path_factory, tokenizer):
     return str(folder)
 
 
+def stdin_of(text):
+    return io.TextIOWrapper(io.BytesIO(text.encode()), encoding="utf-8")
+
+
 def test_infill_keeps_the_text_around_the_gap(upalm, monkeypatch, capsys, checkpoint):
     text = "def add(a, b):<extra_id_0>return c"
     for more in ((), ("--stream",), ("--unconstrained",)):
         upalm("infill", "-c", checkpoint, "--text", text, "--max-new-tokens", "4", *more)
         out = capsys.readouterr().out
         assert out.startswith("def add(a, b):")
-        assert "return c\n" in out
+        assert out.endswith("return c")
 
 
 def test_sample_goes_on_from_the_prompt(upalm, capsys, checkpoint):
@@ -70,7 +77,7 @@ def test_json_lines_in_and_out(upalm, monkeypatch, capsys, checkpoint, tmp_path)
         assert record["samples"][0]["logprob"] >= record["samples"][1]["logprob"]
     assert all(s["text"].startswith("a <extra_id_0> b") for s in found[17]["samples"])
 
-    monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(texts[0]) + "\n\n"))
+    monkeypatch.setattr(sys, "stdin", stdin_of(json.dumps(texts[0]) + "\n\n"))
     upalm("infill", "-c", checkpoint, "--file", "-", *arguments)
     samples = json.loads(capsys.readouterr().out)["samples"]
     assert [s["text"] for s in samples] == [s["text"] for s in found[0]["samples"]]
@@ -95,13 +102,87 @@ def test_a_bad_line_is_named_and_those_before_it_are_done(upalm, capsys, checkpo
     assert len(capsys.readouterr().out.split("\n")[:-1]) == 1
 
 
-def test_text_from_a_file_and_standard_input_is_the_same(upalm, monkeypatch, capsys, checkpoint, tmp_path):
-    (tmp_path / "a.py").write_text("def f():<extra_id_0>")
-    upalm("infill", "-c", checkpoint, "--file", str(tmp_path / "a.py"), "--max-new-tokens", "3")
-    first = capsys.readouterr().out
-    monkeypatch.setattr(sys, "stdin", io.StringIO("def f():<extra_id_0>"))
-    upalm("infill", "-c", checkpoint, "--text", "-", "--max-new-tokens", "3")
-    assert capsys.readouterr().out == first
+@pytest.mark.parametrize("text", ["def f():<extra_id_0>", "\tdef f():\r\n\tx = 1\x0c\r\n<extra_id_0>\r\n"])
+@pytest.mark.parametrize("more", [(), ("--stream",)], ids=["whole", "stream"])
+def test_text_leaves_as_it_came_from_file_and_stdin(upalm, monkeypatch, capsysbinary, checkpoint, tmp_path, text, more):
+    """Tabs, line ends and control characters, byte by byte; nothing is added."""
+    (tmp_path / "a.py").write_bytes(text.encode())
+    outs = []
+    for words in ([] if more else [("--file", str(tmp_path / "a.py"))]) + [("--text", "-"), ("--text", text)]:
+        monkeypatch.setattr(sys, "stdin", stdin_of(text))
+        upalm("infill", "-c", checkpoint, "--max-new-tokens", "3", *words, *more)
+        outs.append(capsysbinary.readouterr().out)
+    before, after = (part.encode() for part in text.split("<extra_id_0>"))
+    assert outs[0].startswith(before) and outs[0].endswith(after) and len(set(outs)) == 1
+
+
+def test_a_terminal_shows_colours_and_control_characters(upalm, monkeypatch, capsys, checkpoint):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    words = ("infill", "-c", checkpoint, "--text", "\ta\x1b[31m\r\n<extra_id_0>", "--max-new-tokens", "3")
+    for no_colour in ("", "1"):
+        monkeypatch.setenv("NO_COLOR", no_colour)
+        upalm(*words)
+        out = capsys.readouterr().out
+        assert out.startswith("\ta␛[31m␍\n") and out.endswith("\n")
+        assert ("\x1b[1;32m" in out) == (not no_colour)
+
+
+def test_escapes_of_stop_are_those_of_interactive(upalm, monkeypatch, capsys, checkpoint):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("a\\tb\\\\n<extra_id_0>\n"))
+    given = []
+    answer = Infill.answer
+    monkeypatch.setattr(
+        Infill, "answer", lambda self, m, texts, c: given.append((texts, c)) or answer(self, m, texts, c)
+    )
+    upalm("infill", "-c", checkpoint, "--interactive", "--max-new-tokens", "1", "--stop", r"\n", "--stop", r"\t\\n")
+    [(texts, config)] = given
+    assert texts == ["a\tb\\n<extra_id_0>"] and config.stop == ("\n", "\t\\n")
+
+
+def test_a_stop_string_written_as_an_escape_stops(upalm, capsys, checkpoint, monkeypatch):
+    """Every token of this model is a new line."""
+    monkeypatch.setattr("upalm.inference.generation.decode", write_newlines)
+    upalm("infill", "-c", checkpoint, "--text", "a<extra_id_0>b", "--stop", r"\n", "--json")
+    [sample] = json.loads(capsys.readouterr().out)["samples"]
+    assert sample["spans"] == [""] and sample["finish_reasons"] == ["stop"]
+
+
+def write_newlines(model, tasks, config, rules, padding):
+    newline = next(t for t in range(3, 400) if rules.stop[0, t] == len(rules.stop) - 1)
+    tokens = np.array([rules.symbols.sentinels[0], newline, newline, rules.symbols.eos_id])
+    return [[Completion(tokens, np.zeros(4), True)] for _ in tasks]
+
+
+def test_attention_is_an_option_of_both_commands(upalm, capsys, checkpoint):
+    for command, text in (("infill", "import os, <extra_id_0>\n"), ("sample", "import os, sys")):
+        logprobs = []
+        for attention in ("prefix", "causal"):
+            upalm(
+                command, "-c", checkpoint, "--text", text, "--attention", attention, "--json", "--max-new-tokens", "4"
+            )
+            logprobs.append(json.loads(capsys.readouterr().out)["samples"][0]["logprob"])
+        assert logprobs[0] != pytest.approx(logprobs[1], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "message"),
+    [
+        ("caf\xe9 <extra_id_0>".encode("latin-1"), "a.txt", r"a.txt is not UTF-8: byte 0xe9 in line 1. Convert it"),
+        (b'{"text": "a<extra_id_0>"}\n{"text": "\xe9"}', "a.jsonl", r"a.jsonl, line 2 is not UTF-8: byte 0xe9"),
+        (b'{"text": "a \\ud83d<extra_id_0>"}', "a.jsonl", r"line 1: the text has the lone surrogate U\+D83D"),
+        (b"[" * 100_000, "a.jsonl", r"line 1: not JSON"),
+    ],
+)
+def test_files_that_are_no_text_are_named(upalm, checkpoint, tmp_path, content, name, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(SystemExit, match=message):
+        upalm("infill", "-c", checkpoint, "--file", str(tmp_path / name), "--max-new-tokens", "1")
+
+
+def test_a_byte_order_mark_of_json_lines_is_dropped(upalm, capsys, checkpoint, tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "a<extra_id_0>b"}\n')
+    upalm("infill", "-c", checkpoint, "--file", str(tmp_path / "a.jsonl"), "--json", "--max-new-tokens", "1")
+    assert json.loads(capsys.readouterr().out)["samples"][0]["text"].startswith("a")
 
 
 def test_interactive_goes_on_after_a_mistake(upalm, monkeypatch, capsys, checkpoint):
@@ -132,6 +213,11 @@ def test_infill_says_once_that_a_model_never_saw_a_gap(upalm, capsys, tmp_path, 
         (("infill", "-c", "/nowhere", "--text", "<extra_id_0>", "--stream", "--json"), "leave out --json"),
         (("infill", "-c", "/nowhere", "--text", "<extra_id_0>", "--mesh", "2", "4"), "2 x 4 needs 8 devices"),
         (("sample", "-c", "/nowhere", "--file", "/nowhere.txt"), "no file /nowhere.txt"),
+        (("sample", "-c", "/nowhere", "--text", "a", "--temperature", "nan"), "temperature is nan, expected 0"),
+        (("sample", "-c", "/nowhere", "--text", "a", "--min-p", "nan"), "min_p is nan, expected a number from 0"),
+        (("sample", "-c", "/nowhere", "--text", "a", "--top-p", "nan"), "top_p is nan, expected a number above 0"),
+        (("sample", "-c", "/nowhere", "--text", "a", "--seed", "-1"), "seed is -1"),
+        (("sample", "-c", "/nowhere", "--text", "a", "--stop", ""), "a stop string is empty"),
     ],
 )
 def test_mistakes_end_in_one_clear_line(upalm, words, message):

@@ -45,7 +45,7 @@ for wrong in (
 """
     lines = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     lines = lines.splitlines()
-    assert lines[0] == "mode is 'ngl', expected one of auto, none, s2s, nlu, nlg: did you mean 'nlg'?"
+    assert lines[0] == "mode is 'ngl', expected one of auto, none, s2s, nlu, nlg."
     assert lines[1].startswith("attention is 'full', expected one of prefix, causal")
     assert all("expected a whole number of at least" in line for line in lines[2:]) and len(lines) == 8
 

@@ -3,11 +3,11 @@
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 import jax
 import tyro
@@ -310,7 +310,7 @@ def _batches(inputs: Iterator[Input], size: int) -> Iterator[list[Input]]:
         yield batch
 
 
-def _read_json_lines(file: IO[bytes], name: str) -> Iterator[Input]:
+def _read_json_lines(file: Iterable[bytes], name: str) -> Iterator[Input]:
     for number, content in enumerate(file, 1):
         source = f"{name}, line {number}"
         line = _decode(content.removeprefix(b"\xef\xbb\xbf") if number == 1 else content, source).strip()

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from upalm.inference.sampling import Sampler
-from upalm.spelling import suggest
 
 Mode = Literal["none", "s2s", "nlu", "nlg"]
 """Mode token before a prompt (U-PaLM section 2.3): of the S, R or X denoiser, or none."""
@@ -90,7 +89,7 @@ def check_text(text: str, what: str) -> None:
 
 def _check_choice(name: str, value: object, choice: Sequence[str]) -> None:
     if value not in choice:
-        raise ValueError(f"{name} is {value!r}, expected one of {', '.join(choice)}: {suggest(str(value), choice)}")
+        raise ValueError(f"{name} is {value!r}, expected one of {', '.join(choice)}.")
 
 
 def _check_at_least(name: str, value: object, least: int) -> None:
