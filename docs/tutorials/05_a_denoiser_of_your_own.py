@@ -34,9 +34,9 @@ model, tokenizer, _ = load_model(PALM_TINY)
 # %% [markdown]
 # ## Ten lines
 #
-# A denoiser says how long its inputs and targets are, how many sentinels it takes,
-# and makes the example. The lengths must be exact: rows are planned from them before
-# any noise is drawn.
+# A denoiser says how long its inputs and targets can be and how many sentinels it
+# takes, and makes the example. The number of tokens in all must not depend on the noise:
+# rows are planned before any is drawn.
 
 
 # %%
