@@ -57,10 +57,6 @@ class UpalmLM(LM):
         super().__init__()
         if split not in ("separate", "joint"):
             raise ValueError(f"split is {split!r}, expected separate or joint.")
-        if attention not in ("prefix", "causal"):
-            raise ValueError(f"attention is {attention!r}, expected prefix or causal.")
-        if mode not in ("none", "s2s", "nlu", "nlg"):
-            raise ValueError(f"mode is {mode!r}, expected none, s2s, nlu or nlg.")
         model, tokenizer, info = load_model(checkpoint)
         self._scorer = Scorer(
             model, tokenizer, PromptFormat(attention, mode, infill, info.inputs_eos), tokens_per_batch=tokens_per_batch

@@ -16,6 +16,8 @@ from upalm.inference.generation import complete
 from upalm.inference.prompts import prompt_ids
 from upalm.inference.scoring import Likelihood, rank
 from upalm.model.palm import Decoder
+from upalm.spelling import suggest
+from upalm.ul2r.symbols import MODES
 
 MAX_GENERATED_ROWS = 64
 
@@ -32,6 +34,14 @@ class PromptFormat:
     """End the prompt with `<extra_id_0>`, so that the answer is a span."""
     inputs_eos: bool = False
     """EOS after `<extra_id_0>`, as in the checkpoint's training (`CheckpointInfo.inputs_eos`)."""
+
+    def __post_init__(self):
+        for name, value, known in (
+            ("attention", self.attention, ("prefix", "causal")),
+            ("mode", self.mode, ("none", *MODES)),
+        ):
+            if value not in known:
+                raise ValueError(f"{name} is {value!r}: {suggest(value, known)}")
 
     def identity(self) -> dict[str, Any]:
         """Return the fields that decide answers; `inputs_eos` only where EOS comes."""

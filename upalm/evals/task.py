@@ -68,6 +68,12 @@ class Source:
     needs: tuple[str, ...] = ()
     """Other files below the data folder, which `shots` and `build_from` read."""
 
+    def __post_init__(self):
+        if isinstance(self.shots, int) and self.shots < 0:
+            raise ValueError(
+                f"{self.file}: shots is {self.shots}, expected 0 or more, or a function of the data folder."
+            )
+
     def is_in(self, folder: Path) -> bool:
         """Whether the folder has all files of the source."""
         return all((folder / file).is_file() for file in (self.file, *self.needs))
@@ -87,7 +93,7 @@ class Source:
             if self.includes is None or self.includes(row):
                 built = build(row)
                 for question in [built] if isinstance(built, Question) else built:
-                    questions.append(_check(question._replace(location=question.location or row.location)))
+                    questions.append(_check(question, row.location))
         if not questions:
             raise NoQuestions(f"{folder / self.file} has no row of this task.")
         if callable(self.shots):
@@ -106,10 +112,14 @@ class LoadedTask(NamedTuple):
     shots: tuple[str, ...]
 
 
-def _check(question: Question) -> Question:
-    """Refuse a question that cannot be scored."""
+def _check(question: Question, location: str) -> Question:
+    """Locate a question, and refuse one that cannot be scored."""
     if not isinstance(question, Question):
-        raise ValueError(f"the task built {question!r:.80} from a row, expected a Question.")
+        raise ValueError(f"{location}: the task built {question!r:.80} from a row, expected a Question.")
+    question = question._replace(location=question.location or location)
+    for name in ("choices", "gold", "answers", "contexts"):
+        if not isinstance(value := getattr(question, name), tuple | list):
+            raise ValueError(f"{question.location}: the task built {name} as {value!r:.80}, expected a tuple.")
     n = len(question.choices)
     if any(not 0 <= g < n for g in question.gold) or (n and not question.gold):
         raise ValueError(f"{question.location}: the right choices are {list(question.gold)} of {n}.")
@@ -139,6 +149,8 @@ class _Task:
             raise ValueError(
                 f"a task is named {self.name!r}: its name is a file name, so it is not empty and has no /."
             )
+        if not isinstance(self.sources, tuple | list) or not all(isinstance(s, Source) for s in self.sources):
+            raise ValueError(f"task {self.name}: sources is {self.sources!r:.80}, expected a tuple of Source.")
 
     def find_source(self, folder: Path) -> Source | None:
         """Return the first source whose files are in the folder, or None."""
@@ -187,6 +199,15 @@ class Generated(_Task):
     """Finds the answer in the generated text."""
     metrics: dict[str, Metric] = field(default_factory=lambda: {"em": text_metrics.squad_exact})
     """Metrics by name; the first is the headline."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.max_new_tokens < 1:
+            raise ValueError(f"task {self.name}: max_new_tokens is {self.max_new_tokens}, expected at least 1.")
+        if isinstance(self.stop, str) or not all(self.stop):
+            raise ValueError(f"task {self.name}: stop is {self.stop!r}, expected a tuple of strings, none empty.")
+        if not self.metrics:
+            raise ValueError(f"task {self.name} has no metrics: the first one is its headline.")
 
 
 Task = Ranked | Generated

@@ -56,6 +56,12 @@ def test_prose_is_cut_as_defined(n_spans, source_text, tmp_path):
     assert prose.load(tmp_path / "rows.jsonl") == rows
 
 
+@pytest.mark.parametrize("options", [{"n_spans": 0}, {"max_words": 0}, {"margin": -1}, {"apart": -1}])
+def test_cuts_without_spans_are_refused(options):
+    with pytest.raises(ValueError, match="at least one span of at least one word"):
+        prose.Cut(**options)
+
+
 def test_damaged_prose_rows_are_named(tmp_path):
     path = tmp_path / "rows.jsonl"
     for line, message in (

@@ -34,6 +34,10 @@ class Cut:
     apart: int = 3
     """Words between two spans."""
 
+    def __post_init__(self):
+        if min(self.n_spans, self.max_words) < 1 or min(self.margin, self.apart) < 0:
+            raise ValueError(f"{self}: expected at least one span of at least one word, and no negative distance.")
+
 
 def cut_rows(name: str, texts: Sequence[str], cut: Cut = Cut()) -> tuple[list[Gap], int]:
     """Cut one row per text, and count the texts that are too short. Row i depends on `name`, i and its text alone."""
