@@ -26,9 +26,9 @@ CONFIG = ModelConfig(vocab_size=200, d_model=32, n_layers=3, n_heads=4, d_head=8
 OPEN = replace(CONFIG, n_kv_heads=2, tied_head=False, final_norm_scale=True, logit_scale=0.2)
 KINDS = {
     "PaLM": CONFIG,
-    "Llama": replace(OPEN, block="sequential", rope_factor=4.0, rope_original_seq_len=16),
-    "Qwen 2": replace(OPEN, block="sequential", qkv_bias=True),
-    "Qwen 3": replace(OPEN, block="sequential", qk_norm="shared"),
+    "Llama and Qwen": replace(
+        OPEN, block="sequential", rope_factor=4.0, rope_original_seq_len=16, qkv_bias=True, qk_norm="shared"
+    ),
     "OLMo 2": replace(OPEN, block="post_norm", qk_norm="flat"),
     "Gemma": replace(OPEN, block="sequential", gate="gelu", embed_scale=32**0.5, n_kv_heads=1, tied_head=True),
 }
