@@ -3,8 +3,6 @@
 python examples/denoise_a_sentence.py
 """
 
-from pathlib import Path
-
 import numpy as np
 
 import upalm
@@ -13,7 +11,7 @@ from upalm.data import load_tokenizer
 
 SENTENCE = "def mean(values):\n    total = sum(values)\n    return total / len(values)\n"
 
-tokenizer = load_tokenizer(Path(upalm.__file__).parent / "assets" / "palm_tiny")
+tokenizer = load_tokenizer(upalm.PALM_TINY)
 tokens = np.array(tokenizer.encode(SENTENCE), np.int32)
 for denoiser in ul2r.UL2R:
     inputs, targets = denoiser(tokens, np.random.default_rng(1), tokenizer.symbols)

@@ -39,7 +39,7 @@ from upalm.training.loop import fit
 from upalm.training.optim import Adafactor, Schedule
 from upalm.training.resume import check_folder
 
-SHIPPED = Path(upalm.__file__).parent / "assets" / "palm_tiny"
+SHIPPED = upalm.PALM_TINY
 FORKS = ("causal", "ul2r")
 LABELS = {
     "infill_bits_per_byte": "a missing line",

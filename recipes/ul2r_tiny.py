@@ -18,7 +18,7 @@ from upalm.training.optim import Adafactor, Schedule
 
 UL2R = TrainConfig(
     out=Path("runs/ul2r_tiny"),
-    start=Continue(Path(upalm.__file__).parent / "assets" / "palm_tiny"),
+    start=Continue(upalm.PALM_TINY),
     data=DataConfig(mixture="ul2r_eos", seq_len=256, batch_size=8, joint_budget=True),
     optimizer=Adafactor(Schedule("cosine", peak=1e-2, final=1e-4), decay=False),
     n_steps=2000,

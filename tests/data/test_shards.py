@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import upalm
+from upalm.checkpoints.shipped import PALM_TINY
 from upalm.cli import data
 from upalm.data import shards
 from upalm.data.config import DataConfig, built_folders, open_source
@@ -21,7 +21,6 @@ from upalm.data.sources import TextSource, is_validation
 pyarrow = pytest.importorskip("pyarrow", reason="reading Parquet, Arrow and .zst needs the extra `data`")
 parquet = pytest.importorskip("pyarrow.parquet")
 
-PALM_TINY = Path(upalm.__file__).parent / "assets" / "palm_tiny"
 N = 300
 
 

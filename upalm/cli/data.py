@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from upalm.checkpoints.shipped import PALM_TINY
 from upalm.cli import options
 from upalm.terminal import console
 
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
 
 TEXT_OPTIONS = ("--include", "--skip-undecodable")
 MIN_VOCAB_SIZE, MAX_VOCAB_SIZE = 360, 1_000_000
-SHIPPED = Path(__file__).parents[1] / "assets" / "palm_tiny"
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class Show:
     """Patterns such as '*.py': exactly the matching files of a folder are read."""
     skip_undecodable: bool = False
     """Leave out text that is not UTF-8, instead of stopping."""
-    tokenizer: str = str(SHIPPED)
+    tokenizer: str = str(PALM_TINY)
     """Checkpoint folder, folder of shards, or SentencePiece model."""
     rows: int = 2
     """Rows to print."""
