@@ -10,7 +10,6 @@ import tempfile
 from pathlib import Path
 
 import upalm
-from upalm.checkpoints import load_model
 from upalm.evals import Question, Ranked, Scorer, Source, Suite, run_suite
 from upalm.evals.benchmark_files import BenchmarkRow
 

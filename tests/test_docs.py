@@ -40,10 +40,14 @@ def commands(program: str) -> list[tuple[str, list[str]]]:
 
 @pytest.mark.filterwarnings("ignore:this model was never trained on gaps")
 @pytest.mark.parametrize("page", PAGES, ids=IDS)
-def test_python_in_the_pages_runs(page):
+def test_python_in_the_pages_runs(page, capsys):
+    """A block of text after one of Python is its output."""
     names = {}
-    for block in blocks(page, "python"):
+    fenced = re.findall(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```)?", page.read_text(), re.DOTALL | re.MULTILINE)
+    for block, output in fenced:
         exec(compile(block, page.name, "exec"), names)
+        printed = capsys.readouterr().out
+        assert not output or printed == output
 
 
 def test_pages_have_python_to_run():

@@ -35,8 +35,8 @@ model, tokenizer, _ = load_model(PALM_TINY)
 # ## Ten lines
 #
 # A denoiser says how long its inputs and targets can be and how many sentinels it
-# takes, and makes the example. The number of tokens in all must not depend on the noise:
-# rows are planned before any is drawn.
+# takes, and makes the example. The number of tokens in all must not depend on the
+# noise: rows are planned before any is drawn.
 
 
 # %%
