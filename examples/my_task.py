@@ -36,8 +36,8 @@ def write_questions(folder: Path, n: int) -> None:
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         write_questions(Path(folder), 42)
-        model, tokenizer, _ = load_model(upalm.PALM_TINY)
-        result = run_suite(Scorer(model, tokenizer), SUITE, Path(folder), Path(folder) / "records")
+        opened = upalm.load()  # or the folder of any checkpoint
+        result = run_suite(Scorer(opened.model, opened.tokenizer), SUITE, Path(folder), Path(folder) / "records")
         score = result.results["membership"].score
         print(f"accuracy {score.mean:.2f} [{score.low:.2f}, {score.high:.2f}] on {score.n} questions, chance 0.50")
         assert score.n == 40
