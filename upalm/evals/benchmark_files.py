@@ -57,7 +57,7 @@ class BenchmarkRow(NamedTuple):
             raise self.error(name, value, "a finite number")
         return value
 
-    def numbers(self, name: str) -> dict[str, float]:
+    def numbers(self, name: str) -> dict[str, int | float]:
         """Return an object whose values are finite numbers, at least one."""
         value = self.get(name, dict, "an object of numbers")
         row = BenchmarkRow(value, f"{self.location}, {name}")

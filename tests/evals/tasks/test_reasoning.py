@@ -38,3 +38,4 @@ def test_final_number_is_of_the_last_stated_answer(text, number):
 
 def test_denied_answers_are_no_answers():
     assert final_answer("The answer is not (A). So the answer is (B).") == "(B)"
+    assert final_answer("So the answer is unknown regions.") == "unknown regions"

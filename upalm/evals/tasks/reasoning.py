@@ -38,9 +38,9 @@ def final_answer(text: str) -> str:
 
 
 def _find_answers(text: str) -> list[str]:
-    """Return every stated answer before the next question."""
+    """Return every stated answer before the next question, denials only if there is nothing else."""
     answers = [m[1].strip() for m in _ANSWER_IS.finditer(re.split(r"\bQ: ", text)[0])]
-    return [answer for answer in answers if not answer.lower().startswith(_DENIALS)]
+    return [answer for answer in answers if not answer.lower().startswith(_DENIALS)] or answers
 
 
 def final_number(text: str) -> str:
