@@ -2,6 +2,7 @@
 
 import os
 import platform
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -11,17 +12,31 @@ PACKAGES = ("jax", "jaxlib", "equinox", "optax", "grain", "orbax-checkpoint", "u
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that decide numbers."""
+    """Return the versions of Python and of the packages that decide numbers."""
     return {"python": platform.python_version()} | {p: version(p) for p in PACKAGES}
 
 
 def enable_compilation_cache() -> None:
-    """Keep compiled programs for the next start, in the user's cache, or as JAX_COMPILATION_CACHE_DIR says.
+    """Cache compiled programs on disk so that later starts skip compilation.
 
-    It is JAX's cache: a program is found by itself, the flags, the versions and the machine's instructions. What takes
-    a tenth of a second to compile is kept (JAX: a whole one), which on a CPU is most of the time to a first answer.
+    The folder is JAX_COMPILATION_CACHE_DIR, or upalm/jax in XDG_CACHE_HOME or ~/.cache; without a writable one, nothing
+    is cached. JAX finds a program by its code, flags, versions and the machine's instructions. Programs that take 0.1 s
+    to compile are kept (JAX's own limit is 1 s), which on a CPU saves most of the time to a first answer.
     """
-    if jax.config.values["jax_compilation_cache_dir"] is None:
-        home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-        jax.config.update("jax_compilation_cache_dir", str(home / "upalm" / "jax"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    if jax.config.values["jax_compilation_cache_dir"] is not None:
+        return
+    try:
+        home = Path(os.environ.get("XDG_CACHE_HOME", ""))  # a relative one is invalid
+        folder = (home if home.is_absolute() else Path.home() / ".cache") / "upalm" / "jax"
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(f"{folder} is not writable")
+    except (OSError, RuntimeError) as e:  # RuntimeError: neither HOME nor an entry in the list of users
+        reason = str(e).rstrip(".")
+        print(
+            f"note: compiled programs are not cached ({reason}); JAX_COMPILATION_CACHE_DIR names a folder.",
+            file=sys.stderr,
+        )
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

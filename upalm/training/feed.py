@@ -19,6 +19,8 @@ from upalm.ul2r.denoisers import Denoiser
 from upalm.ul2r.rows import Batch
 from upalm.ul2r.symbols import Symbols
 
+Corpora = Corpus | Sequence[Weighted]
+
 
 class Feed:
     """The batches of a run. Each process makes the rows that its own devices work on.
@@ -35,8 +37,8 @@ class Feed:
         self,
         config: TrainConfig,
         symbols: Symbols,
-        train: Corpus | Sequence[Weighted],
-        validation: Corpus | Sequence[Weighted],
+        train: Corpora,
+        validation: Corpora,
         mesh: Mesh | None,
     ):
         self._config, self._mesh = config, mesh

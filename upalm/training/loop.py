@@ -4,7 +4,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import jax
@@ -13,14 +13,14 @@ from upalm.checkpoints import lock
 from upalm.checkpoints.folder import describe
 from upalm.checkpoints.lineage import CheckpointInfo, read_info
 from upalm.checkpoints.manager import Checkpoints
-from upalm.data.config import Corpus, Weighted, manifests
+from upalm.data.config import manifests
 from upalm.data.tokenizer import Tokenizer
 from upalm.distributed import processes
 from upalm.distributed.processes import SAVE, STOP, Requests
 from upalm.files import is_remote
 from upalm.model.palm import Decoder
 from upalm.training.config import Continue, TrainConfig, to_json
-from upalm.training.feed import Feed
+from upalm.training.feed import Corpora, Feed
 from upalm.training.log import StepLog
 from upalm.training.resume import check_checkpoints, check_folder, first_state, restore
 from upalm.training.spikes import LossSpike, choose_remedy, read_skips, write_skips
@@ -36,8 +36,8 @@ def fit(
     config: TrainConfig,
     model: Decoder,
     tokenizer: Tokenizer,
-    train: Corpus | Sequence[Weighted],
-    validation: Corpus | Sequence[Weighted],
+    train: Corpora,
+    validation: Corpora,
     *,
     title: str = "train",
 ) -> Decoder:
@@ -49,16 +49,14 @@ def fit(
         OSError: a checkpoint could not be written; the one before is intact.
         ValueError: a folder of another run, a mesh that does not divide, or checkpoints that cannot be read.
     """
-    mesh, optimizer = jax.sharding.get_mesh(), config.optimizer.build(config.n_steps)
-    mesh = None if mesh.empty else mesh
+    mesh = None if jax.sharding.get_mesh().empty else jax.sharding.get_mesh()
+    optimizer = config.optimizer.build(config.n_steps)
     check_folder(config)
     feed = Feed(config, tokenizer.symbols, train, validation, mesh)
-    denoisers = [d.name for d in feed.mixture]
+    denoisers, about = [d.name for d in feed.mixture], {"run": config.identity(), "tokenizer": tokenizer.hash}
     with ExitStack() as stack:
         # restore
-        for folder in config.folders():
-            stack.enter_context(lock.hold(folder))
-        checkpoints = stack.enter_context(closing(_open_checkpoints(config)))
+        checkpoints = stack.enter_context(_open_checkpoints(config))
         check_checkpoints(config, checkpoints, tokenizer.hash)
         _describe_run(config, model, tokenizer, feed.mixture)
         step, state = first_state(model, optimizer, mesh, checkpoints)
@@ -86,7 +84,6 @@ def fit(
                     log.read()  # before it is saved: this step's loss may be a spike
                     log.say(f"checkpoint {step} is being written")
                     with log.time("checkpoint"):
-                        about = {"run": config.identity(), "tokenizer": tokenizer.hash}
                         checkpoints.save(step, state.model, state.opt_state, about)
                     timer.restart()
                     requests.forget()
@@ -98,9 +95,16 @@ def fit(
     return state.model
 
 
-def _open_checkpoints(config: TrainConfig) -> Checkpoints:
+@contextmanager
+def _open_checkpoints(config: TrainConfig) -> Iterator[Checkpoints]:
+    """The run's checkpoints, while its folders are locked; closed, they are complete."""
     kept = config.checkpoints
-    return Checkpoints(kept.folder or config.out, keep=kept.last, keep_every=kept.every)
+    with ExitStack() as stack:
+        for folder in config.folders():
+            stack.enter_context(lock.hold(folder))
+        checkpoints = Checkpoints(kept.folder or config.out, keep=kept.last, keep_every=kept.every)
+        stack.callback(checkpoints.close)
+        yield checkpoints
 
 
 def _describe_run(config: TrainConfig, model: Decoder, tokenizer: Tokenizer, mixture: Sequence[Denoiser]) -> None:
