@@ -5,7 +5,7 @@ import resource
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
@@ -54,9 +54,14 @@ class StepLog:
         """Print a line of its own."""
         self._bar.say(message)
 
-    def time(self, what: Literal["data", "checkpoint"]) -> AbstractContextManager[None]:
-        """Count the time of a block as spent waiting for data, or on checkpoints."""
-        return self._throughput.time(what)
+    def waiting(self) -> AbstractContextManager[None]:
+        """Count the time of a block as spent waiting for data."""
+        return self._throughput.time("data")
+
+    def saving(self, step: int) -> AbstractContextManager[None]:
+        """Say that the checkpoint after `step` steps is being written, and count the time of a block as spent on it."""
+        self.say(f"checkpoint {step} is being written")
+        return self._throughput.time("checkpoint")
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Write other values after `step` steps."""

@@ -66,7 +66,7 @@ def fit(
         requests, timer = Requests(mesh), _SaveTimer(config.checkpoints.minutes)
         while step < config.n_steps:
             # step
-            with log.time("data"):
+            with log.waiting():
                 batch = feed.next()
             log.profile(step, state)
             state, reported = train_step(state, batch, optimizer=optimizer, n_denoisers=len(denoisers))
@@ -82,8 +82,7 @@ def fit(
                 # save
                 if requested or step % config.save_every == 0 or is_last:
                     log.read()  # before it is saved: this step's loss may be a spike
-                    log.say(f"checkpoint {step} is being written")
-                    with log.time("checkpoint"):
+                    with log.saving(step):
                         checkpoints.save(step, state.model, state.opt_state, about)
                     timer.restart()
                     requests.forget()
@@ -91,7 +90,6 @@ def fit(
                         raise Interrupted(f"saved after step {step} in {config.out}; the same command resumes the run.")
             except LossSpike as spike:
                 step, state = _rewind(spike, config, checkpoints, feed, log, state)
-                requests.forget()
     return state.model
 
 
