@@ -184,3 +184,9 @@ def test_tutorials_have_their_parts(path):
     assert pictures and all('{"image": {"alt": "' in cell for cell in pictures), "every picture has a text"
     wide = [line for line in text.splitlines() if len(line) > 88 and not line.startswith(("# %%", "# <a "))]
     assert wide == [], "code wider than 88 columns scrolls"
+
+
+def test_every_page_is_in_the_contents():
+    contents = (ROOT / "docs" / "index.md").read_text().splitlines()
+    for page in (ROOT / "docs").glob("*.md"):
+        assert page.stem == "index" or page.stem in contents, f"add {page.stem} to docs/index.md"
