@@ -39,6 +39,18 @@ def damage_export(folder, how):
         config = json.loads((folder / "config.json").read_text())
         config["model"]["d_ff"] = 128
         (folder / "config.json").write_text(json.dumps(config))
+    elif how == "newer":
+        config = json.loads((folder / "config.json").read_text())
+        config["model"]["n_experts"] = 8
+        (folder / "config.json").write_text(json.dumps(config))
+    elif how == "theirs":
+        (folder / "config.json").write_text('{"model_type": "cohere"}')
+    elif how == "list":
+        (folder / "config.json").write_text("[]")
+    elif how == "keys":
+        (folder / "config.json").write_text('{"format": 1}')
+    elif how == "manifest":
+        (folder / "manifest.json").write_text("[1, 2")
     elif how == "json":
         (folder / "config.json").write_text("{")
     elif how == "absent":
@@ -53,6 +65,11 @@ def damage_export(folder, how):
         ("tokenizer", "put the right tokenizer there"),
         ("size", "has shape"),
         ("json", r"config\.json is damaged"),
+        ("newer", r"a model that this version does not know \(.*n_experts"),
+        ("theirs", "is not the config.json of an upalm checkpoint; `upalm import-hf`"),
+        ("list", "is not the config.json of an upalm checkpoint"),
+        ("keys", "lacks model, run, tokenizer_hash"),
+        ("manifest", r"manifest\.json is damaged"),
         ("absent", r"holds no config\.json"),
     ],
 )

@@ -111,7 +111,7 @@ def tasks_of(drawn):
 
 @settings(max_examples=25, deadline=None)
 @given(TASKS, st.integers(0, 99), st.sampled_from([Sampler(), Sampler(1.0), Sampler(2.0, 50, 0.9, 0.01)]))
-def test_a_batch_changes_nothing_and_every_row_keeps_its_grammar(model, drawn, seed, sampler):
+def test_a_batch_changes_no_row_and_no_grammar(model, drawn, seed, sampler):
     tasks = tasks_of(drawn)
     options = GenerationConfig(sampler=sampler, seed=seed), Rules(SYMBOLS), Padding(N_ROWS)
     together = tokens_of(decode(model, tasks, *options))
@@ -126,14 +126,14 @@ def test_a_batch_changes_nothing_and_every_row_keeps_its_grammar(model, drawn, s
 
 
 @pytest.mark.parametrize("n_kv_heads", [1, 2, 4])
-def test_samples_of_a_prompt_have_its_cache(n_kv_heads):
+def test_samples_of_a_prompt_share_its_cache(n_kv_heads):
     model = Decoder(dataclasses.replace(CONFIG, n_kv_heads=n_kv_heads), key=jax.random.key(4))
     tasks = [Task([5, 6, 7], 6), Task([8, 9], 6)]
     once, twice = (tokens_of(decode(model, tasks, GenerationConfig(num_samples=n))) for n in (1, 2))
     assert twice == [[of_task[0]] * 2 for of_task in once]
 
 
-def test_samples_are_reproducible_apart_and_of_their_number_alone(model):
+def test_a_sample_depends_on_its_seed_and_number_alone(model):
     def draw(seed, num_samples=3, tasks=1):
         some = [Task([5, 6], 8)] * tasks
         return tokens_of(
@@ -162,7 +162,7 @@ def test_a_stream_grows_to_the_whole(model, sampler, every):
 # --- Cost ---
 
 
-def test_a_prompt_is_prefilled_once_for_all_its_samples_into_a_cache_of_one_head(model, monkeypatch):
+def test_a_prompt_is_prefilled_once_for_all_its_samples(model, monkeypatch):
     seen = []
     prefill = decoding.prefill
 

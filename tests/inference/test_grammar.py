@@ -73,7 +73,7 @@ def test_every_walk_through_the_grammar_is_well_formed(limits, n_gaps, random):
         assert starts[i + 1] - starts[i] - 1 <= limits[i]
 
 
-def test_a_stop_string_closes_the_span_and_the_next_may_have_its_own():
+def test_a_stop_string_closes_its_span_alone():
     tokens = walk(2, [4, 4, 0], 11, lambda allowed: 10 if 10 in allowed else allowed[0], ["."])
     assert tokens == [MARKERS[0], 10, MARKERS[1], 10, EOS_ID]
 
@@ -87,6 +87,6 @@ def test_text_has_no_sentinels_unless_anything_goes(n_gaps, markers_allowed):
     assert EOS_ID in seen and not {BOS_ID, UNK_ID, 24, 25} & seen
 
 
-def test_free_text_ends_with_a_stop_string_and_anything_does_not():
+def test_stop_strings_end_free_text_but_not_anything():
     assert walk(FREE, [5, 0, 0], 5, lambda _: 10, ["."]) == [10]
     assert walk(ANYTHING, [5, 0, 0], 5, lambda _: 10, ["."]) == [10] * 5

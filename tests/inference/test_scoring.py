@@ -43,9 +43,9 @@ def by_itself(model, prompt, continuation, attention, n_given):
     st.integers(0, 1),
     st.sampled_from([64, 4096]),
 )
-def test_ranked_in_batches_is_each_by_itself(model, asked, attention, n_given, tokens_a_batch):
+def test_ranking_in_batches_equals_ranking_alone(model, asked, attention, n_given, tokens_per_batch):
     prompts, continuations = [p for p, _ in asked], [c for _, c in asked]
-    options = {"attention": attention, "n_given": n_given, "tokens_a_batch": tokens_a_batch}
+    options = {"attention": attention, "n_given": n_given, "tokens_per_batch": tokens_per_batch}
     found = dict(rank(model, prompts, continuations, **options))
     assert sorted(found) == list(range(len(asked)))
     for i, (prompt, some) in enumerate(asked):
@@ -56,13 +56,13 @@ def test_ranked_in_batches_is_each_by_itself(model, asked, attention, n_given, t
             assert (got.n_tokens, got.is_greedy) == (n, is_greedy)
 
 
-def test_one_token_choices_are_a_distribution_and_one_of_them_is_greedy(model):
+def test_choices_of_one_token_are_a_distribution(model):
     [(_, likelihoods)] = rank(model, [[5, 6]], [[[t] for t in range(64)]])
     assert np.exp([x.log_prob for x in likelihoods]).sum() == pytest.approx(1, abs=1e-5)
     assert sum(x.is_greedy for x in likelihoods) == 1
 
 
-def test_a_second_time_nothing_is_compiled_and_a_prompt_is_prefilled_once(model, monkeypatch):
+def test_a_second_ranking_compiles_nothing(model, monkeypatch):
     rng, calls = np.random.default_rng(0), []
 
     def some():

@@ -10,7 +10,7 @@ FORMAT = 1
 
 
 def split_step(folder: Path) -> tuple[Path, int | None]:
-    """A run folder, and which of its checkpoints: RUN/steps/500 is the one after 500 steps, RUN the newest."""
+    """Split RUN/steps/500 into the run folder and the step; RUN alone means the newest step, None."""
     if folder.parent.name == "steps" and folder.name.isdigit():
         return folder.parent.parent, int(folder.name)
     return folder, None
@@ -28,12 +28,16 @@ def description(folder: Path) -> dict[str, Any]:
         what = "holds no config.json" if folder.is_dir() else "does not exist"
         raise ValueError(f"no checkpoint at {folder}: the folder {what}.")
     try:
-        found = json.loads(path.read_text())
+        stored = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as e:
         raise ValueError(f"{path} is damaged: {e}.") from e
-    if found.get("format") != FORMAT:
-        raise ValueError(f"{path} has format {found.get('format')}, expected {FORMAT}.")
-    return found
+    if not isinstance(stored, dict) or "format" not in stored:
+        raise ValueError(f"{path} is not the config.json of an upalm checkpoint; `upalm import-hf` opens others.")
+    if stored["format"] != FORMAT:
+        raise ValueError(f"{path} has format {stored['format']}, expected {FORMAT}.")
+    if missing := [name for name in ("model", "run", "tokenizer_hash") if name not in stored]:
+        raise ValueError(f"{path} is damaged: it lacks {', '.join(missing)}.")
+    return stored
 
 
 def checkpoints_folder(folder: Path) -> str | Path:

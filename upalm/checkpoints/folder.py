@@ -1,6 +1,6 @@
-"""Checkpoints: self-describing folders that `load_model` opens.
+"""Self-describing checkpoint folders: write their description, open them, export them.
 
-config.json       the model's shape, the tokenizer's hash, versions, and the run that made it
+config.json       the model's shape, the tokenizer's hash, versions, and the run that trained it
 tokenizer.model   SentencePiece; or tokenizer.json and symbols.json
 steps/<k>/        Orbax: model and optimizer state after k steps (a run), or
 model.safetensors the weights alone (an export)
@@ -19,6 +19,7 @@ import numpy as np
 import safetensors.numpy
 from jax.sharding import Mesh
 
+from upalm._version import __version__
 from upalm.checkpoints.arrays import read_weights, to_arrays
 from upalm.checkpoints.config_json import FORMAT, checkpoints_folder, description, split_step
 from upalm.checkpoints.lineage import CheckpointInfo, read_info
@@ -47,14 +48,14 @@ def describe(
     """Write `config.json` and the tokenizer, on the first process.
 
     Args:
-        folder: to write to.
+        folder: the checkpoint's.
         config: the model's shape.
-        tokenizer: of the model.
-        run: what decided the numbers.
-        info: what the weights were trained on; its `inputs_eos` and `gaps_trained` are written.
-        data_manifests: checksums of what it was trained on, by folder.
-        settings: all of the run's, from which it can be run again.
-        stages_before: what the weights that it began with were trained on (`lineage.Stage`), if known.
+        tokenizer: the model's.
+        run: the settings that decide the numbers.
+        info: what the weights were trained on, of which `inputs_eos` and `gaps_trained` are written.
+        data_manifests: checksums of the training data, by folder.
+        settings: all settings of the run, from which it can be repeated.
+        stages_before: the `lineage.Stage`s of the weights that the run started from, if known.
     """
     if not is_first():
         return
@@ -86,8 +87,12 @@ class Checkpoint(NamedTuple):
 def load_model(
     folder: str | Path, mesh: Mesh | None = None, *, remat: Literal["none", "matmuls", "full"] | None = None
 ) -> Checkpoint:
-    """Open any checkpoint folder (of a run, RUN/steps/500 or the newest), whatever mesh it was written on; with a
-    `mesh`, straight into its shards; with a `remat`, that in place of its own.
+    """Open any checkpoint folder, whatever mesh it was written on.
+
+    Args:
+        folder: a run (its newest checkpoint), RUN/steps/500, an import or an export.
+        mesh: devices whose shards the weights are read into.
+        remat: replaces the checkpoint's own setting.
 
     Raises:
         ValueError: missing, truncated or mismatching parts, each named.
@@ -98,7 +103,8 @@ def load_model(
     if mesh is not None:
         template = jax.tree.map(
             lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-            *(template, param_shardings(template, mesh)),
+            template,
+            param_shardings(template, mesh),
         )
     weights = folder / WEIGHTS
     if weights.is_file():
@@ -109,10 +115,10 @@ def load_model(
             if step not in checkpoints.steps():
                 raise ValueError(f"no checkpoint {step} in {checkpoints.folder}: there are {checkpoints.steps()}.")
             return Checkpoint(checkpoints.restore("model", template, step), tokenizer, info)
-        found = checkpoints.newest(lambda step: checkpoints.restore("model", template, step))
-        if found is None:
+        newest = checkpoints.newest(lambda step: checkpoints.restore("model", template, step))
+        if newest is None:
             raise ValueError(f"no checkpoint in {checkpoints.folder}.")
-        return Checkpoint(found[1], tokenizer, info)
+        return Checkpoint(newest[1], tokenizer, info)
     finally:
         checkpoints.close()
 
@@ -132,7 +138,14 @@ def open_checkpoint(folder: Path) -> tuple[ModelConfig, Tokenizer, CheckpointInf
             f"the tokenizer in {run_folder} has hash {tokenizer.hash}, the checkpoint was made with "
             f"{stored['tokenizer_hash']}: put the right tokenizer there."
         )
-    config = ModelConfig(**stored["model"])
+    try:
+        config = ModelConfig(**stored["model"])
+    except TypeError as e:
+        writer = stored.get("versions", {}).get("upalm", "of another version")
+        raise ValueError(
+            f"{run_folder}/config.json describes a model that this version does not know ({e}): it was written by "
+            f"upalm {writer}, this is {__version__}."
+        ) from e
     if config.vocab_size < tokenizer.vocab_size:
         raise ValueError(f"{run_folder}: {tokenizer.vocab_size} subwords but {config.vocab_size} embeddings.")
     return config, tokenizer, read_info(folder)
@@ -141,7 +154,7 @@ def open_checkpoint(folder: Path) -> tuple[ModelConfig, Tokenizer, CheckpointInf
 def export(
     folder: Path, model: Decoder, tokenizer: Tokenizer, run: dict[str, Any], info: CheckpointInfo = CheckpointInfo()
 ) -> None:
-    """Write the weights alone as bf16 safetensors, to share them, and a manifest with the files' checksums."""
+    """Write the weights alone, as bf16 safetensors to share, and a manifest with the files' checksums."""
     describe(folder, model.config, tokenizer, run, info)
     arrays = {name: np.asarray(leaf.astype(jnp.bfloat16)) for name, leaf in to_arrays(model).items()}
     safetensors.numpy.save_file(arrays, folder / WEIGHTS, metadata={"format": "upalm"})
@@ -151,8 +164,14 @@ def export(
 
 
 def _check_manifest(folder: Path) -> None:
+    """Refuse files that are not those of the manifest, if there is one."""
     manifest = folder / "manifest.json"
-    for name, wanted in json.loads(manifest.read_text()).items() if manifest.is_file() else ():
-        path = folder / name
-        if not path.is_file() or sha256_file(path) != wanted["sha256"]:
+    if not manifest.is_file():
+        return
+    try:
+        checksums = {folder / name: entry["sha256"] for name, entry in json.loads(manifest.read_text()).items()}
+    except (ValueError, AttributeError, KeyError, TypeError) as e:
+        raise ValueError(f"{manifest} is damaged: {e!r}.") from e
+    for path, checksum in checksums.items():
+        if not path.is_file() or sha256_file(path) != checksum:
             raise ValueError(f"{path} is damaged: its checksum is not that of {manifest}.")

@@ -1,4 +1,4 @@
-"""What a checkpoint was trained on: the stages that led to it, one a run, and their compute."""
+"""Training history of a checkpoint: mixture, tokens and seed of every run that led to it."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +11,7 @@ from upalm.data.config import DataConfig
 
 
 class Stage(NamedTuple):
-    """A run, up to the checkpoint that was taken."""
+    """One run, up to the checkpoint that the next run started from."""
 
     mixture: str
     n_tokens: int
@@ -44,15 +44,15 @@ def read_info(folder: Path) -> CheckpointInfo:
 
 
 def stages(folder: Path) -> list[Stage] | None:
-    """From scratch to a checkpoint; None if a part of that is not known, as of an import or a folder that is gone."""
+    """List the runs from scratch to a checkpoint; None if one is unknown, as for an import or a folder that is gone."""
     try:
-        found = description(folder)
+        stored = description(folder)
     except ValueError:
         return None
-    run = found["run"]
+    run = stored["run"]
     if "n_steps" not in run or "start" not in run:
         return None
-    before = _before(found, run["start"])
+    before = _before(stored, run["start"])
     if before is None:
         return None
     data = run["data"]
@@ -62,12 +62,12 @@ def stages(folder: Path) -> list[Stage] | None:
     return [*before, Stage(data["mixture"], n_tokens, run["seed"])]
 
 
-def _before(found: Mapping[str, Any], start: Mapping[str, Any]) -> list[Stage] | None:
-    """What came before a run: as it was told when it began, or from the folder that it began from."""
+def _before(stored: Mapping[str, Any], start: Mapping[str, Any]) -> list[Stage] | None:
+    """List the runs before this one: as its config.json says, or else from the folder that it started from."""
     if "checkpoint" not in start:
         return []
-    if found.get("stages_before") is not None:
-        return [Stage(*stage) for stage in found["stages_before"]]
+    if stored.get("stages_before") is not None:
+        return [Stage(*stage) for stage in stored["stages_before"]]
     return stages(Path(start["checkpoint"]))
 
 

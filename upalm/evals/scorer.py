@@ -153,7 +153,7 @@ class Scorer:
             attention=attention,
             bos_id=self.tokenizer.symbols.bos_id,
             n_given=n_given,
-            tokens_a_batch=self._tokens_per_batch,
+            tokens_per_batch=self._tokens_per_batch,
         )
 
     def generate(

@@ -1,4 +1,7 @@
-"""Log-probabilities of targets, and of candidate continuations."""
+"""Log-probabilities of targets, and of candidate continuations.
+
+Dims: B batch rows, T target positions, Q prompts, R rows of continuations, D d_model, V vocabulary.
+"""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -18,7 +21,7 @@ from upalm.model.palm import Decoder
 from upalm.ul2r.rows import Batch
 from upalm.ul2r.symbols import BOS_ID
 
-# --- Scoring --------------------------------------------------------------------------------------
+# --- Targets --------------------------------------------------------------------------------------
 
 
 class Score(NamedTuple):
@@ -74,14 +77,18 @@ def _score(model: Decoder, batch: Batch) -> tuple[Float[Array, "B T"], Bool[Arra
     return target_logits - jax.nn.logsumexp(logits, -1), target_logits >= jnp.max(logits, -1)
 
 
-_MOST_PROMPTS, _MOST_CONTINUATIONS = 64, 32
+# --- Continuations --------------------------------------------------------------------------------
 
 
-_MOST_LOGITS = 1 << 27
+MAX_PROMPTS, MAX_CONTINUATIONS = 64, 32
+"""Rows of a prefill, and rows of continuations at once."""
+
+MAX_LOGITS = 1 << 27
+"""Logits of a batch of continuations: half a gigabyte in float32."""
 
 
 class Likelihood(NamedTuple):
-    """Of a continuation."""
+    """Log-probability of a continuation."""
 
     log_prob: float
     """In nats, summed over the tokens that count."""
@@ -98,18 +105,18 @@ def rank(
     attention: Attention = "prefix",
     bos_id: int = BOS_ID,
     n_given: int = 0,
-    tokens_a_batch: int = 4096,
+    tokens_per_batch: int = 4096,
 ) -> Iterator[tuple[int, list[Likelihood]]]:
-    """The continuations of every prompt, batch by batch as they are done: (number of the prompt, their likelihoods).
+    """Score the continuations of every prompt. Yields (number of the prompt, likelihoods), batch by batch.
 
     Args:
-        model: to ask.
+        model: for many calls, `DecodingModel.of(model)`.
         prompts: without BOS.
         continuations: of each prompt, any number.
-        attention: what a prompt sees: all of itself, or what came before.
+        attention: what a prompt sees.
         bos_id: of the tokenizer.
         n_given: tokens at the beginning of every continuation that are fed and not counted, such as a sentinel.
-        tokens_a_batch: prompt positions of a batch, more or less.
+        tokens_per_batch: prompt positions per batch, approximately.
 
     Raises:
         ValueError: a continuation without a token that counts, or one that with its prompt is longer than the
@@ -122,38 +129,51 @@ def rank(
                 raise ValueError(f"continuation {j} of prompt {i} is empty: there is nothing to score.")
             check_length(model.config, len(prompt) + len(ids), f"prompt {i} with continuation {j}")
 
-    def shape(i: int) -> tuple[int, int]:
-        return bucket(len(prompts[i])), 1 << (max(map(len, continuations[i])) - 1).bit_length()
-
     by_shape: dict[tuple[int, int], list[int]] = {}
-    for i in range(len(prompts)):
-        if continuations[i]:
-            by_shape.setdefault(shape(i), []).append(i)
+    for i, (prompt, some) in enumerate(zip(prompts, continuations, strict=True)):
+        if some:
+            shape = bucket(len(prompt)), 1 << (max(map(len, some)) - 1).bit_length()
+            by_shape.setdefault(shape, []).append(i)
         else:
             yield i, []
     for (n_positions, n_tokens), numbers in sorted(by_shape.items()):
-        n_prompts = max(1, min(_MOST_PROMPTS, tokens_a_batch // n_positions))
-        n_rows = max(1, min(_MOST_CONTINUATIONS, _MOST_LOGITS // (n_tokens * model.config.vocab_size)))
-        for at in range(0, len(numbers), n_prompts):
-            chosen = numbers[at : at + n_prompts]
-            padded = [prompts[i] for i in chosen] + [()] * (n_prompts - len(chosen))
+        n_prompts = max(1, min(MAX_PROMPTS, tokens_per_batch // n_positions))
+        for first in range(0, len(numbers), n_prompts):
+            batch = numbers[first : first + n_prompts]
+            padded = [prompts[i] for i in batch] + [()] * (n_prompts - len(batch))
             tokens, starts = split_rows(left_padded(padded, n_positions, bos_id), n_prompts)
             x_QD, caches = prefill(model, tokens, starts, max_new=0, attention=attention)
-            rows = [(q, ids) for q, i in enumerate(chosen) for ids in continuations[i]]
-            found: list[list[Likelihood]] = [[] for _ in chosen]
-            for first in range(0, len(rows), n_rows):
-                some = rows[first : first + n_rows]
-                batch = _padded(some, n_rows, n_tokens, n_given)
-                scored = map(np.asarray, _likelihoods(model, x_QD, caches, starts, *batch))
-                for (q, ids), total, greedy in zip(some, *scored, strict=False):
-                    found[q].append(Likelihood(float(total), len(ids) - n_given, bool(greedy)))
-            yield from zip(chosen, found, strict=True)
+            prefilled = _Prefilled(model, x_QD, caches, starts)
+            likelihoods = _rank_batch(prefilled, [continuations[i] for i in batch], n_tokens, n_given)
+            yield from zip(batch, likelihoods, strict=True)
+
+
+class _Prefilled(NamedTuple):
+    model: DecodingModel
+    x_QD: Float[Array, "Q D"]
+    caches: list[KeyValue]
+    starts_Q: Int[Array, " Q"]
+
+
+def _rank_batch(
+    prefilled: _Prefilled, continuations: Sequence[Sequence[Ids]], n_tokens: int, n_given: int
+) -> list[list[Likelihood]]:
+    """Score the continuations of prompts that are prefilled, in rows of `n_tokens`."""
+    rows = [(q, ids) for q, some in enumerate(continuations) for ids in some]
+    n_rows = max(1, min(MAX_CONTINUATIONS, MAX_LOGITS // (n_tokens * prefilled.model.config.vocab_size)))
+    likelihoods: list[list[Likelihood]] = [[] for _ in continuations]
+    for first in range(0, len(rows), n_rows):
+        some = rows[first : first + n_rows]
+        columns = map(np.asarray, _likelihoods(*prefilled, *_padded(some, n_rows, n_tokens, n_given)))
+        for (q, ids), log_prob, is_greedy in zip(some, *columns, strict=False):
+            likelihoods[q].append(Likelihood(float(log_prob), len(ids) - n_given, bool(is_greedy)))
+    return likelihoods
 
 
 def _padded(
     rows: Sequence[tuple[int, Ids]], n_rows: int, n_tokens: int, n_given: int
 ) -> tuple[Int[np.ndarray, " R"], Int[np.ndarray, "R T"], Bool[np.ndarray, "R T"]]:
-    """The prompt of each row, its tokens, and which of them count."""
+    """Lay out rows: the prompt of each, its tokens, and which of them count."""
     prompts, tokens = np.zeros(n_rows, np.int32), np.zeros((n_rows, n_tokens), np.int32)
     counts = np.zeros((n_rows, n_tokens), bool)
     for r, (q, ids) in enumerate(rows):
@@ -172,7 +192,7 @@ def _likelihoods(
     tokens_RT: Int[Array, "R T"],
     counts_RT: Bool[Array, "R T"],
 ) -> tuple[Float[Array, " R"], Bool[Array, " R"]]:
-    """Log-probability and greediness of each row's counted tokens."""
+    """Compute the log-probability of each row's counted tokens, and whether all are greedy."""
     n_rows, n_tokens = tokens_RT.shape
     logits_RTV = model.logits(x_QD)[prompts_R][:, None]
     if n_tokens > 1:
@@ -188,12 +208,12 @@ def _likelihoods(
 def _after(
     model: DecodingModel, caches: list[KeyValue], starts_Q: Array, prompts_R: Array, tokens_RT: Int[Array, "R T"]
 ) -> Float[Array, "R T D"]:
-    """Outputs of the last block for tokens after prompts, each seeing its prompt and what is before it."""
+    """Run tokens after prompts, each seeing its prompt and the tokens before it. Returns the last block's outputs."""
     n_prompts, (n_rows, n_tokens) = len(starts_Q), tokens_RT.shape
     n_positions = caches[0].k.shape[1]
 
-    def of_rows(x: Array) -> Array:
-        """A cache has several entries a prompt."""
+    def take_rows(x: Array) -> Array:
+        """Take each row's prompt from a cache, which has several entries per prompt."""
         by_prompt = x.reshape(n_prompts, -1, *x.shape[1:])
         return by_prompt[prompts_R].reshape(-1, *x.shape[1:])
 
@@ -203,6 +223,6 @@ def _after(
     visible = KeyRange(jnp.broadcast_to(starts_R1, shape), jnp.broadcast_to(index_1T + 1, shape))
     x_RTD = model.embed_tokens(tokens_RT)
     for block, cache in zip(model.blocks, caches, strict=True):
-        grown = KeyValue(*map(of_rows, cache)).grown(n_tokens)
+        grown = KeyValue(*map(take_rows, cache)).grown(n_tokens)
         x_RTD, _ = block(x_RTD, tables, visible, grown, n_positions)
     return x_RTD
