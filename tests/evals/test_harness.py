@@ -133,7 +133,7 @@ def test_likelihoods_are_those_of_the_whole_model(model, tokenizer, checkpoint):
 def test_long_contexts_lose_their_front_and_keep_the_mode(tokenizer, checkpoint):
     lm = UpalmLM(checkpoint, mode="nlu")
     long, short = "x " * 300 + "def f", "def f"
-    prompt = lm._fitted(tokenizer.encode(long), 3)
+    prompt = lm._fit_prompt(tokenizer.encode(long), 3)
     assert prompt.ids[: len(tokenizer.symbols.modes["nlu"])] == tokenizer.symbols.modes["nlu"]
     assert len(prompt.ids) == 128 - 1 - 3
     lm.loglikelihood(requests((long, "(x)"), (short, "(x)")))
@@ -156,7 +156,7 @@ def test_every_token_of_a_text_is_predicted_once(model, tokenizer, checkpoint, s
 
 def test_joint_split_cuts_where_the_context_ends(tokenizer, checkpoint):
     joint = UpalmLM(checkpoint, split="joint")
-    ids, target = joint._pair("return", " value")
+    ids, target = joint._encode_pair("return", " value")
     assert ids + target == tuple(tokenizer.encode("return value"))
 
 
