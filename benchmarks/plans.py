@@ -11,8 +11,6 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from rich.console import Console
-
 from upalm.planning import search
 from upalm.planning.search import Request
 
@@ -60,17 +58,16 @@ def table(found: dict[str, dict]) -> str:
 
 def main(words: list[str]) -> None:
     kept = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
-    console = Console(highlight=False)
     for request in ROWS:
         name = title(request)
         if words and not all(word in name for word in words):
             continue
         try:
-            kept[name] = search.plan_in_subprocess(request, console)
+            kept[name] = search.plan_in_subprocess(request)
         except ValueError as e:
-            console.print(f"{name}: {e}")
+            print(f"{name}: {e}")
             continue
-        console.print(json.dumps({k: v for k, v in kept[name].items() if k != "collectives"}))
+        print(json.dumps({k: v for k, v in kept[name].items() if k != "collectives"}))
         rows = {title(r): kept[title(r)] for r in ROWS if title(r) in kept}
         GOLDEN.parent.mkdir(exist_ok=True)
         GOLDEN.write_text(json.dumps(rows, indent=1) + "\n")

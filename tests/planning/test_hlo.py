@@ -1,12 +1,9 @@
-"""Counts of compiled programs whose work is known."""
-
-import os
-import subprocess
-import sys
+"""Cost of compiled programs whose work is known."""
 
 import jax
 import jax.numpy as jnp
 import pytest
+from support.eight_devices import collectives_of_programs, on_eight_devices
 
 from upalm.planning.hlo import Program
 
@@ -28,27 +25,27 @@ def test_loop_bodies_count_as_often_as_they_run():
     assert compiled(nested, (32, 64), (64, 64)).work({"devices": 1}).flops == 21 * 2 * 32 * 64 * 64
 
 
-def test_a_loop_of_unknown_length_is_said():
+def test_loops_of_unknown_length_count_once():
     def f(x, w):
         return jax.lax.while_loop(lambda x: jnp.sum(x) < 1, lambda x: x @ w, x)
 
-    found = compiled(f, (32, 64), (64, 64)).work({"devices": 1})
-    assert found.loops_counted_once == 1 and found.flops == 2 * 32 * 64 * 64
+    work = compiled(f, (32, 64), (64, 64)).work({"devices": 1})
+    assert work.loops_counted_once == 1 and work.flops == 2 * 32 * 64 * 64
 
 
-def test_batches_of_products():
-    found = compiled(lambda a, b: jnp.einsum("bij,bjk->bik", a, b), (5, 32, 64), (5, 64, 16))
-    assert found.work({"devices": 1}).flops == 5 * 2 * 32 * 64 * 16
+def test_flops_of_batched_products():
+    program = compiled(lambda a, b: jnp.einsum("bij,bjk->bik", a, b), (5, 32, 64), (5, 64, 16))
+    assert program.work({"devices": 1}).flops == 5 * 2 * 32 * 64 * 16
 
 
-def test_memory_traffic_of_a_slice_is_the_slice():
+def test_slices_read_only_their_own_bytes():
     def f(x, i):
         return jax.lax.dynamic_slice_in_dim(x, i.astype(int)[0], 1)
 
     assert compiled(f, (1000, 256), (1,)).work({"devices": 1}).memory_bytes < 10 * 256 * 4
 
 
-def test_what_a_loop_keeps():
+def test_stacked_arrays_of_a_loop():
     def f(x, w):
         return jax.lax.scan(lambda x, _: (jnp.tanh(x @ w), x), x, None, length=7)[1]
 
@@ -57,42 +54,8 @@ def test_what_a_loop_keeps():
     assert n == 7 and [b.shape for b in program.stacked(loop)] == [(7, 32, 64)]
 
 
-_MESHED = """
-import jax, jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec as P
-from upalm.hlo import Program
-from upalm.sharding import make_mesh
-
-mesh = make_mesh(4, 2)
-def of(function, *specs_and_shapes):
-    arguments = [jax.ShapeDtypeStruct(n, jnp.float32, sharding=NamedSharding(mesh, s)) for s, n in specs_and_shapes]
-    with jax.set_mesh(mesh):
-        text = jax.jit(function).lower(*arguments).compile().as_text()
-    return Program.parse(text).work(dict(mesh.shape)).collectives
-
-def whole(x):
-    return jax.lax.with_sharding_constraint(x, P(None, None))
-
-[(c, n)] = of(lambda x: whole(jnp.sin(x)), (P("data"), (64, 32))).items()
-assert (c.kind, c.axes, c.n_devices, n) == ("all-gather", ("data",), 4, 1), c
-assert c.n_bytes == 64 // 4 * 32 * 4 * 3, c
-
-[(c, n)] = of(lambda x: jnp.sum(x), (P(None, "model"), (64, 32))).items()
-assert (c.kind, c.axes, c.n_devices, n) == ("all-reduce", ("model",), 2, 1), c
-
-def loop(x, w):
-    return jax.lax.scan(lambda x, _: (jnp.tanh(whole(x @ w)), None), x, None, length=5)[0]
-
-[(c, n)] = of(loop, (P(None, None), (64, 32)), (P("model", None), (32, 32))).items()
-assert (c.kind, c.axes, n) == ("all-reduce", ("model",), 5), (c, n)
-assert c.n_bytes == 2 * 64 * 32 * 4 // 2, c
-"""
-
-
-def test_collectives_by_mesh_axis():
-    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    done = subprocess.run([sys.executable, "-c", _MESHED], env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+def test_collectives_are_counted_by_mesh_axes():
+    on_eight_devices(collectives_of_programs)
 
 
 _TPU = """HloModule a_step, is_scheduled=true
@@ -118,8 +81,8 @@ kernel_metadata={
 """
 
 
-def test_what_only_tpu_programs_have():
-    """Reduce-scatters that are written as fusions, products as convolutions, kernels, memory beside the arithmetic."""
+def test_tpu_programs_are_read():
+    """TPU programs write reduce-scatters as fusions and products as convolutions, and have kernels and fast memory."""
     work = Program.parse(_TPU.replace("convolution(%p", "convolution(%q").replace("%p = ", "%q = bf16[64,32,1]{0} "
         "parameter(2)\n  %p = ")).work({"data": 4, "model": 2})  # fmt: skip
     [(c, n)] = work.collectives.items()
@@ -128,6 +91,6 @@ def test_what_only_tpu_programs_have():
     assert work.flops == 1234 + 2 * 64 * 32 * 3 * 16
 
 
-def test_no_program():
+def test_text_without_a_program_is_refused():
     with pytest.raises(ValueError, match="no ENTRY"):
         Program.parse("nothing")

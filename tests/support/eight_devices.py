@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import equinox as eqx
@@ -22,6 +22,8 @@ from upalm.inference.grammar import Rules
 from upalm.inference.sampling import Sampler
 from upalm.model.config import ModelConfig
 from upalm.model.palm import Decoder, shard
+from upalm.planning.hlo import Program
+from upalm.planning.lowering import unstacked_spec
 from upalm.training.loss import loss_fn
 from upalm.ul2r.rows import Batch
 from upalm.ul2r.symbols import Symbols
@@ -140,6 +142,49 @@ def read_into_shards(folder: str, tokenizer_file: str) -> None:
         for name, array in to_arrays(model).items():
             assert array.sharding.mesh.shape == mesh.shape
             np.testing.assert_array_equal(array, expected[name])
+
+
+def _collectives(function: Callable, *specs_and_shapes: tuple[jax.P, tuple[int, ...]]) -> Iterable[tuple]:
+    mesh = make_mesh(4, 2)
+    arguments = [
+        jax.ShapeDtypeStruct(shape, jnp.float32, sharding=jax.NamedSharding(mesh, spec))
+        for spec, shape in specs_and_shapes
+    ]
+    with jax.set_mesh(mesh):
+        text = jax.jit(function).lower(*arguments).compile().as_text()
+    return Program.parse(text).work(dict(mesh.shape)).collectives.items()
+
+
+def _replicated(x: jax.Array) -> jax.Array:
+    return jax.lax.with_sharding_constraint(x, jax.P(None, None))
+
+
+def collectives_of_programs() -> None:
+    """Collectives are counted by kind and mesh axes, with the bytes that a chip sends."""
+    [(gather, n)] = _collectives(lambda x: _replicated(jnp.sin(x)), (jax.P("data"), (64, 32)))
+    assert (gather.kind, gather.axes, gather.n_devices, n) == ("all-gather", ("data",), 4, 1), gather
+    assert gather.n_bytes == 64 // 4 * 32 * 4 * 3, gather
+
+    [(reduce, n)] = _collectives(lambda x: jnp.sum(x), (jax.P(None, "model"), (64, 32)))
+    assert (reduce.kind, reduce.axes, reduce.n_devices, n) == ("all-reduce", ("model",), 2, 1), reduce
+
+    def loop(x, w):
+        return jax.lax.scan(lambda x, _: (jnp.tanh(_replicated(x @ w)), None), x, None, length=5)[0]
+
+    [(reduce, n)] = _collectives(loop, (jax.P(None, None), (64, 32)), (jax.P("model", None), (32, 32)))
+    assert (reduce.kind, reduce.axes, n) == ("all-reduce", ("model",), 5), (reduce, n)
+    assert reduce.n_bytes == 2 * 64 * 32 * 4 // 2, reduce
+
+
+def planned_decoding_weights() -> None:
+    """Plans of decoding lay out weights as `DecodingModel` does, for PaLM's block and for open models'."""
+    mesh = make_mesh(2, 4)
+    for config in (CONFIG, *OPEN_MODELS.values()):
+        with jax.set_mesh(mesh):
+            decoding = DecodingModel.of(shard(Decoder(config, key=jax.random.key(0)), mesh))
+        for path, x in jax.tree_util.tree_leaves_with_path(decoding):
+            planned = jax.NamedSharding(mesh, unstacked_spec(mesh, path, x))
+            assert planned.is_equivalent_to(x.sharding, x.ndim), (path, planned.spec, x.sharding)
 
 
 if __name__ == "__main__":

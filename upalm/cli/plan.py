@@ -1,4 +1,4 @@
-"""`upalm plan`."""
+"""`upalm plan`: cost of a recipe's step, as a table."""
 
 import json
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from upalm import arguments
-from upalm.planning.search import Request, plan_every_mesh, plan_in_subprocess
+from upalm.planning.search import MeshPlans, Request, plan_every_mesh, plan_in_subprocess
 from upalm.terminal import console
 from upalm.training import recipes
 
@@ -43,7 +43,7 @@ class Plan:
 
     @classmethod
     def parse(cls, words: Sequence[str]) -> "Plan":
-        """Options that are not of `plan` belong to the recipe."""
+        """Parse the options of `plan`; the other words belong to the recipe."""
         options, overrides = arguments.parse_known(cls, words, "upalm plan")
         return replace(options, overrides=tuple(overrides))
 
@@ -55,17 +55,20 @@ class Plan:
         """
         if self.list:
             return _list()
-        request = self._request()
-        output = console()
-        if not self.find_mesh:
-            result = plan_in_subprocess(request, output)
-        else:
-            result = plan_every_mesh(request, output)
-            result.sort(key=lambda f: (not f["fits"], f["step_seconds"] or float("inf"), f["memory_gib"]["total"]))
+        request, output = self._request(), console()
+        with output.status(f"compiling {request}") as status:
+            if self.find_mesh:
+                meshes = plan_every_mesh(request, status.update)
+            else:
+                meshes = MeshPlans([plan_in_subprocess(request, status.update)], [])
+        plan = meshes.plans[0]
         if self.json is not None:
-            self.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        output.print(_ranking(result) if isinstance(result, Sequence) else _table(result))
-        if not isinstance(result, Sequence) and result["fits"] is False:
+            content = meshes.plans if self.find_mesh else plan
+            self.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        for refusal in meshes.refusals:
+            output.print(refusal)
+        output.print(_ranking(meshes.plans) if self.find_mesh else _table(plan))
+        if plan["fits"] is False:
             from upalm.planning.planner import ADVICE
 
             output.print(f"It does not fit. What helps: {ADVICE}.")
@@ -91,45 +94,44 @@ class Plan:
 # --- Output ---------------------------------------------------------------------------------------
 
 
-def _table(found: dict[str, Any]) -> "Table":
+def _table(plan: dict[str, Any]) -> "Table":
     from rich.table import Table
 
-    mesh = " x ".join(f"{n} {name}" for name, n in found["mesh"].items()) or "one device"
-    what = f"decoding {found['decodes']} rows, " if found["decodes"] else ""
-    title = f"{what}{found['recipe']} {found['config']} on {found['topology']}: {found['devices']} devices, {mesh}"
+    mesh = " x ".join(f"{n} {name}" for name, n in plan["mesh"].items()) or "one device"
+    kind = f"decoding {plan['decodes']} rows, " if plan["decodes"] else ""
+    title = f"{kind}{plan['recipe']} {plan['config']} on {plan['topology']}: {plan['devices']} devices, {mesh}"
     table = Table(title=title, show_header=False)
-    row, memory = table.add_row, found["memory_gib"]
-    row("parameters", f"{found['params'] / 1e9:,.2f}B")
+    row, memory = table.add_row, plan["memory_gib"]
+    row("parameters", f"{plan['params'] / 1e9:,.2f}B")
     for kind, gib in memory.items():
         row(f"memory: {kind}", f"{gib:,.2f} GiB per chip")
-    if (capacity := found["capacity_gib"]) is not None:
+    if (capacity := plan["capacity_gib"]) is not None:
         spare = 1 - memory["total"] / capacity
-        row("fits", f"yes, {spare:.0%} of {capacity:.0f} GiB to spare" if found["fits"] else f"NO: {capacity:.0f} GiB")
+        row("fits", f"yes, {spare:.0%} of {capacity:.0f} GiB to spare" if plan["fits"] else f"NO: {capacity:.0f} GiB")
     else:
         row("fits", "unknown: this device's memory is in no table")
-    formula = "2N + 4LHQT" if found["decodes"] else "6N + 12LHQT"
-    row("FLOPs per step", f"{found['flops_per_step']:.4g} by the papers' formula, {formula} per token")
-    if found["compiled_flops_per_step"]:
-        compiled = f"{found['compiled_flops_per_step']:.4g} in the compiled program"
-        row("", compiled + f", {found['remat_share']:.1%} of it rematerialisation")
-    for e in found["collectives"]:
-        if e["gib"] >= 0.005:
-            row(f"{e['kind']} over {e['axes']}", f"{e['count']:,} per step, {e['gib']:,.2f} GiB sent per chip")
-    for name, seconds in found["seconds"].items():
-        row(f"bound by {name}", f"{seconds:.3f} s" + (" <- binds" if name == found["bound_by"] else ""))
-    if found["step_seconds"]:
-        row("step", f"at least {found['step_seconds']:.3f} s; {found['serial_seconds']:.3f} s if nothing overlaps")
-        row("MFU", f"at most {found['mfu']:.1%}")
-        row("tokens/s", f"at most {found['tokens_per_second']:,.0f}")
-    if found["loops_counted_once"]:
-        row("counted once", f"{found['loops_counted_once']} loops whose length the program does not say")
-    if found["step_seconds"] and not found["decodes"]:
-        hours, chip_hours = found["run_hours"], found["chip_hours"]
-        row(
-            "whole recipe",
-            f"{found['run_tokens']:.3g} tokens: {hours:,.1f} hours, {chip_hours:,.0f} chip-hours at least",
-        )
-        if paper := PAPER.get(found["recipe"]):
+    formula = "2N + 4LHQT" if plan["decodes"] else "6N + 12LHQT"
+    row("FLOPs per step", f"{plan['flops_per_step']:.4g} by the papers' formula, {formula} per token")
+    if plan["compiled_flops_per_step"]:
+        compiled = f"{plan['compiled_flops_per_step']:.4g} in the compiled program"
+        row("", compiled + f", {plan['remat_share']:.1%} of it rematerialisation")
+    for cost in plan["collectives"]:
+        if cost["gib"] >= 0.005:
+            sent = f"{cost['count']:,} per step, {cost['gib']:,.2f} GiB sent per chip"
+            row(f"{cost['kind']} over {cost['axes']}", sent)
+    for name, seconds in plan["seconds"].items():
+        row(f"bound by {name}", f"{seconds:.3f} s" + (" <- binds" if name == plan["bound_by"] else ""))
+    if plan["step_seconds"]:
+        row("step", f"at least {plan['step_seconds']:.3f} s; {plan['serial_seconds']:.3f} s if nothing overlaps")
+        row("MFU", f"at most {plan['mfu']:.1%}")
+        row("tokens/s", f"at most {plan['tokens_per_second']:,.0f}")
+    if plan["loops_counted_once"]:
+        row("counted once", f"{plan['loops_counted_once']} loops of unknown length")
+    if plan["step_seconds"] and not plan["decodes"]:
+        hours, chip_hours = plan["run_hours"], plan["chip_hours"]
+        cost = f"{hours:,.1f} hours, {chip_hours:,.0f} chip-hours at least"
+        row("whole recipe", f"{plan['run_tokens']:.3g} tokens: {cost}")
+        if paper := PAPER.get(plan["recipe"]):
             row("the paper", paper)
     return table
 
@@ -138,21 +140,21 @@ PAPER = {
     "ul2r_540b": "512 v4 chips, about 5 days: 61,000 chip-hours, 21.6 s per step (U-PaLM section 3)",
     "palm_540b": "6144 v4 chips, 46.2% MFU, 8.4M chip-hours in all (PaLM section 4 and appendix B)",
 }
-"""What the papers report of a recipe."""
+"""Cost of a recipe as the papers report it."""
 
 
-def _ranking(found: Sequence[dict[str, Any]]) -> "Table":
+def _ranking(plans: Sequence[dict[str, Any]]) -> "Table":
     from rich.table import Table
 
     table = Table(title="meshes that divide, those that fit first")
     for name in ("replica x data x model", "GiB per chip", "fits", "step, s", "bound by", "MFU"):
         table.add_column(name, justify="right")
-    for f in found:
-        step = "" if f["step_seconds"] is None else f"{f['step_seconds']:.3f}"
-        share = "" if f["mfu"] is None else f"{f['mfu']:.1%}"
-        fits = {True: "yes", False: "no", None: "unknown"}[f["fits"]]
-        sizes = " x ".join(str(n) for n in f["mesh"].values())
-        table.add_row(sizes, f"{f['memory_gib']['total']:.2f}", fits, step, f["bound_by"] or "", share)
+    for plan in plans:
+        step = "" if plan["step_seconds"] is None else f"{plan['step_seconds']:.3f}"
+        mfu = "" if plan["mfu"] is None else f"{plan['mfu']:.1%}"
+        fits = {True: "yes", False: "no", None: "unknown"}[plan["fits"]]
+        sizes = " x ".join(str(n) for n in plan["mesh"].values())
+        table.add_row(sizes, f"{plan['memory_gib']['total']:.2f}", fits, step, plan["bound_by"] or "", mfu)
     return table
 
 
@@ -163,4 +165,4 @@ def _list() -> None:
     for family in dict.fromkeys(name.split(":")[0] for name in TOPOLOGIES):
         shapes = [name for name in TOPOLOGIES if name.startswith(f"{family}:")]
         print(f"{family:7} {' '.join(shapes)}")
-    print("Others of these generations work, too, if libtpu knows them; --slices N joins several.")
+    print("Other shapes of these generations work if libtpu knows them. --slices N joins several.")

@@ -1,4 +1,4 @@
-"""Plans."""
+"""Cost of a step on chips that need not be at hand."""
 
 from etils import epy as _epy
 

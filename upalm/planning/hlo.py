@@ -1,6 +1,6 @@
-"""What a compiled program does: read from its HLO text, with loop bodies counted as often as they run.
+"""Cost of a compiled program, read from its HLO text.
 
-XLA's own cost analysis counts a loop's body once, and knows no mesh axes.
+Loop bodies count as often as they run, and collectives by mesh axis; XLA's own cost analysis does neither.
 """
 
 import re
@@ -12,31 +12,23 @@ from typing import NamedTuple
 import numpy as np
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-
-
 _BITS = {"pred": 8, "bf16": 16, "c64": 64, "c128": 128, "token": 0}
-
-
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "iota"}
-
-
 _FREE |= {"after-all", "partition-id", "replica-id", "copy-done", "slice-done", "async-done", "optimization-barrier"}
-
-
 _SLICES = ("dynamic-slice", "slice", "gather")
 
 
 class Buffer(NamedTuple):
-    """An array of the program."""
+    """Array of a program."""
 
     dtype: str
     shape: tuple[int, ...]
     space: int
-    """Memory space: 0 is the chip's main memory, others are beside its arithmetic."""
+    """Memory space: 0 is the chip's main memory; others are on the chip."""
 
     @property
     def n_bytes(self) -> int:
-        """Without padding to tiles."""
+        """Size in bytes, without padding to tiles."""
         digits = re.search(r"\d+", self.dtype)
         bits = _BITS.get(self.dtype) if self.dtype in _BITS else int(digits.group()) if digits else 0
         return int(np.prod(self.shape, dtype=np.int64)) * (bits or 0) // 8
@@ -56,9 +48,9 @@ class Instruction:
     constant: str = ""
 
     def attribute(self, name: str) -> str:
-        """Text of an attribute up to the next, or empty."""
-        found = re.search(rf"(?:^|[ ,]){name}=(.*?)(?=, [a-z_]+=|$)", self.rest)
-        return found.group(1) if found else ""
+        """Return the text of an attribute, or an empty one."""
+        match = re.search(rf"(?:^|[ ,]){name}=(.*?)(?=, [a-z_]+=|$)", self.rest)
+        return match.group(1) if match else ""
 
 
 class Computation(NamedTuple):
@@ -69,44 +61,44 @@ class Computation(NamedTuple):
 
     @property
     def root(self) -> Instruction:
-        """What it returns."""
+        """Instruction whose result the computation returns."""
         return next(i for i in self.by_name.values() if i.is_root)
 
     def users(self, name: str) -> list[Instruction]:
-        """Instructions that read a value."""
+        """Return the instructions that read a value."""
         return [i for i in self.by_name.values() if name in i.operands]
 
 
 class Collective(NamedTuple):
-    """An exchange between chips."""
+    """Collective between chips."""
 
     kind: str
     axes: tuple[str, ...]
-    """Mesh axes that it goes along."""
+    """Mesh axes that its groups span."""
     n_devices: int
-    """Of a group."""
+    """Devices of a group."""
     n_bytes: int
-    """That a chip sends, by the algorithms that send least."""
+    """Bytes that a chip sends, by the algorithms that send least."""
 
 
 @dataclass
 class Work:
-    """Sums over a run of the program, on one chip."""
+    """Work of one chip in one run of a program."""
 
     flops: float = 0.0
-    """Of matrix products."""
+    """FLOPs of matrix products."""
     remat_flops: float = 0.0
-    """Of them, those that the backward pass repeats."""
+    """FLOPs that the backward pass repeats."""
     memory_bytes: float = 0.0
-    """To and from main memory."""
+    """Bytes to and from main memory."""
     collectives: Counter[Collective] = field(default_factory=Counter)
-    """How often each runs."""
+    """Runs of each collective."""
     loops_counted_once: int = 0
-    """Loops whose length the program does not say."""
+    """Loops of unknown length."""
 
     @property
     def collective_bytes(self) -> int:
-        """Sent by a chip."""
+        """Bytes that a chip sends."""
         return sum(c.n_bytes * n for c, n in self.collectives.items())
 
 
@@ -115,33 +107,33 @@ class Work:
 
 @dataclass(frozen=True)
 class Program:
-    """A compiled module."""
+    """Compiled module."""
 
     computations: Mapping[str, Computation]
     entry: str
 
     @classmethod
     def parse(cls, text: str) -> "Program":
-        """From HLO text.
+        """Read HLO text.
 
         Raises:
-            ValueError: there is no entry computation in it.
+            ValueError: no entry computation in the text.
         """
-        found: dict[str, Computation] = {}
+        computations: dict[str, Computation] = {}
         entry, current = "", None
         text = re.sub(r'\{\n("[^}]*)\n\}', r"{\1}", text)  # metadata of kernels, which have lines of their own
         for line in text.splitlines():
             if header := re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{$", line):
-                current = found[header.group(2)] = Computation(header.group(2), {})
+                current = computations[header.group(2)] = Computation(header.group(2), {})
                 entry = header.group(2) if header.group(1) else entry
             elif current is not None and (instruction := _instruction(line)):
                 current.by_name[instruction.name] = instruction
         if not entry:
-            raise ValueError("no HLO text: there is no ENTRY computation in it.")
-        return cls(found, entry)
+            raise ValueError("no HLO text: it has no ENTRY computation.")
+        return cls(computations, entry)
 
     def work(self, mesh_shape: Mapping[str, int]) -> Work:
-        """What a run of it takes."""
+        """Return the work of one chip in one run."""
         total = Work()
         for computation, instruction, n, within_fusion in self._run(self.entry, 1):
             flops = n * self._flops(computation, instruction)
@@ -159,28 +151,29 @@ class Program:
         return total
 
     def loops(self) -> list[tuple[Instruction, int | None]]:
-        """Loops in the order they begin, and how often their bodies run, if the program says."""
+        """Return the loops in the order they begin, each with the runs of its body if that number is known."""
         runs = self._run(self.entry, 1)
         return [(i, self._trips(c, i)) for c, i, _, _ in runs if i.opcode == "while"]
 
     def stacked(self, loop: Instruction) -> list[Buffer]:
-        """What a loop fills slice by slice: values that it keeps for later."""
+        """Return the arrays that a loop fills slice by slice, for later use."""
         body = self.computations[_called(loop, "body")]
         root = body.root
-        found = []
+        buffers = []
         for i, name in enumerate(root.operands):
-            made = body.by_name[name]
-            buffers = made.result
-            while made.opcode in ("bitcast", "copy", "copy-done", "copy-start"):
-                made = body.by_name[made.operands[0]]
-            if made.opcode == "get-tuple-element" and (source := body.by_name[made.operands[0]]).opcode == "fusion":
+            producer = body.by_name[name]
+            buffer, *_ = producer.result
+            while producer.opcode in ("bitcast", "copy", "copy-done", "copy-start"):
+                producer = body.by_name[producer.operands[0]]
+            source = body.by_name.get(producer.operands[0]) if producer.operands else None
+            if producer.opcode == "get-tuple-element" and source is not None and source.opcode == "fusion":
                 inner = self.computations[_called(source, "calls")]
-                made = inner.by_name[inner.root.operands[int(made.attribute("index"))]]
-            elif made.opcode == "fusion":
-                made = self.computations[_called(made, "calls")].root
-            if made.opcode == "dynamic-update-slice" and loop.result[i].shape == buffers[0].shape:
-                found.append(buffers[0])
-        return found
+                producer = inner.by_name[inner.root.operands[int(producer.attribute("index"))]]
+            elif producer.opcode == "fusion":
+                producer = self.computations[_called(producer, "calls")].root
+            if producer.opcode == "dynamic-update-slice" and loop.result[i].shape == buffer.shape:
+                buffers.append(buffer)
+        return buffers
 
     def _run(self, name: str, n: int, within_fusion: bool = False) -> Iterator:
         computation = self.computations[name]
@@ -201,7 +194,7 @@ class Program:
     # --- Loops ---
 
     def _trips(self, computation: Computation, loop: Instruction) -> int | None:
-        """From XLA's own count, or the bound, start and step of the counter; None if there is none."""
+        """Return the runs of a loop's body, from XLA's count or from the counter; None if unknown."""
         if known := re.search(r'known_trip_count[":{]+n"?:"?(\d+)', loop.rest):
             return int(known.group(1))
         condition, body = (self.computations[_called(loop, key)] for key in ("condition", "body"))
@@ -214,29 +207,29 @@ class Program:
         if counter is None or bound is None or counter.opcode != "get-tuple-element":
             return None
         index = int(counter.attribute("index"))
-        n = self._number(condition, bound, computation, loop)
-        start = self._number(computation, self._element(computation, loop, index), None, None) or 0
+        n = self._constant(condition, bound, computation, loop)
+        start = self._constant(computation, self._element(computation, loop, index), None, None) or 0
         step = self._step(body, index)
         return max(-(-(n - start) // step), 1) if n is not None and step else None
 
     def _step(self, body: Computation, index: int) -> int | None:
-        made = body.by_name[body.root.operands[index]]
-        while made.opcode in ("bitcast", "copy", "copy-done", "copy-start"):
-            made = body.by_name[made.operands[0]]
+        producer = body.by_name[body.root.operands[index]]
+        while producer.opcode in ("bitcast", "copy", "copy-done", "copy-start"):
+            producer = body.by_name[producer.operands[0]]
         scope = body
-        if made.opcode == "fusion":
-            scope = self.computations[_called(made, "calls")]
-            made = scope.root
-        if made.opcode != "add":
+        if producer.opcode == "fusion":
+            scope = self.computations[_called(producer, "calls")]
+            producer = scope.root
+        if producer.opcode != "add":
             return None
-        steps = [scope.by_name[name] for name in made.operands]
+        steps = [scope.by_name[name] for name in producer.operands]
         return next((int(i.constant) for i in steps if i.opcode == "constant" and i.constant.isdigit()), None)
 
     def _element(self, computation: Computation, loop: Instruction, index: int) -> Instruction | None:
-        made = computation.by_name.get(loop.operands[0])
-        return computation.by_name.get(made.operands[index]) if made and made.opcode == "tuple" else None
+        producer = computation.by_name.get(loop.operands[0])
+        return computation.by_name.get(producer.operands[index]) if producer and producer.opcode == "tuple" else None
 
-    def _number(self, computation, instruction, outer, loop) -> int | None:
+    def _constant(self, computation, instruction, outer, loop) -> int | None:
         while instruction is not None and instruction.opcode in ("bitcast", "copy", "copy-done", "copy-start"):
             instruction = computation.by_name.get(instruction.operands[0])
         if instruction is None:
@@ -244,14 +237,14 @@ class Program:
         if instruction.opcode == "constant" and instruction.constant.lstrip("-").isdigit():
             return int(instruction.constant)
         if instruction.opcode == "get-tuple-element" and outer is not None:
-            return self._number(outer, self._element(outer, loop, int(instruction.attribute("index"))), None, None)
+            return self._constant(outer, self._element(outer, loop, int(instruction.attribute("index"))), None, None)
         return None
 
     # --- Costs of an instruction ---
 
     def _flops(self, computation: Computation, i: Instruction) -> float:
-        if i.opcode == "custom-call" and (found := re.search(r'kernel_metadata=\{"flops":"(\d+)', i.rest)):
-            return float(found.group(1))
+        if i.opcode == "custom-call" and (match := re.search(r'kernel_metadata=\{"flops":"(\d+)', i.rest)):
+            return float(match.group(1))
         if i.opcode == "dot":
             left = computation.by_name[i.operands[0]].result[0].shape
             contracted = [int(d) for d in re.findall(r"\d+", i.attribute("lhs_contracting_dims"))]
@@ -262,14 +255,14 @@ class Program:
         return 0.0
 
     def _memory_bytes(self, computation: Computation, i: Instruction) -> float:
-        """Reads and writes of main memory; a slice of an array counts as the slice."""
+        """Return the reads and writes of main memory; a slice of an array counts as the slice."""
         if i.opcode in _FREE or i.opcode.endswith("-done"):
             return 0.0
         operands = [computation.by_name[name].result for name in i.operands if name in computation.by_name]
         if i.opcode in ("copy-start", "slice-start"):  # the result holds the source, too
             moved = i.result[1:2]
-            there = [*operands[0][:1], *moved] if operands else [*moved]
-            return sum(moved[0].n_bytes for b in there if b.space == 0) if moved else 0.0
+            ends = [*operands[0][:1], *moved] if operands else [*moved]
+            return sum(moved[0].n_bytes for b in ends if b.space == 0) if moved else 0.0
         if i.opcode in _SLICES:
             return sum(2 * _main(b) for b in i.result)
         if i.opcode == "dynamic-update-slice":
@@ -283,12 +276,12 @@ class Program:
         parameters = {p.constant: p for p in inner.by_name.values() if p.opcode == "parameter"}
         updated, total = set(), 0.0
         outputs = [inner.by_name[n] for n in inner.root.operands] if inner.root.opcode == "tuple" else [inner.root]
-        for buffer, made in zip(i.result, outputs, strict=False):
-            while made.opcode in ("bitcast", "copy", "convert") and made.operands[0] in inner.by_name:
-                made = inner.by_name[made.operands[0]]
-            if made.opcode == "dynamic-update-slice":
-                updated.add(made.operands[0])
-                total += inner.by_name[made.operands[1]].result[0].n_bytes if buffer.space == 0 else 0
+        for buffer, producer in zip(i.result, outputs, strict=False):
+            while producer.opcode in ("bitcast", "copy", "convert") and producer.operands[0] in inner.by_name:
+                producer = inner.by_name[producer.operands[0]]
+            if producer.opcode == "dynamic-update-slice":
+                updated.add(producer.operands[0])
+                total += inner.by_name[producer.operands[1]].result[0].n_bytes if buffer.space == 0 else 0
             else:
                 total += _main(buffer)
         for number, buffers in enumerate(operands):
@@ -327,10 +320,10 @@ def _called(instruction: Instruction, key: str) -> str:
 
 
 def _instruction(line: str) -> Instruction | None:
-    found = re.match(r"\s+(ROOT )?%?([\w.\-]+) = ", line)
-    if not found:
+    match = re.match(r"\s+(ROOT )?%?([\w.\-]+) = ", line)
+    if not match:
         return None
-    at = found.end()
+    at = match.end()
     end = _closing(line, at) if line[at] == "(" else line.index(" ", at)
     result, rest = line[at:end], line[end:].lstrip()
     opcode, _, _ = rest.partition("(")
@@ -338,24 +331,24 @@ def _instruction(line: str) -> Instruction | None:
     close = _closing(rest, begin)
     inside, attributes = rest[begin + 1 : close - 1], rest[close:].lstrip(", ")
     return Instruction(
-        name=found.group(2),
+        name=match.group(2),
         result=tuple(_buffers(result)),
         opcode=opcode.strip(),
         operands=tuple(re.findall(r"%([\w.\-]+)", inside)),
         rest=attributes,
-        is_root=bool(found.group(1)),
+        is_root=bool(match.group(1)),
         constant=inside.strip() if opcode.strip() in ("constant", "parameter") else "",
     )
 
 
 def _closing(text: str, at: int) -> int:
-    """The place after the parenthesis that closes the one at `at`."""
+    """Return the index after the parenthesis that closes the one at `at`."""
     depth = 0
     for match in re.finditer(r"[()]", text[at:]):
         depth += 1 if match.group() == "(" else -1
         if depth == 0:
             return at + match.end()
-    raise ValueError(f"no HLO: parentheses do not close in {text[:80]!r}.")
+    raise ValueError(f"no HLO text: parentheses do not close in {text[:80]!r}.")
 
 
 def _buffers(text: str) -> Iterator[Buffer]:
@@ -366,7 +359,7 @@ def _buffers(text: str) -> Iterator[Buffer]:
 
 
 def _group(i: Instruction) -> list[int]:
-    """Devices of the first group (or two of a permutation), by their place in the mesh."""
+    """Return the devices of the first group (or of a permutation's first pair), by index in the mesh."""
     if i.opcode.startswith("collective-permute"):
         pairs = re.findall(r"\{(\d+),(\d+)\}", i.attribute("source_target_pairs"))
         return next(([int(a), int(b)] for a, b in pairs if a != b), [0, 0])
@@ -384,15 +377,15 @@ def _group(i: Instruction) -> list[int]:
 
 
 def _iota(text: str) -> np.ndarray:
-    """Devices in an order such as [4,2]T(1,0): counted row by row, and transposed."""
-    found = re.match(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
-    sizes, order = ([int(n) for n in (part or "").split(",") if n] for part in found.groups()) if found else ([1], [])
+    """Return the devices in an order such as [4,2]T(1,0): counted row by row, then transposed."""
+    match = re.match(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
+    sizes, order = ([int(n) for n in (part or "").split(",") if n] for part in match.groups()) if match else ([1], [])
     devices = np.arange(np.prod(sizes)).reshape(sizes)
     return devices.transpose(order) if order else devices
 
 
 def _convolution_flops(i: Instruction, left: tuple[int, ...], right: tuple[int, ...]) -> float:
-    """Multiply-adds of positions inside the window; batch dimensions of a product are windows that meet once."""
+    """Return the FLOPs of positions inside the window. Batch dimensions of a product are windows that meet once."""
     lhs, rhs, out = re.match(r"(\w+)_(\w+)->(\w+)", i.attribute("dim_labels")).groups()  # pyright: ignore
     window = dict(re.findall(r"(\w+)=([\dx_\-]+)", i.attribute("window").strip("{}")))
     n_spatial = sum(c.isdigit() for c in lhs)

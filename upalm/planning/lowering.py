@@ -1,4 +1,4 @@
-"""`Step`: programs that can be planned, a training step and one of decoding, given shapes in place of arrays."""
+"""Training and decoding steps to compile, from shapes in place of arrays."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,18 +25,18 @@ from upalm.ul2r.symbols import Symbols
 
 
 class Step(NamedTuple):
-    """A program to plan."""
+    """Program to plan."""
 
     lower: Callable[[], Any]
     held: dict[str, Any]
-    """Arrays that stay between steps, by kind."""
+    """Arrays that stay in memory between steps, by kind."""
     flops_per_token: float
     tokens: int
     run_tokens: int
 
 
 def training(config: TrainConfig, model: ModelConfig, mesh: Mesh | None) -> Step:
-    """The step of a run, at its largest batch.
+    """Return the training step of a run, at its largest batch.
 
     Raises:
         ValueError: the mesh divides neither model nor batch.
@@ -55,7 +55,7 @@ def training(config: TrainConfig, model: ModelConfig, mesh: Mesh | None) -> Step
 
 
 def decoding(config: TrainConfig, model: ModelConfig, mesh: Mesh | None, n_rows: int) -> Step:
-    """One token for each row, with caches as long as the model's rows.
+    """Return a decoding step: one token per row, with caches as long as the model's rows.
 
     Raises:
         ValueError: the mesh divides neither model nor rows.
@@ -67,14 +67,15 @@ def decoding(config: TrainConfig, model: ModelConfig, mesh: Mesh | None, n_rows:
         lambda: advance.lower(weights, state, *rest, sampler=Sampler()),
         {"parameters": weights, "cache": state.caches},
         model.decode_flops_per_token(),
-        *(n_rows, n_rows),
+        n_rows,
+        n_rows,
     )
 
 
 def train_arguments(
     config: TrainConfig, model: ModelConfig, mesh: Mesh | None, n_rows: int
 ) -> tuple[TrainState, Batch]:
-    """Shapes of what a step gets, laid out as the trainer lays it out."""
+    """Return the shapes and shardings of a training step's arguments, as the trainer lays them out."""
     empty, optimizer = empty_model(model), config.optimizer.build(config.n_steps)
     state = TrainState(empty, jax.eval_shape(optimizer.init, empty))
     shape = (config.accumulation, n_rows // config.accumulation, config.data.seq_len)
@@ -91,38 +92,41 @@ def train_arguments(
 def decode_arguments(
     model: ModelConfig, mesh: Mesh | None, n_rows: int
 ) -> tuple[DecodingModel, State, tuple[Any, ...]]:
-    """Shapes of what a step of decoding gets, laid out as `decode` lays it out."""
+    """Return the shapes and shardings of a decoding step's arguments, as `decode` lays them out."""
     by_row: Any = jax.ShapeDtypeStruct((n_rows,), np.int32)
     cache: Any = jax.ShapeDtypeStruct((n_rows * model.n_kv_heads, model.seq_len, model.d_head), model.compute_dtype)
 
-    def started(row: jax.Array) -> tuple[State, Grammar, jax.Array]:
+    def first_arguments(row: jax.Array) -> tuple[State, Grammar, jax.Array]:
         stop, tokens = np.zeros((2, model.vocab_size), np.int32), row[:, None]
         symbols, n = Symbols((), {}), model.vocab_size
         grammar = Grammar.of(row, tokens, row, symbols=symbols, stop=stop, n_embeddings=n)
         state = State(row[0], row, tokens, tokens.astype(np.float32), Progress.start(row), [])
         return state, grammar, jax.random.split(jax.random.key(0), n_rows)
 
-    state, grammar, keys = jax.eval_shape(started, by_row)
+    state, grammar, keys = jax.eval_shape(first_arguments, by_row)
     rows = (state._replace(caches=[KeyValue(cache, cache)] * model.n_layers), by_row, grammar, keys)
     weights = jax.eval_shape(DecodingModel.of, empty_model(model))
     if mesh is not None:
-        weights = _laid(weights, partial(unstacked_spec, mesh), mesh)
+        weights = _with_shardings(weights, partial(unstacked_spec, mesh), mesh)
         lengths = (n_rows, cache.shape[0])
-        rows = _laid(rows, lambda _, x: PartitionSpec("data" if x.shape[0] in lengths else None), mesh)
+        rows = _with_shardings(rows, lambda _, x: PartitionSpec("data" if x.shape[0] in lengths else None), mesh)
     state, *rest = rows
     return weights, state, (*rest, jax.ShapeDtypeStruct((), np.int32))
 
 
-def _laid(tree: Any, spec: Callable[[Any, Any], PartitionSpec], mesh: Mesh) -> Any:
-    def laid(path: Any, x: Any) -> Any:
-        found = spec(path, x) if x.ndim else PartitionSpec()
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, found))
+def _with_shardings(tree: Any, spec: Callable[[Any, Any], PartitionSpec], mesh: Mesh) -> Any:
+    def with_sharding(path: Any, x: Any) -> Any:
+        sharding = NamedSharding(mesh, spec(path, x) if x.ndim else PartitionSpec())
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
-    return jax.tree_util.tree_map_with_path(laid, tree)
+    return jax.tree_util.tree_map_with_path(with_sharding, tree)
 
 
 def unstacked_spec(mesh: Mesh, path: Any, x: Any) -> PartitionSpec:
-    """Of a weight with its outputs along the rows: split as in training."""
+    """Return the partitioning of a weight of `DecodingModel`: split as in training.
+
+    A transposed weight has its outputs along the rows.
+    """
     names = [getattr(entry, "name", "") for entry in path]
     if names[-1] != "kernel_OI":
         return spec(Decoder.AXES.get(names[-1], Block.AXES.get(names[-1], ())), x.shape, mesh)

@@ -11,20 +11,17 @@ from upalm.distributed.chips import CHIPS, Chip, chip_of
 from upalm.spelling import suggest
 
 _CUBES = "2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8 8x8x16 8x16x16 12x16x16 16x16x16"
-
-
 _SQUARES = "2x2 2x4 4x4 4x8 8x8 8x16 16x16"
-
 
 TOPOLOGIES = tuple(
     f"{chip}:{shape}"
     for chip, shapes in {"v4": _CUBES, "v5p": _CUBES, "v5e": _SQUARES, "v6e": _SQUARES}.items()
     for shape in shapes.split()
 )
-"""Slices that can be described, by chip and number of chips along each dimension of the torus."""
-
+"""Slices that can be described: the chip, and the number of chips along each dimension of the torus."""
 
 INSTALL = "pip install libtpu"
+"""Command that installs the TPU compiler."""
 
 
 # --- Chips ----------------------------------------------------------------------------------------
@@ -32,7 +29,7 @@ INSTALL = "pip install libtpu"
 
 @dataclass(frozen=True)
 class Target:
-    """Devices to plan for."""
+    """Devices to plan for, and their kind of chip."""
 
     name: str
     chip: Chip | None
@@ -40,7 +37,7 @@ class Target:
 
 
 def target_of(topology: str, n_slices: int = 1) -> Target:
-    """Devices of a described slice such as `v4:8x8x8`, or those that are here.
+    """Return the devices of a described slice such as `v4:8x8x8`, or with `here` those of this machine.
 
     Raises:
         ValueError: unknown topology, with the nearest; or `libtpu` is missing.
