@@ -80,8 +80,8 @@ def test_results_are_saved_whatever_the_names(upalm, monkeypatch, capsys, checkp
     shutil.copytree(checkpoint, folder)
     (tmp_path / "text.txt").write_text(source_text * 3)
     found = SimpleNamespace(estimates=lambda: {"gain": mean(np.ones(3))}, infill_mode="nlu", left_only_format="none")
-    monkeypatch.setattr("upalm.cli.evaluate.cut_gaps", lambda *_, **__: ([], []))
-    monkeypatch.setattr("upalm.cli.evaluate.measure", lambda *_, **__: found)
+    monkeypatch.setattr("upalm.evals.infilling.held_out.cut_gaps", lambda *_, **__: ([], []))
+    monkeypatch.setattr("upalm.evals.infilling.held_out.measure", lambda *_, **__: found)
     monkeypatch.setattr("upalm.cli.evaluate._format_metrics", lambda title, _: title + str(numbers.is_file()))
     upalm("eval", "-c", str(folder), "--data", str(tmp_path / "text.txt"), "--json", str(numbers))
     assert json.loads(numbers.read_text())["gain"]["mean"] == 1

@@ -1,5 +1,7 @@
 """One name per thing, in every command."""
 
+import subprocess
+import sys
 from dataclasses import fields
 from importlib import import_module
 from typing import get_type_hints
@@ -50,3 +52,19 @@ def test_positional_words_have_names(name):
         marks = getattr(kind, "__metadata__", ())
         if tyro.conf.Positional in marks:
             assert [mark for mark in marks if getattr(mark, "metavar", None)], option
+
+
+def test_choices_are_those_of_the_functions():
+    from upalm.cli import evaluate, options
+    from upalm.evals.infilling import suite
+    from upalm.inference import config
+
+    assert (options.Mode, options.Attention) == (config.Mode, config.Attention)
+    assert suite.NAME == evaluate.INFILLING
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_options_are_read_without_jax(name):
+    module = COMMANDS[name][0].partition(":")[0]
+    code = f"import sys, {module}; sys.exit(str({{'jax', 'grain', 'matplotlib', 'orbax'}} & set(sys.modules) or ''))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stderr.strip() == ""

@@ -4,24 +4,29 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from upalm.checkpoints.folder import load_model
+from etils import epy
+
 from upalm.cli import options
-from upalm.data import sources
-from upalm.distributed.runtime import enable_compilation_cache
-from upalm.evals import paper_numbers, suites
-from upalm.evals.bootstrap import Estimate
-from upalm.evals.infilling import suite as infilling_suite
-from upalm.evals.infilling.held_out import cut_gaps, measure
-from upalm.evals.savings import describe_checkpoint
-from upalm.evals.scorer import PromptFormat, Scorer
-from upalm.evals.suites import Suite, SuiteResult, run_suite, save_results
-from upalm.evals.text_table import format_table
 from upalm.files import write_atomically
-from upalm.inference.config import Attention
-from upalm.training import progress
 
+if TYPE_CHECKING:
+    from upalm.evals.bootstrap import Estimate
+    from upalm.evals.paper_numbers import Printed
+    from upalm.evals.suites import Suite, SuiteResult
+
+with epy.lazy_imports():  # once the options are read: they import JAX
+    from upalm.checkpoints import folder as checkpoint_folder
+    from upalm.data import sources
+    from upalm.distributed import runtime
+    from upalm.evals import paper_numbers, savings, suites, text_table
+    from upalm.evals import scorer as scorer_module
+    from upalm.evals.infilling import held_out
+    from upalm.evals.infilling import suite as infilling_suite
+    from upalm.training import progress
+
+INFILLING = "infilling"
 _HELD_OUT = "held_out"
 
 
@@ -49,7 +54,7 @@ class Eval:
     """Suites: use the first questions of each task only."""
     mode: Literal["none", "s2s", "nlu", "nlg"] | None = None
     """Suites: mode token. The default is none as in the paper, and nlg for infilling."""
-    attention: Attention = "prefix"
+    attention: options.Attention = "prefix"
     """Suites: mask of the prompt, bidirectional (prefix) or causal, as a causal base was trained."""
     infill: bool = False
     """Suites: ask for the answer as a span after `<extra_id_0>`."""
@@ -64,7 +69,7 @@ class Eval:
         self._check_options()
         if self.suite == _HELD_OUT:
             self._measure_held_out()
-        elif self.suite == infilling_suite.NAME:
+        elif self.suite == INFILLING:
             self._run_infilling()
         else:
             self._run_suite(suites.find_suite(self.suite).select(self.tasks))
@@ -73,7 +78,7 @@ class Eval:
         """Refuse options that would be ignored, and numbers below 1."""
         of_prompts = {"attention": self.attention != "prefix", "infill": self.infill, "tasks": bool(self.tasks)}
         of_suites = of_prompts | {"limit": self.limit is not None, "mode": self.mode is not None}
-        ignored = {_HELD_OUT: of_suites, infilling_suite.NAME: of_prompts}.get(self.suite, {})
+        ignored = {_HELD_OUT: of_suites, INFILLING: of_prompts}.get(self.suite, {})
         if self.suite != _HELD_OUT:
             ignored = ignored | {"json": self.json is not None}
         if given := [f"--{name}" for name, is_given in ignored.items() if is_given]:
@@ -85,11 +90,11 @@ class Eval:
             raise ValueError(f"--json {self.json}: there is no folder {self.json.parent}.")
 
     def _measure_held_out(self) -> None:
-        enable_compilation_cache()
-        model, tokenizer, info = load_model(self.checkpoint)
+        runtime.enable_compilation_cache()
+        model, tokenizer, info = checkpoint_folder.load_model(self.checkpoint)
         documents = sources.load(self.data).validation
-        lines, words = cut_gaps(documents, tokenizer, model.config.seq_len, self.n_rows, info.inputs_eos)
-        measurement = measure(
+        lines, words = held_out.cut_gaps(documents, tokenizer, model.config.seq_len, self.n_rows, info.inputs_eos)
+        measurement = held_out.measure(
             model, tokenizer, documents, lines, words, n_decoded=self.n_decoded, inputs_eos=info.inputs_eos
         )
         estimates = measurement.estimates()
@@ -102,8 +107,8 @@ class Eval:
         )
 
     def _run_infilling(self) -> None:
-        folder, checkpoint, scorer, identity = self._prepare(infilling_suite.NAME, self.mode or "nlg")
-        with progress.Bar(infilling_suite.NAME, 1) as bar:
+        folder, checkpoint, scorer, identity = self._prepare(INFILLING, self.mode or "nlg")
+        with progress.Bar(INFILLING, 1) as bar:
             result = infilling_suite.run(
                 checkpoint,
                 Path(self.data),
@@ -113,14 +118,14 @@ class Eval:
                 self.limit,
                 lambda name, n, total: bar.set_total(n, total, name),
             )
-        save_results(folder / "results.json", identity | result.to_json())
+        suites.save_results(folder / "results.json", identity | result.to_json())
         print("\n\n".join(_format_metrics(name, estimates) for name, estimates in result.estimates.items()))
         _print_end(result.not_run, folder / "results.json")
 
-    def _run_suite(self, suite: Suite) -> None:
+    def _run_suite(self, suite: "Suite") -> None:
         folder, _, scorer, identity = self._prepare(suite.name, self.mode or "none")
         with progress.Bar(suite.name, 1) as bar:
-            result = run_suite(
+            result = suites.run_suite(
                 scorer,
                 suite,
                 Path(self.data),
@@ -128,7 +133,7 @@ class Eval:
                 limit=self.limit,
                 progress=lambda name, n, total: bar.set_total(n, total, name),
             )
-        save_results(folder / "results.json", identity | result.to_json())
+        suites.save_results(folder / "results.json", identity | result.to_json())
         print(_format_suite(result))
         _print_end(result.not_run, folder / "results.json")
 
@@ -141,12 +146,12 @@ class Eval:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as e:
             raise ValueError(f"--out {self.out} cannot be written ({e}): choose another folder.") from e
-        enable_compilation_cache()
-        checkpoint = load_model(self.checkpoint)
+        runtime.enable_compilation_cache()
+        checkpoint = checkpoint_folder.load_model(self.checkpoint)
         model, tokenizer, info = checkpoint
-        prompt_format = PromptFormat(self.attention, mode, self.infill, info.inputs_eos)
-        scorer = Scorer(model, tokenizer, prompt_format)
-        identity = describe_checkpoint(self.checkpoint, model, scorer) | {"limit": self.limit}
+        prompt_format = scorer_module.PromptFormat(self.attention, mode, self.infill, info.inputs_eos)
+        scorer = scorer_module.Scorer(model, tokenizer, prompt_format)
+        identity = savings.describe_checkpoint(self.checkpoint, model, scorer) | {"limit": self.limit}
         return folder, checkpoint, scorer, identity
 
 
@@ -156,12 +161,12 @@ def _print_end(not_run: Mapping[str, str], results: Path) -> None:
     print(f"results: {results}, with a record of every task beside it")
 
 
-def _format_metrics(title: str, estimates: dict[str, Estimate]) -> str:
+def _format_metrics(title: str, estimates: "dict[str, Estimate]") -> str:
     rows = [(name, str(estimate), str(estimate.n)) for name, estimate in estimates.items()]
-    return format_table(("metric", "mean [95% interval]", "rows"), rows, title=title)
+    return text_table.format_table(("metric", "mean [95% interval]", "rows"), rows, title=title)
 
 
-def _format_suite(result: SuiteResult) -> str:
+def _format_suite(result: "SuiteResult") -> str:
     """Return scores beside the paper's, in percent, and what did not fit the model's rows."""
     rows, notes = [], []
     for name, r in result.results.items():
@@ -190,8 +195,9 @@ def _format_suite(result: SuiteResult) -> str:
     header: tuple[Any, ...] = ("task", "score [95% interval]", "chance", "questions", "PaLM", "U-PaLM")
     if not any(cell for row in rows for cell in row[4:]):
         header, rows = header[:4], [row[:4] for row in rows]
-    return "\n".join([format_table(header, rows, title=f"{result.suite.name}: {result.suite.description}"), *notes])
+    table = text_table.format_table(header, rows, title=f"{result.suite.name}: {result.suite.description}")
+    return "\n".join([table, *notes])
 
 
-def _format_printed(printed: paper_numbers.Printed | None) -> tuple[str, str]:
+def _format_printed(printed: "Printed | None") -> tuple[str, str]:
     return (f"{printed.palm:.1f}", f"{printed.u_palm:.1f}") if printed is not None else ("", "")

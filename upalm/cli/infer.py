@@ -7,26 +7,30 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import jax
 import tyro
+from etils import epy
 
-from upalm.checkpoints.folder import load_model
-from upalm.checkpoints.lineage import CheckpointInfo
 from upalm.checkpoints.shipped import PALM_TINY
 from upalm.cli import options
 from upalm.cli.answers import FILL, Answers
-from upalm.data.tokenizer import Tokenizer
-from upalm.distributed.runtime import enable_compilation_cache
-from upalm.distributed.sharding import make_mesh
-from upalm.inference import generation, prompts
-from upalm.inference.config import Attention, GenerationConfig, Mode
-from upalm.inference.decoding import DecodingModel
-from upalm.inference.generation import Continuation
-from upalm.inference.generation import Infill as Filled
-from upalm.inference.language_model import NEVER_SAW_GAPS
-from upalm.inference.sampling import Sampler
+
+if TYPE_CHECKING:
+    from upalm.checkpoints.lineage import CheckpointInfo
+    from upalm.data.tokenizer import Tokenizer
+    from upalm.inference.config import GenerationConfig
+    from upalm.inference.decoding import DecodingModel
+    from upalm.inference.generation import Continuation
+    from upalm.inference.generation import Infill as Filled
+
+with epy.lazy_imports():  # once the options are read: they import JAX
+    import jax
+
+    from upalm.checkpoints import folder
+    from upalm.distributed import runtime, sharding
+    from upalm.inference import config as generation_config
+    from upalm.inference import decoding, generation, language_model, prompts, sampling
 
 Text = str | tuple[str, ...]
 """Text with gaps, or its parts."""
@@ -52,9 +56,9 @@ class Input(NamedTuple):
 
 
 class _Loaded(NamedTuple):
-    model: DecodingModel
-    tokenizer: Tokenizer
-    info: CheckpointInfo
+    model: "DecodingModel"
+    tokenizer: "Tokenizer"
+    info: "CheckpointInfo"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,9 +75,9 @@ class _Inference:
     the gaps between them. `-` is JSON lines from standard input."""
     interactive: bool = False
     """Ask for one text after the other, `\\n` standing for a new line; the model stays loaded."""
-    mode: Mode = "none"
+    mode: options.Mode = "none"
     """Mode token before the text."""
-    attention: Attention = "prefix"
+    attention: options.Attention = "prefix"
     """Prompt tokens see the whole prompt, or only what comes before them, as a causal base model was trained."""
     max_new_tokens: int = 64
     """Most tokens to add."""
@@ -105,12 +109,12 @@ class _Inference:
                 "--stream prints one sample of one text, under the grammar: leave out --json, --file, --num-samples "
                 "and --unconstrained."
             )
-        enable_compilation_cache()
-        mesh = make_mesh(*self.mesh) if self.mesh != (1, 1) else None
+        runtime.enable_compilation_cache()
+        mesh = sharding.make_mesh(*self.mesh) if self.mesh != (1, 1) else None
         with jax.set_mesh(mesh) if mesh is not None else nullcontext():
-            model, tokenizer, info = load_model(self.checkpoint, mesh)
+            model, tokenizer, info = folder.load_model(self.checkpoint, mesh)
             self.check(info)
-            loaded = _Loaded(DecodingModel.of(model), tokenizer, info)
+            loaded = _Loaded(decoding.DecodingModel.of(model), tokenizer, info)
             del model  # its weights lie in `loaded`, laid out otherwise
             if not self.interactive:
                 for batch in _batches(inputs, config.batch_size):
@@ -122,28 +126,28 @@ class _Inference:
                 except ValueError as e:
                     print(f"error: {e}", file=sys.stderr)
 
-    def config(self) -> GenerationConfig:
+    def config(self) -> "GenerationConfig":
         """The options of generation.
 
         Raises:
             ValueError: a value out of range.
         """
-        return GenerationConfig(
+        return generation_config.GenerationConfig(
             mode=self.mode,
             max_new_tokens=self.max_new_tokens,
-            sampler=Sampler(self.temperature, self.top_k, self.top_p, self.min_p),
+            sampler=sampling.Sampler(self.temperature, self.top_k, self.top_p, self.min_p),
             num_samples=self.num_samples,
             seed=self.seed,
             stop=tuple(map(unescape, self.stop)),
             attention=self.attention,
         )
 
-    def check(self, info: CheckpointInfo) -> None:
+    def check(self, info: "CheckpointInfo") -> None:
         """Warn of a checkpoint that was not trained for the command."""
 
     def answer(
-        self, loaded: _Loaded, texts: Sequence[Text], config: GenerationConfig
-    ) -> Sequence[Filled] | Sequence[Continuation]:
+        self, loaded: _Loaded, texts: Sequence[Text], config: "GenerationConfig"
+    ) -> "Sequence[Filled] | Sequence[Continuation]":
         """Answer texts in one batch."""
         raise NotImplementedError
 
@@ -172,7 +176,7 @@ class _Inference:
         is_one_text = self.text is not None or (self.file is not None and self.file.suffix != ".jsonl")
         return is_one_text and str(self.file) != "-" and self.num_samples == 1
 
-    def _answer(self, loaded: _Loaded, config: GenerationConfig, inputs: Sequence[Input]) -> None:
+    def _answer(self, loaded: _Loaded, config: "GenerationConfig", inputs: Sequence[Input]) -> None:
         """Answer in one batch; if it is refused, one by one, so that the texts before the wrong one are answered."""
         try:
             if self.stream:
@@ -188,7 +192,7 @@ class _Inference:
         for x, answer in zip(inputs, answers, strict=True):
             self._print(x.text, [answer._replace(alternatives=()), *answer.alternatives])
 
-    def _print(self, text: Text, samples: Sequence[Filled | Continuation]) -> None:
+    def _print(self, text: Text, samples: "Sequence[Filled | Continuation]") -> None:
         if self.json:
             records = [{k: v for k, v in sample._asdict().items() if k != "alternatives"} for sample in samples]
             print(json.dumps({"samples": records}, ensure_ascii=False), flush=True)
@@ -200,11 +204,11 @@ class _Inference:
             for place, part in enumerate(_parts(text, sample)):
                 out.write(part, FILL * (place % 2))
             out.end()
-            if isinstance(sample, Filled) and not sample.format_ok:
+            if isinstance(sample, generation.Infill) and not sample.format_ok:
                 reasons = ", ".join(sample.finish_reasons)
                 print(f"warning: the answer did not keep the format ({reasons})", file=sys.stderr)
 
-    def _stream(self, loaded: _Loaded, config: GenerationConfig, text: Text) -> None:
+    def _stream(self, loaded: _Loaded, config: "GenerationConfig", text: Text) -> None:
         """Print part, span, part, ... each as soon as it is known."""
         model, tokenizer, info = loaded
         parts, gap = prompts.split_gaps(text), -1
@@ -225,21 +229,21 @@ class _Inference:
 class Infill(_Inference):
     """Fill the gaps <extra_id_0>, <extra_id_1>, ... of a text."""
 
-    mode: Mode = "nlg"
+    mode: options.Mode = "nlg"
     """Mode token before the text."""
     max_new_tokens: int = 48
     """Most tokens in a gap."""
     unconstrained: bool = False
     """Decode without the grammar, and see whether the model keeps the format."""
 
-    def config(self) -> GenerationConfig:
+    def config(self) -> "GenerationConfig":
         return replace(super().config(), constrained=not self.unconstrained)
 
-    def check(self, info: CheckpointInfo) -> None:
+    def check(self, info: "CheckpointInfo") -> None:
         if info.gaps_trained is False:
-            print(f"warning: {NEVER_SAW_GAPS}", file=sys.stderr)
+            print(f"warning: {language_model.NEVER_SAW_GAPS}", file=sys.stderr)
 
-    def answer(self, loaded: _Loaded, texts: Sequence[Text], config: GenerationConfig) -> Sequence[Filled]:
+    def answer(self, loaded: _Loaded, texts: Sequence[Text], config: "GenerationConfig") -> "Sequence[Filled]":
         model, tokenizer, info = loaded
         return generation.infill_batch(model, tokenizer, texts, config, inputs_eos=info.inputs_eos)
 
@@ -248,14 +252,14 @@ class Infill(_Inference):
 class Sample(_Inference):
     """Continue a prompt."""
 
-    def answer(self, loaded: _Loaded, texts: Sequence[Text], config: GenerationConfig) -> Sequence[Continuation]:
+    def answer(self, loaded: _Loaded, texts: Sequence[Text], config: "GenerationConfig") -> "Sequence[Continuation]":
         model, tokenizer, info = loaded
         return generation.generate_batch(model, tokenizer, texts, config, inputs_eos=info.inputs_eos)
 
 
-def _parts(text: Text, sample: Filled | Continuation) -> list[str]:
+def _parts(text: Text, sample: "Filled | Continuation") -> list[str]:
     """Interleave kept and generated parts."""
-    kept, spans = prompts.split_gaps(text), sample.spans if isinstance(sample, Filled) else [sample.text]
+    kept, spans = prompts.split_gaps(text), sample.spans if isinstance(sample, generation.Infill) else [sample.text]
     return [part for pair in zip(kept, [*spans, ""], strict=False) for part in pair][: 2 * len(spans) + 1]
 
 

@@ -1,17 +1,21 @@
 """Options that several commands share, under one name."""
 
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal
 
 import tyro
-
-Value = TypeVar("Value")
 
 Checkpoint = Annotated[Path, tyro.conf.arg(aliases=("-c",), metavar="FOLDER")]
 """`--checkpoint FOLDER`, `-c FOLDER`: a run, one of its steps, an import or an export."""
 
 Data = Annotated[str, tyro.conf.arg(metavar="DATA")]
 """`--data DATA`: text, or a folder that `upalm data build` wrote."""
+
+Mode = Literal["none", "s2s", "nlu", "nlg"]
+"""`--mode`: `upalm.inference.config.Mode`, which would import JAX."""
+
+Attention = Literal["prefix", "causal"]
+"""`--attention`: `upalm.inference.config.Attention`, which would import JAX."""
 
 Out = Annotated[Path, tyro.conf.arg(metavar="FOLDER")]
 """`--out FOLDER`: where the command writes."""
