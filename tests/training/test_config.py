@@ -1,5 +1,6 @@
 """Settings as JSON, and what counts as another run."""
 
+import math
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,7 +9,8 @@ import optax
 import pytest
 
 from upalm.training.config import CheckpointConfig, LoggingConfig, TrainConfig, differences, from_json, to_json
-from upalm.training.optim import Optimizer, Schedule
+from upalm.training.optim import Adafactor, AdamW, Optimizer, Schedule
+from upalm.training.spikes import SpikeConfig
 
 
 def test_settings_of_an_earlier_version_are_the_same_run():
@@ -58,3 +60,28 @@ def test_any_optimizer_with_schedule_and_build_is_accepted():
 def test_optimizer_without_a_schedule_is_refused():
     with pytest.raises((ValueError, TypeError), match="optimizer"):
         TrainConfig(Path("run"), optimizer=optax.sgd(1.0))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda bad: Schedule("constant", peak=bad),
+        lambda bad: Schedule(final=bad),
+        lambda bad: Adafactor(clip_norm=bad),
+        lambda bad: Adafactor(beta1=bad),
+        lambda bad: AdamW(beta2=bad),
+        lambda bad: AdamW(weight_decay=bad),
+        lambda bad: CheckpointConfig(minutes=bad),
+        lambda bad: SpikeConfig(threshold=bad),
+    ],
+)
+@pytest.mark.parametrize("bad", [math.nan, -1.0])
+def test_settings_that_are_no_number_or_negative_are_refused(make, bad):
+    with pytest.raises(ValueError, match="expected|above"):
+        make(bad)
+
+
+@pytest.mark.parametrize("seed", [-1, 1 << 63])
+def test_seed_that_jax_cannot_take_is_refused(seed):
+    with pytest.raises(ValueError, match=r"seed is .*, expected 0 to 2\^63 - 1"):
+        TrainConfig(Path("run"), seed=seed)

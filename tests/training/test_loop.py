@@ -1,5 +1,6 @@
 """`fit` as a whole: loss curves, checkpoints on time, and resuming bit for bit after any interruption."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -233,3 +234,24 @@ def test_checkpoint_says_how_its_inputs_end(config, tokenizer, tokens):
     data = dataclasses.replace(config.data, mixture="ul2r_eos")
     fit(dataclasses.replace(config, out=config.out / "eos", data=data, n_steps=1), tokenizer, tokens)
     assert load_model(config.out / "eos").info.inputs_eos
+
+
+@pytest.mark.parametrize(("ignored", "n_steps"), [(False, 5), (True, 12)])
+def test_hang_up_saves_unless_it_is_ignored(config, monkeypatch, ignored, n_steps):
+    """As of a terminal that is closed; nohup ignores it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    real, calls = step.train_step, []
+
+    def hung_up(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 5:
+            signal.raise_signal(signal.SIGHUP)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(loop, "train_step", hung_up)
+    try:
+        with contextlib.nullcontext() if ignored else pytest.raises(Interrupted):
+            run(config)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert steps_of(config.out)[-1] == n_steps

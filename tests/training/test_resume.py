@@ -126,3 +126,59 @@ def test_run_killed_before_its_description_resumes(config):
     (config.out / "lock").write_text("process 1 on nowhere")
     run(config)
     assert log_lines(config.out)[-1]["step"] == 12
+
+
+def test_damaged_files_of_a_run_are_named_or_left_out(config):
+    run(dataclasses.replace(config, n_steps=3))
+    log = log_lines(config.out)
+    with (config.out / "metrics.jsonl").open("ab") as file:
+        file.write(b'\0\0\0\n[]\n{"step": 4, "lo')  # what a crash of the machine leaves
+    run(dataclasses.replace(config, n_steps=3))
+    assert log_lines(config.out) == log
+    (config.out / "skipped.json").write_text("[")
+    with pytest.raises(ValueError, match=r"skipped\.json is damaged: expected \[\[step, batches\]"):
+        run(dataclasses.replace(config, n_steps=3))
+    (config.out / "config.json").write_text("[1]")
+    with pytest.raises(ValueError, match=r"config\.json is not the config\.json of an upalm checkpoint"):
+        run(dataclasses.replace(config, n_steps=3))
+
+
+def test_foreign_files_beside_checkpoints_do_no_harm(config):
+    run(dataclasses.replace(config, n_steps=6, checkpoints=CheckpointConfig(last=1)))
+    steps = config.out / "steps"
+    (steps / "abc").write_text("")
+    (steps / "30").mkdir()  # of a copy that was broken off
+    trained = params(steps / "6")
+    assert same(params(config.out), trained)
+    run(dataclasses.replace(config, n_steps=6))
+    assert same(params(config.out), trained) and (config.out / "damaged" / "30").is_dir()
+
+
+def test_other_training_data_is_refused(config, tmp_path, source_text):
+    """The text, or the shards, were exchanged behind the same name."""
+    text = tmp_path / "text.txt"
+    text.write_text(source_text)
+    data = dataclasses.replace(config.data, source=str(text))
+    config = dataclasses.replace(config, data=data, n_steps=6)
+    run(config)
+    shutil.rmtree(config.out / "steps" / "6")
+    text.write_text(source_text.replace("self", "this"))
+    with pytest.raises(ValueError, match="steps/3 holds a run with other settings .training data: [0-9a-f]* there, "):
+        run(config)
+    run(dataclasses.replace(config, changed=True))
+    assert log_lines(config.out)[-1]["step"] == 6
+
+
+def test_fewer_steps_than_made_are_refused(config):
+    run(dataclasses.replace(config, n_steps=6))
+    with pytest.raises(ValueError, match="run has made 6 steps, more than --n-steps 4"):
+        run(dataclasses.replace(config, n_steps=4, changed=True))
+
+
+def test_run_folder_inside_its_text_is_refused(config, tmp_path, source_text):
+    """Else the next start would train on the run's own files."""
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "text.txt").write_text(source_text)
+    data = dataclasses.replace(config.data, source=str(tmp_path / "project"))
+    with pytest.raises(ValueError, match="runs/x lies in the training text, .*project: choose another folder"):
+        run(dataclasses.replace(config, data=data, out=tmp_path / "project" / "runs" / "x"))

@@ -10,17 +10,19 @@ FORMAT = 1
 
 
 def split_step(folder: Path) -> tuple[Path, int | None]:
-    """Split RUN/steps/500 into the run folder and the step; RUN alone means the newest step, None."""
+    """Split RUN/steps/500 into the run folder and the steps; RUN and RUN/steps name the newest checkpoint, None."""
+    if folder.name == "steps" and (folder.parent / "config.json").is_file():
+        return folder.parent, None
     if folder.parent.name == "steps" and folder.name.isdigit():
         return folder.parent.parent, int(folder.name)
     return folder, None
 
 
 def description(folder: Path) -> dict[str, Any]:
-    """Read `config.json`.
+    """Read config.json.
 
     Raises:
-        ValueError: no such folder, or not a checkpoint.
+        ValueError: no such folder, or config.json is damaged or of another kind of checkpoint.
     """
     folder, _ = split_step(folder)
     path = folder / "config.json"

@@ -28,7 +28,7 @@ from upalm.data.hf_tokenizer import load_tokenizer
 from upalm.data.tokenizer import Tokenizer
 from upalm.distributed.processes import is_first
 from upalm.distributed.runtime import versions
-from upalm.files import sha256_file
+from upalm.files import sha256_file, write_atomically
 from upalm.model.config import ModelConfig
 from upalm.model.palm import Decoder, empty_model, param_shardings
 
@@ -72,7 +72,7 @@ def describe(
         "stages_before": stages_before,
         "run": run,
     }
-    (folder / "config.json").write_text(json.dumps(content, indent=1) + "\n")
+    write_atomically(folder / "config.json", json.dumps(content, indent=1) + "\n")
     tokenizer.save(folder)
 
 

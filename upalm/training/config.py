@@ -1,6 +1,7 @@
 """TrainConfig: the settings of a run, and their JSON."""
 
 import dataclasses
+import math
 import types
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -139,7 +140,7 @@ class CheckpointConfig:
     """Folder on a disk that all hosts see, or in a bucket (gs://...); empty is `out`."""
 
     def __post_init__(self):
-        if self.minutes < 0 or self.last < 1 or self.every < 0:
+        if not 0 <= self.minutes < math.inf or self.last < 1 or self.every < 0:
             raise ValueError(f"{self}: expected minutes at least 0, last at least 1, every at least 0.")
 
 
@@ -195,6 +196,8 @@ class TrainConfig:
         for name in ("n_steps", "accumulation", "log_every", "save_every", "eval_every", "eval_batches"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1.")
+        if not 0 <= self.seed < 1 << 63:
+            raise ValueError(f"seed is {self.seed}, expected 0 to 2^63 - 1.")
         if not isinstance(self.optimizer, Optimizer):
             raise ValueError(
                 f"optimizer is {self.optimizer!r}, expected a frozen dataclass with a `schedule` and `build(n_steps)`."

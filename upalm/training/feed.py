@@ -3,6 +3,7 @@
 Dims: A accumulation steps, B batch rows, T positions.
 """
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -12,6 +13,7 @@ from jax.sharding import Mesh
 
 from upalm.data.config import Corpus, Weighted
 from upalm.data.loader import Loader
+from upalm.data.shards import Shards, manifest_hash
 from upalm.distributed.sharding import rows_here, to_devices
 from upalm.training.config import TrainConfig
 from upalm.training.spikes import Skip
@@ -63,6 +65,17 @@ class Feed:
     def first_row(self, step: int) -> int:
         """Number of the first row in the batch of `step`, counted from the beginning of training."""
         return self._loader.first_row(step)
+
+    def fingerprint(self) -> str:
+        """Return a checksum of the training data: of tokens in memory, or of the manifests of shards."""
+        digest = hashlib.sha256()
+        for corpus in self._loader.corpora:
+            if isinstance(corpus, Shards):
+                digest.update(manifest_hash(str(corpus.folder)).encode())
+            else:
+                digest.update(corpus.ids.tobytes())
+                digest.update(corpus.offsets.tobytes())
+        return digest.hexdigest()[:16]
 
     def next(self) -> Batch:
         """The next training batch, [A, B / A, T]."""

@@ -29,7 +29,7 @@ from upalm.ul2r.denoisers import Denoiser
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM arrived; the run is saved and can be resumed."""
+    """Raised after Ctrl-C, SIGTERM or a hang-up, when the run is saved and can be resumed."""
 
 
 def fit(
@@ -44,7 +44,7 @@ def fit(
     """Train from `model`, or resume from the newest readable checkpoint. Returns the trained model.
 
     Raises:
-        Interrupted: on Ctrl-C or SIGTERM, after a checkpoint was written.
+        Interrupted: on Ctrl-C, SIGTERM or a hang-up, after a checkpoint was written.
         FloatingPointError: the loss is not finite or jumps; step, batch and last good checkpoint are named.
         OSError: a checkpoint could not be written; the one before is intact.
         ValueError: a folder of another run, a mesh that does not divide, or checkpoints that cannot be read.
@@ -53,13 +53,14 @@ def fit(
     optimizer = config.optimizer.build(config.n_steps)
     check_folder(config)
     feed = Feed(config, tokenizer.symbols, train, validation, mesh)
-    denoisers, about = [d.name for d in feed.mixture], {"run": config.identity(), "tokenizer": tokenizer.hash}
+    about = {"run": config.identity(), "tokenizer": tokenizer.hash, "data": feed.fingerprint()}
+    denoisers = [d.name for d in feed.mixture]
     with ExitStack() as stack:
         # restore
         checkpoints = stack.enter_context(_open_checkpoints(config))
-        check_checkpoints(config, checkpoints, tokenizer.hash)
+        check_checkpoints(config, checkpoints, about)
         _describe_run(config, model, tokenizer, feed.mixture)
-        step, state = first_state(model, optimizer, mesh, checkpoints)
+        step, state = first_state(config, model, optimizer, mesh, checkpoints)
         feed.restart(step, read_skips(config.out))
         log = stack.enter_context(StepLog(config, model.config, denoisers, step, title))
         interrupted = stack.enter_context(_interruptible())
@@ -168,7 +169,10 @@ class _SaveTimer:
 
 @contextmanager
 def _interruptible() -> Iterator[threading.Event]:
-    """The first Ctrl-C (or SIGTERM) sets the event, so that the step in flight ends; the second stops at once."""
+    """The first Ctrl-C, SIGTERM or hang-up sets the event, so that the step in flight ends; the second stops at once.
+
+    Signals that are ignored stay so, as those of a background job, or a hang-up under nohup.
+    """
     event, previous = threading.Event(), {}
 
     def handle(number: int, frame: object) -> None:
@@ -178,8 +182,9 @@ def _interruptible() -> Iterator[threading.Event]:
     if threading.current_thread() is not threading.main_thread():
         yield event
         return
-    for number in (signal.SIGINT, signal.SIGTERM):
-        previous[number] = signal.signal(number, handle)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            previous[number] = signal.signal(number, handle)
     try:
         yield event
     finally:

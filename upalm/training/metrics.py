@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from upalm.distributed.processes import is_first
+from upalm.files import write_atomically
 
 
 class Writer(Protocol):
@@ -92,9 +93,8 @@ class Metrics:
         self._close_file()
         kept = []
         if self._path.is_file():
-            lines = [line for line in self._path.read_text().split("\n") if line.endswith("}")]
-            kept = [line for line in lines if (row := json.loads(line))["step"] <= step or "event" in row]
-        self._path.write_text("".join(line + "\n" for line in kept))
+            kept = [row for row in read(self._path) if row["step"] <= step or "event" in row]
+        write_atomically(self._path, "".join(json.dumps(row) + "\n" for row in kept))
         self._file = self._path.open("a")
 
     def write(self, step: int, values: dict[str, Any]) -> None:
@@ -121,5 +121,13 @@ class Metrics:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """Read the lines of a metrics.jsonl."""
-    return [json.loads(line) for line in path.read_text().split("\n") if line]
+    """Read the lines of a metrics.jsonl; those that a crash damaged are left out."""
+    rows = map(_parse, path.read_text(errors="replace").split("\n"))
+    return [row for row in rows if isinstance(row, dict) and "step" in row]
+
+
+def _parse(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None

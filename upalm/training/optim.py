@@ -1,5 +1,6 @@
 """PaLM's Adafactor and AdamW as optax transformations, and the learning-rate schedules."""
 
+import math
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Literal, Protocol, runtime_checkable
@@ -51,7 +52,7 @@ class Schedule:
     def __post_init__(self):
         if not 0 <= self.final <= self.peak and self.kind == "cosine":
             raise ValueError(f"final {self.final} and peak {self.peak}: expected 0 <= final <= peak.")
-        if self.peak <= 0 or self.warm_steps < 1 or self.warmup_steps < 0:
+        if not 0 < self.peak < math.inf or self.warm_steps < 1 or self.warmup_steps < 0:
             raise ValueError(f"{self}: peak above 0, warm_steps at least 1, warmup_steps at least 0.")
 
     def build(self, n_steps: int) -> optax.Schedule:
@@ -84,6 +85,10 @@ class Adafactor:
     decay: bool = True
     """Whether to decay weights by the squared learning rate."""
 
+    def __post_init__(self):
+        if not (0 <= self.beta1 < 1 and 0 < self.decay_exponent < math.inf and self.clip_norm > 0):
+            raise ValueError(f"{self}: expected beta1 in [0, 1), decay_exponent and clip_norm above 0.")
+
     @lru_cache  # noqa: B019
     def build(self, n_steps: int) -> optax.GradientTransformation:
         """Return the chain in T5X's order: clip, precondition, learning rate, parameter scale, momentum, decay."""
@@ -111,6 +116,11 @@ class AdamW:
     """Weight decay per unit of learning rate."""
     clip_norm: float = 1.0
     """Global norm that gradients are clipped to."""
+
+    def __post_init__(self):
+        betas_fit = 0 <= self.beta1 < 1 and 0 <= self.beta2 < 1
+        if not (betas_fit and 0 <= self.weight_decay < math.inf and self.clip_norm > 0):
+            raise ValueError(f"{self}: expected betas in [0, 1), weight_decay at least 0, clip_norm above 0.")
 
     @lru_cache  # noqa: B019
     def build(self, n_steps: int) -> optax.GradientTransformation:

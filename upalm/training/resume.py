@@ -2,6 +2,7 @@
 
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from jax.sharding import Mesh
 from upalm.checkpoints import lock
 from upalm.checkpoints.config_json import checkpoints_folder, description
 from upalm.checkpoints.manager import Checkpoints
+from upalm.data.config import built_folders
 from upalm.distributed import processes
 from upalm.distributed.sharding import shardings
 from upalm.model.palm import LOGICAL_AXES, Decoder
@@ -47,6 +49,9 @@ def _check_folder(config: TrainConfig) -> None:
     nearest = next(p for p in (out, *out.absolute().parents) if p.exists())
     if not nearest.is_dir():
         raise ValueError(f"--out {out}: {nearest} is a file, expected a folder.")
+    source = Path(config.data.source)
+    if source.is_dir() and not built_folders(str(source)) and out.resolve().is_relative_to(source.resolve()):
+        raise ValueError(f"--out {out} lies in the training text, {source}: choose another folder.")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise ValueError(f"--out {out}: {nearest} is not writable, choose another folder.")
     if (out / "config.json").is_file():
@@ -55,25 +60,31 @@ def _check_folder(config: TrainConfig) -> None:
         description(out)  # says that there is no config.json
 
 
-def check_checkpoints(config: TrainConfig, checkpoints: Checkpoints, tokenizer_hash: str) -> None:
-    """Refuse checkpoints of another run or tokenizer, by what the newest readable one says of its run.
+def check_checkpoints(config: TrainConfig, checkpoints: Checkpoints, about: dict[str, Any]) -> None:
+    """Refuse checkpoints of another run, by what the newest readable one says of its run.
+
+    Args:
+        config: of the run.
+        checkpoints: of the run.
+        about: what new checkpoints will say: settings, tokenizer and training data.
 
     Raises:
-        ValueError: the settings that differ, both tokenizers, or the folder where the run's checkpoints lie instead.
+        ValueError: what differs, or the folder where the run's checkpoints lie instead.
     """
     _refuse_to_begin_anew(config, checkpoints)
     for step in checkpoints.steps():
         try:
-            about = checkpoints.about(step)
+            stored = checkpoints.about(step)
         except ValueError:
             continue  # damaged: `first_state` says so
-        if "run" in about:
-            _refuse_changes(config, about["run"], f"{checkpoints.folder}/{step}")
-        if about.get("tokenizer", tokenizer_hash) != tokenizer_hash:
+        where, stored = f"{checkpoints.folder}/{step}", about | stored
+        if stored["tokenizer"] != about["tokenizer"]:
             raise ValueError(
-                f"{checkpoints.folder}/{step} was trained with tokenizer {about['tokenizer']}, this run has "
-                f"{tokenizer_hash}: put the right tokenizer back, or choose another --out."
+                f"{where} was trained with tokenizer {stored['tokenizer']}, this run has {about['tokenizer']}: "
+                "put the right tokenizer back, or choose another --out."
             )
+        data = {"training data": stored["data"]}, {"training data": about["data"]}
+        _refuse_changes(config, stored["run"] | data[0], where, data[1])
         return
 
 
@@ -89,8 +100,10 @@ def _refuse_to_begin_anew(config: TrainConfig, checkpoints: Checkpoints) -> None
         )
 
 
-def _refuse_changes(config: TrainConfig, stored: dict[str, Any], where: object) -> None:
-    changes = "; ".join(differences(stored, config.identity()))
+def _refuse_changes(
+    config: TrainConfig, stored: dict[str, Any], where: object, beside: dict[str, Any] | None = None
+) -> None:
+    changes = "; ".join(differences(stored, config.identity() | (beside or {})))
     if changes and not config.changed:
         raise ValueError(
             f"{where} holds a run with other settings ({changes}). "
@@ -101,15 +114,27 @@ def _refuse_changes(config: TrainConfig, stored: dict[str, Any], where: object) 
 
 
 def first_state(
-    model: Decoder, optimizer: optax.GradientTransformation, mesh: Mesh | None, checkpoints: Checkpoints
+    config: TrainConfig,
+    model: Decoder,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh | None,
+    checkpoints: Checkpoints,
 ) -> tuple[int, TrainState]:
-    """Steps done, and the state: from the newest readable checkpoint, or else from `model` and a fresh optimizer."""
+    """Steps done, and the state: from the newest readable checkpoint, or else from `model` and a fresh optimizer.
+
+    Raises:
+        ValueError: there are checkpoints, and none can be read; or the run has made more steps than it shall make.
+    """
     init: Any = optimizer.init
     if mesh is not None:
         init = jax.jit(init, out_shardings=shardings(jax.eval_shape(init, model), LOGICAL_AXES, mesh))
     fresh = TrainState(model, init(model))
-    # copied, because a step donates its input and the caller keeps `model`
-    return restore(checkpoints, fresh) or (0, fresh._replace(model=jax.tree.map(jnp.copy, model)))
+    found = restore(checkpoints, fresh)
+    if found is None:  # copied, because a step donates its input and the caller keeps `model`
+        return 0, fresh._replace(model=jax.tree.map(jnp.copy, model))
+    if found[0] > config.n_steps:
+        raise ValueError(f"{config.out} has made {found[0]} steps, more than --n-steps {config.n_steps}.")
+    return found
 
 
 def restore(checkpoints: Checkpoints, like: TrainState) -> tuple[int, TrainState] | None:

@@ -33,7 +33,8 @@ class SpikeConfig:
     """Maximum number of rewinds before a run stops; PaLM 540B had about 20."""
 
     def __post_init__(self):
-        if self.threshold < 0 or self.window < 4 or min(self.rewind_steps, self.skip_batches, self.most) < 1:
+        counts_fit = self.window >= 4 and min(self.rewind_steps, self.skip_batches, self.most) >= 1
+        if not (0 <= self.threshold < math.inf and counts_fit):
             raise ValueError(
                 f"{self}: expected threshold at least 0, window at least 4, "
                 "rewind_steps, skip_batches and most at least 1."
@@ -106,9 +107,17 @@ def choose_remedy(spike: LossSpike, config: SpikeConfig, steps: Sequence[int], n
 
 
 def read_skips(folder: Path) -> list[Skip]:
-    """Skips of a run so far, as the first process's disk records them."""
+    """Skips of a run so far, as the first process's disk records them.
+
+    Raises:
+        ValueError: skipped.json is damaged.
+    """
     path = folder / _FILE
-    return [Skip(*s) for s in json.loads(broadcast_from_first(path.read_text() if path.is_file() else "[]"))]
+    text = broadcast_from_first(path.read_text() if path.is_file() else "[]")
+    try:
+        return [Skip(int(at_step), int(n_batches)) for at_step, n_batches in json.loads(text)]
+    except (TypeError, ValueError) as e:
+        raise ValueError(f"{path} is damaged: expected [[step, batches], ...], got {text[:50]!r}.") from e
 
 
 def write_skips(folder: Path, skips: Sequence[Skip]) -> None:
