@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from upalm.inference import decoding, generation, prompts, scoring
 from upalm.inference.config import GenerationConfig
 from upalm.inference.decoding import Completion, DecodingModel, Task
-from upalm.inference.grammar import ANYTHING, FREE
+from upalm.inference.grammar import ANYTHING, FREE, no_stop
 from upalm.inference.sampling import Sampler
 from upalm.model.config import ModelConfig
 from upalm.model.palm import Decoder
@@ -203,6 +203,23 @@ def test_pieces_of_a_stream_make_the_spans(model, tokenizer, text, seed, stop, t
 )
 def test_a_stream_holds_back_text_that_may_still_change(text, stop, shown):
     assert generation._stable_prefix(text, stop) == shown
+
+
+# --- Stop tables ---
+
+
+def test_stop_tables_are_built_once(model, tokenizer, monkeypatch):
+    built = []
+    monkeypatch.setattr(generation, "stop_table", lambda stop, _: built.append(stop) or no_stop(tokenizer.vocab_size))
+    config = GenerationConfig(max_new_tokens=1, stop=("~once~",))
+    for _ in range(3):
+        generation.generate(model, tokenizer, "a", config)
+    assert built == [("~once~",)]
+
+
+def test_without_stop_strings_no_bytes_are_read(model, tokenizer, monkeypatch):
+    monkeypatch.setattr(generation, "_token_bytes", lambda _: pytest.fail("read"))
+    assert generation.generate(model, tokenizer, "a", GenerationConfig(max_new_tokens=1)).finish_reason
 
 
 # --- Bad input ---
