@@ -123,7 +123,7 @@ def test_a_terminal_shows_colours_and_control_characters(upalm, monkeypatch, cap
         monkeypatch.setenv("NO_COLOR", no_colour)
         upalm(*words)
         out = capsys.readouterr().out
-        assert out.startswith("\ta␛[31m␍\n") and out.endswith("\n")
+        assert out.startswith("\ta\\x1b[31m\\r\n") and out.endswith("\n")
         assert ("\x1b[1;32m" in out) == (not no_colour)
 
 

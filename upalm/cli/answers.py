@@ -1,26 +1,12 @@
 """Print answers: as the bytes that they are, or in colour on a terminal."""
 
 import os
-import re
 import sys
+
+from upalm.terminal import printable
 
 FILL, DIM = "\x1b[1;32m", "\x1b[2m"
 _RESET = "\x1b[0m"
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-
-
-def shown(text: str) -> str:
-    r"""Replace control characters, except tab and newline, by characters that show them.
-
-    >>> shown("a\tb\r\n\x1b[31m\x7f\x9b")
-    'a\tb␍\n␛[31m␡\\x9b'
-    """
-
-    def picture(found: re.Match[str]) -> str:
-        code = ord(found[0])
-        return chr(0x2400 + code) if code < 0x20 else "␡" if code == 0x7F else f"\\x{code:02x}"
-
-    return _CONTROL.sub(picture, text)
 
 
 class Answers:
@@ -42,7 +28,7 @@ class Answers:
             sys.stdout.buffer.write(text.encode())
             sys.stdout.buffer.flush()
             return
-        text = shown(text).encode(sys.stdout.encoding, "replace").decode(sys.stdout.encoding)
+        text = printable(text).encode(sys.stdout.encoding, "replace").decode(sys.stdout.encoding)
         sys.stdout.write(f"{style}{text}{_RESET}" if style and text and self._has_colour else text)
         sys.stdout.flush()
 
