@@ -73,35 +73,35 @@ def run(name: str, words: list[str]) -> None:
     runpy.run_path(str(path), run_name="__main__")
 
 
-def choose(configs: Mapping[str, tuple[str, T]], description: str) -> T:
+def choose(configs: Mapping[str, tuple[str, T]], description: str | None) -> T:
     """Parse the command line of a recipe: the name of a config, and options that change it.
 
-    The name may be left out if there is one config.
+    The name may be left out if there is one config. The description is the recipe's `__doc__`, None under `python -OO`.
 
     Raises:
         SystemExit: status 0 after help, 2 after a mistake.
     """
-    program, words = _program(), sys.argv[1:]
+    program, words, description = _program(), sys.argv[1:], (description or "").strip()
     try:
         name, words = split({name: summary for name, (summary, _) in configs.items()}, words, program)
     except ValueError as e:
         arguments.refuse(str(e))
     if not name:
-        lines = [description.strip(), "", f"usage: {program} CONFIG [OPTIONS]", ""]
+        lines = [description, "", f"usage: {program} CONFIG [OPTIONS]", ""]
         print("\n".join([*lines, *(f"  {name:10} {summary}" for name, (summary, _) in configs.items())]))
         sys.exit(0)
     summary, config = configs[name]
-    heading = f"{description.strip()}\n\n{name}: {summary}"
+    heading = f"{description}\n\n{name}: {summary}"
     return arguments.parse(type(config), words, f"{program} {name}", heading=heading, default=config)
 
 
-def parse(settings: type[T], description: str) -> T:
+def parse(settings: type[T], description: str | None) -> T:
     """Parse the command line of a recipe whose settings are a dataclass of its own.
 
     Raises:
         SystemExit: status 0 after help, 2 after a mistake.
     """
-    return arguments.parse(settings, sys.argv[1:], _program(), heading=description)
+    return arguments.parse(settings, sys.argv[1:], _program(), heading=description or "")
 
 
 def _program() -> str:
