@@ -209,6 +209,7 @@ def test_infill_says_once_that_a_model_never_saw_a_gap(upalm, capsys, tmp_path, 
     ("words", "message"),
     [
         (("infill", "-c", "/nowhere", "--text", "<extra_id_0>"), "does not exist"),
+        (("infill", "-c", "/dev/null", "--text", "<extra_id_0>"), "it is a file, expected the folder of a run"),
         (("infill", "-c", "/nowhere"), "one of --text, --file and --interactive"),
         (("infill", "-c", "/nowhere", "--text", "<extra_id_0>", "--stream", "--json"), "leave out --json"),
         (("infill", "-c", "/nowhere", "--text", "<extra_id_0>", "--mesh", "2", "4"), "2 x 4 needs 8 devices"),

@@ -27,6 +27,8 @@ def description(folder: Path) -> dict[str, Any]:
     folder, _ = split_step(folder)
     path = folder / "config.json"
     if not path.is_file():
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"no checkpoint at {folder}: it is a file, expected the folder of a run or of weights.")
         what = "holds no config.json" if folder.is_dir() else "does not exist"
         raise ValueError(f"no checkpoint at {folder}: the folder {what}.")
     try:
