@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from support.pod import Pod, same, wait_for
 
+from upalm.checkpoints import lock
 from upalm.data import shards
 from upalm.distributed import processes
 from upalm.distributed.processes import ProcessConfig
@@ -122,6 +123,15 @@ def test_processes_with_other_settings_are_refused(pod):
     message = "the processes disagree: process 1 has seed 1, process 0 0"
     assert all(message in x for x in said), said
     assert not (pod.folder / "disagree" / "steps").exists()
+
+
+@pytest.mark.slow
+def test_folder_in_use_is_refused_on_every_process(pod):
+    """The first process finds the lock; the other is told, in place of waiting for it."""
+    with lock.hold(pod.folder / "held"):
+        said = pod.finish(pod.start("held", *mesh(1, 4, 2), n=2), ok=False)
+    message = f"held is in use by process {os.getpid()} on"
+    assert all(message in x and "Traceback" not in x for x in said), said
 
 
 # --- Alone ---
