@@ -81,7 +81,7 @@ models = {
     "control": continued("control", "causal"),
     "ul2r": continued("ul2r", "ul2r_eos"),
 }
-share = N_STEPS * 8 * 128 / sum(stage.n_tokens for stage in base.info.stages)
+share = N_STEPS * 8 * 128 / sum(stage.n_tokens for stage in base.info.stages or ())
 print(f"each fork took {share:.1%} of the base's training")
 assert share < 0.02
 

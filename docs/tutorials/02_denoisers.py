@@ -143,7 +143,7 @@ law = [
 figure, axes = plt.subplots(figsize=(7, 3.2), constrained_layout=True)
 axes.bar(range(1, longest + 1), seen, color="#56b4e9", label="drawn, 400 chunks")
 axes.plot(range(1, longest + 1), law, "o-", color="#d55e00", label="T5's law")
-axes.axvline(np.mean(lengths), color="black", linestyle=":", label="mean")
+axes.axvline(float(np.mean(lengths)), color="black", linestyle=":", label="mean")
 axes.set(xlabel="length of a span in tokens", ylabel="share of spans", ylim=(0, None))
 axes.legend(frameon=False)
 plt.show()
@@ -176,15 +176,16 @@ print("targets ", {name: f"{share:.0%}" for name, share in shares.items()})
 
 # %% mystnb={"image": {"alt": "Two stacked bars: R, X and S have 25, 25 and 50 percent of the examples, but R has far fewer of the targets."}}
 figure, axes = plt.subplots(figsize=(7, 1.8), constrained_layout=True)
-for label, values in {"examples": weights, "targets": shares}.items():
+for y, values in enumerate((weights, shares)):
     left = 0.0
     for name, colour in zip("rxs", ("#0072b2", "#d55e00", "#999999"), strict=True):
-        axes.barh(label, values[name], left=left, color=colour)
+        axes.barh(y, values[name], left=left, color=colour)
         text = f"{name.upper()} {values[name]:.0%}"
-        style = {"ha": "center", "va": "center", "color": "white", "weight": "bold"}
-        axes.text(left + values[name] / 2, label, text, **style)
+        middle = left + values[name] / 2
+        axes.text(middle, y, text, ha="center", va="center", color="white")
         left += values[name]
 axes.set(xlim=(0, 1), xticks=[], frame_on=False)
+axes.set_yticks([0, 1], ["examples", "targets"])
 axes.invert_yaxis()
 plt.show()
 

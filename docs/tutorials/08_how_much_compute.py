@@ -28,7 +28,7 @@ BLUE, ORANGE = "#0072b2", "#d55e00"
 # FLOPs per parameter and token.
 
 # %%
-points = savings.table_8()
+points = savings.build_paper_points()
 palm = [p for p in points if p.family == "causal"]
 u_palm = [p for p in points if p.family == "ul2r"]
 tasks = sorted(palm[0].scores)
@@ -112,7 +112,7 @@ assert np.isinf(rates[2]), "beyond the end of the curve nothing is known"
 # scaling --paper` prints.
 
 # %%
-found = savings.savings(points)
+found = savings.estimate_savings(points)
 for saving in found:
     print(f"from {saving.start_flops / ZETTA:4.0f} zFLOPs: {saving}")
 
