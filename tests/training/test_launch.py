@@ -75,7 +75,7 @@ def test_moved_run_folder_resumes_where_it_is(config, tmp_path, capsys):
     assert not config.out.exists() and (tmp_path / "moved" / "steps" / "4").is_dir()
 
 
-def test_run_ends_with_its_loss_its_checkpoint_and_what_to_run_next(config, capsys):
+def test_run_ends_with_loss_checkpoint_and_next_commands(config, capsys):
     run(dataclasses.replace(config, n_steps=2))
     *_, finished, checkpoint, use, measure = capsys.readouterr().out.splitlines()
     assert re.fullmatch(r"finished 2 steps, validation loss \d\.\d{3} nats per token", finished)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import AbstractMesh, AxisType
+from support import recipe_configs
 
 from upalm.distributed.chips import chip_of
 from upalm.distributed.sharding import AXES
@@ -25,19 +26,17 @@ from upalm.ul2r.rows import Batch
 CHIPS = {"palm_8b": 256, "palm_62b": 512, "palm_540b": 6144, "ul2r_8b": 64, "ul2r_62b": 64, "ul2r_540b": 512}
 
 
-_DUMP = """
-import json, sys
-from upalm import recipe
-from upalm.settings import to_json
-print(json.dumps({n: to_json(recipe.config(n, n.split("_")[1])) for n in sys.argv[1:]}, default=lambda x: "required"))
-"""
-
-
 @lru_cache
+def configs_of(*names):
+    """Configs of recipes as JSON, by the names of recipe and config; all without names."""
+    done = subprocess.run([sys.executable, recipe_configs.__file__, *names], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout)
+
+
 def config_of(name):
-    """Made in another process: paths that the user must give are no strings, which the type checks of tests refuse."""
-    done = subprocess.run([sys.executable, "-c", _DUMP, name], capture_output=True, text=True, check=True)
-    return from_json(TrainConfig, json.loads(done.stdout)[name])
+    """The config of a recipe for one of the paper's sizes."""
+    return from_json(TrainConfig, configs_of(name)[f"{name} {name.split('_')[1]}"])
 
 
 def model_of(name):
@@ -83,19 +82,13 @@ def test_tokens_are_the_papers():
 
 
 def test_every_config_of_every_recipe_builds():
-    code = """
-from upalm import recipe
-for name in recipe.names():
-    for config in recipe.configs(name):
-        assert recipe.config(name, config).identity()["n_steps"] > 0
-        print(name, config)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert len(done.stdout.splitlines()) > 15
+    configs = configs_of()
+    assert len(configs) > 15
+    for name, config in configs.items():
+        assert config["n_steps"] > 0, name
 
 
-def test_every_recipe_states_paper_command_hardware_cost_and_what_to_expect():
+def test_every_recipe_states_paper_command_and_expectation():
     for name in recipes.names():
         text = recipes.find(name).read_text().split('"""')[1]
         for word in ("Paper:", "Command:", "Hardware:", "Expected:"):
@@ -119,7 +112,7 @@ def test_peaks_of_chips(kind, peak):
 
 
 @pytest.mark.slow
-def test_scaling_tiny_goes_from_text_to_plot_and_asks_nothing_twice(tmp_path, source_text, monkeypatch, capsys):
+def test_scaling_tiny_goes_from_text_to_plot_and_resumes(tmp_path, source_text, monkeypatch, capsys):
     spec = importlib.util.spec_from_file_location("scaling_tiny", recipes.find("scaling_tiny"))
     scaling = importlib.util.module_from_spec(spec)
     sys.modules["scaling_tiny"] = scaling  # dataclasses look there

@@ -10,13 +10,18 @@ import safetensors
 
 
 def to_arrays(tree: Any) -> dict[str, Any]:
-    """The leaves of a tree by their path, such as `blocks.wq`."""
+    """Return the leaves of a tree by their path, such as `blocks.wq`."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
 def from_arrays(template: Any, arrays: dict[str, Any], where: object) -> Any:
-    """`template` with its leaves taken from `arrays`, laid out as there.
+    """Fill `template` with arrays by name, in its dtypes and layout.
+
+    Args:
+        template: tree of arrays or of their shapes.
+        arrays: by path.
+        where: of the arrays, for errors.
 
     Raises:
         ValueError: missing or surplus names, or another shape.
@@ -28,7 +33,7 @@ def from_arrays(template: Any, arrays: dict[str, Any], where: object) -> Any:
 
 
 def check_arrays(wanted: dict[str, Any], shapes: dict[str, tuple[int, ...]], where: object) -> None:
-    """Refuse arrays that are not those of a model.
+    """Refuse arrays whose names or shapes differ from a model's.
 
     Raises:
         ValueError: missing or surplus names, or another shape.
@@ -44,9 +49,9 @@ def check_arrays(wanted: dict[str, Any], shapes: dict[str, tuple[int, ...]], whe
 
 @jax.jit
 def checksums(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """Of each array: its bits as whole numbers, each times an odd number of its place, summed modulo 2^32.
+    """Checksum each array: its bits as integers, each times an odd number of its place, summed modulo 2^32.
 
-    A flipped bit changes the sum, whichever it is. The order of adding does not, so that every mesh finds the same.
+    Any flipped bit changes the sum. The order of addition does not, so that every mesh gives the same.
     """
 
     def checksum(x: jax.Array) -> jax.Array:
@@ -62,8 +67,7 @@ def checksums(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
 
 
 def read_weights(template: Any, path: Path) -> Any:
-    """`template` with its leaves read from a safetensors file; of leaves that are laid out on a mesh, each device's
-    part alone.
+    """Fill `template` from a safetensors file; each process reads only the parts of its devices.
 
     Raises:
         ValueError: a damaged file, missing or surplus names, or another shape.

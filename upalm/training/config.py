@@ -128,7 +128,7 @@ class Continue:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """Where checkpoints are written, how often, and which are kept."""
+    """Folder, frequency and number of the checkpoints."""
 
     minutes: float = 0.0
     """Minutes after which a checkpoint is written in any case; 0 goes by `save_every` alone."""

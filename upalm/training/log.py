@@ -83,7 +83,7 @@ class StepLog:
             jax.profiler.stop_trace()
 
     def expect(self, step: int, reported: StepMetrics, n_tokens: int) -> None:
-        """Take what the step that made `step` steps reports, without waiting for it."""
+        """Remember the metrics of the step just dispatched, without waiting for it."""
         self._pending = step, reported, n_tokens
 
     def read(self) -> None:

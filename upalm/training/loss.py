@@ -1,4 +1,4 @@
-"""Weighted next-token loss, returned as sums: whoever adds up microbatches or hosts divides once.
+"""Weighted next-token loss with z-loss, returned as sums so that microbatches are added before dividing once.
 
 Dims: B batch rows, T positions, V vocabulary, M denoisers.
 """
@@ -21,19 +21,20 @@ from upalm.ul2r.rows import Batch
 Z_LOSS = 1e-4
 """Weight of log(Z)^2 (PaLM section 5)."""
 
-
-_N_CHUNKS = 8
+_N_CHUNKS = 8  # a power of two that divides most row lengths
 
 
 class LossSums(NamedTuple):
-    """Sums over a batch, split by denoiser."""
+    """Sums over a batch, by denoiser."""
 
     nll: Float[Array, " M"]
+    """Negative log-likelihood, in nats."""
     weight: Float[Array, " M"]
+    """Loss tokens."""
 
 
 def token_log_probs(logits: Float[Array, "B T V"], targets: Array) -> tuple[Array, Array]:
-    """Log-probability of each target, and log Z; both [B, T]."""
+    """Return the log-probability of each target, and log Z; both [B, T]."""
     return _token_log_probs(logits, is_target(logits.shape[-1], targets, 0), ())
 
 
@@ -47,7 +48,12 @@ def _token_log_probs(logits, hits, vocab_axes):
 
 
 def loss_fn(model: Decoder, batch: Batch, *, n_denoisers: int = 1) -> tuple[Float[Array, ""], LossSums]:
-    """Sum over loss tokens of NLL + z-loss, and the NLL and token count of each denoiser.
+    """Sum NLL + z-loss over the loss tokens, and NLL and token count by denoiser.
+
+    Args:
+        model: the model.
+        batch: rows [B, T].
+        n_denoisers: number of denoisers in the mixture.
 
     Paper: PaLM section 5 (z-loss, no label smoothing); loss on targets only.
     """
@@ -69,11 +75,11 @@ def chunked_loss(
     weights: Float[Array, "B T"],
     logit_scale: float,
 ) -> tuple[Float[Array, ""], Float[Array, "B T"]]:
-    """Weighted sum of NLL + z-loss, and each target's log-probability, which has no gradient.
+    """Sum NLL + z-loss by weight, and return each target's log-probability, which has no gradient.
 
-    Logits exist for an eighth of the positions at a time. Their gradient needs nothing but themselves, so it is
-    formed beside them: no logits are kept for a backward pass, and none are computed twice. On a mesh, each device
-    has its rows and its part of the vocabulary; the table is gathered once, and its gradient added up once.
+    Logits exist for an eighth of the positions at a time. Their gradient is formed beside them, because it needs
+    nothing else: no logits are kept for the backward pass, and none are computed twice. On a mesh, each device has its
+    rows and its part of the vocabulary; the table is gathered once, and its gradient summed once.
     """
     split, row = _split(table, x)
     return on_shards(

@@ -1,4 +1,4 @@
-"""Recipes: runnable files with named configs, found beside the package or in a checkout, never imported."""
+"""Recipes: runnable files with named configs, beside the package or in a checkout, never imported."""
 
 import ast
 import runpy

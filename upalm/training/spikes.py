@@ -17,7 +17,7 @@ _FILE = "skipped.json"
 
 @dataclass(frozen=True)
 class SpikeConfig:
-    """What to do when the loss is not finite, or jumps."""
+    """Detection of loss spikes, and the remedy."""
 
     threshold: float = 0.0
     """Nats above the recent median from which a loss is a spike; 0 detects only losses that are not finite."""
@@ -81,7 +81,7 @@ class Skip(NamedTuple):
 
 
 def choose_remedy(spike: LossSpike, config: SpikeConfig, steps: Sequence[int], n_applied: int, what: str) -> Skip:
-    """Checkpoint to go back to, and batches to skip from there (PaLM section 5.1).
+    """Choose the checkpoint to go back to and the batches to skip from there (PaLM section 5.1).
 
     Args:
         spike: the loss spike.
