@@ -113,6 +113,10 @@ ids += [model.tokenizer.symbols.eos_id]
 words = [model.tokenizer.decode([i]) or "end" for i in ids]
 surprise = -score.log_probs / np.log(2)
 assert len(words) == len(surprise)
+first, *later = [
+    bits for word, bits in zip(words, surprise, strict=True) if "val" in word
+]
+assert min(later) < first, "a repeated name costs less than its first use"
 
 # %% mystnb={"image": {"alt": "The tokens of three true spans in a row, shaded by how many bits each costs; a bar over each token shows the same number."}}
 figure, axes = plt.subplots(figsize=(9, 3), constrained_layout=True)
@@ -126,8 +130,7 @@ plt.show()
 
 # %% [markdown]
 # A repeated name costs less than its first use: the model reads its own answer.
-
-# %% [markdown]
+#
 # ## While it is being written
 
 # %%
