@@ -27,6 +27,7 @@ if "JAX_PLATFORMS" not in os.environ:  # with libtpu installed, JAX would look f
     jax.config.update("jax_platforms", "cpu")
     os.environ["JAX_PLATFORMS"] = "cpu"
 
+collect_ignore = ["support"]  # recipes and processes that tests start: no tests, and their examples are not run
 TEXT = inspect.getsource(argparse)
 
 

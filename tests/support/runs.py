@@ -45,8 +45,8 @@ def log_lines(folder: Path) -> list[dict[str, Any]]:
 
 
 def steps_of(folder: Path) -> list[int]:
-    """Steps of the checkpoints on disk, in order."""
-    return sorted(int(p.name) for p in (folder / "steps").iterdir())
+    """Steps of the whole checkpoints on disk, in order; one that broke off keeps a longer name."""
+    return sorted(int(p.name) for p in (folder / "steps").iterdir() if p.name.isdigit())
 
 
 def damage_checkpoint(step: Path, how: str) -> None:

@@ -30,7 +30,7 @@ def test_humaneval_reports_continuations_apart():
 
 
 def test_humaneval_of_unknown_kind_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="'one-line': choose one of single-line"):
+    with pytest.raises(ValueError, match="'one-line' of HumanEval infilling: did you mean 'single-line'"):
         humaneval.load(tmp_path, "one-line")
     with pytest.raises(ValueError, match="get it from"):
         humaneval.load(tmp_path, "single-line")
