@@ -29,6 +29,7 @@ from upalm.training.loop import Interrupted
 from upalm.training.optim import Adafactor, AdamW, Schedule
 
 FORKED_RUNS = Path(__file__).parents[1] / "support" / "forked_runs.py"
+PALMS = Adafactor(Schedule(peak=1e-2))
 GOLDEN_LOSSES = [
     *(6.68778, 6.53162, 6.662, 6.74162, 6.58238, 6.70039, 6.54394, 6.60675, 6.58822, 6.66561),
     *(6.49778, 6.36909, 6.50723, 6.27695, 6.40595, 6.39702, 6.36389, 6.05036, 6.31367, 6.30533),
@@ -87,7 +88,7 @@ def test_metrics_are_read_while_the_next_step_runs(config, monkeypatch):
 # --- Interruptions ---
 
 
-@pytest.mark.parametrize("optimizer", [Adafactor(Schedule(peak=1e-2)), AdamW(Schedule(peak=1e-3))])
+@pytest.mark.parametrize("optimizer", [PALMS, dataclasses.replace(PALMS, factored=True), AdamW(Schedule(peak=1e-3))])
 def test_resumed_is_uninterrupted_bit_for_bit(config, tokenizer, tokens, optimizer, tmp_path, monkeypatch):
     config = dataclasses.replace(config, optimizer=optimizer)
     whole = to_arrays(fit(config, tokenizer, tokens))

@@ -5,7 +5,7 @@ import numpy as np
 import optax
 import pytest
 
-from upalm.training.optim import Adafactor, AdamW, Schedule
+from upalm.training.optim import Adafactor, AdamW, Schedule, scale_by_factored_rms
 
 
 class Stacked(eqx.Module):
@@ -70,3 +70,38 @@ def test_schedules():
 def test_bad_schedule(bad):
     with pytest.raises(ValueError, match="expected|peak"):
         Schedule(**bad)
+
+
+def test_factored_moments_are_optaxs_on_each_large_matrix():
+    ours, theirs = scale_by_factored_rms(0.8), optax.scale_by_factored_rms(factored=True, epsilon=1e-30)
+    like = Stacked(jnp.zeros((130, 140)), {"w": jnp.zeros((3, 140, 130))})
+    unstacked = [like.embed, *like.blocks["w"]]
+    state, oracle_state = ours.init(like), theirs.init(unstacked)
+    for i in range(4):
+        keys = jax.random.split(jax.random.key(i))
+        g = Stacked(jax.random.normal(keys[0], (130, 140)), {"w": jax.random.normal(keys[1], (3, 140, 130))})
+        found, state = ours.update(g, state, like)
+        expected, oracle_state = theirs.update([g.embed, *g.blocks["w"]], oracle_state, unstacked)
+        for x, y in zip([found.embed, *found.blocks["w"]], expected, strict=True):
+            np.testing.assert_allclose(x, y, rtol=1e-5)
+
+
+def test_factored_moments_of_gradients_of_rank_one_are_exact():
+    """Also where a layer's parameter has more than two axes."""
+    rows, columns = (
+        jax.random.normal(jax.random.key(0), (3, 4, 2, 1)),
+        jax.random.normal(jax.random.key(1), (3, 1, 1, 5)),
+    )
+    p = Stacked(jnp.zeros(3), {"w": rows * columns})
+    factored, full = scale_by_factored_rms(0.8), optax.scale_by_factored_rms(factored=False, epsilon=1e-30)
+    found, _ = factored.update(p, factored.init(p), p)
+    expected, _ = full.update(p, full.init(p), p)
+    np.testing.assert_allclose(found.blocks["w"], expected.blocks["w"], rtol=1e-5)
+
+
+def test_factored_state_takes_two_bytes_per_parameter():
+    p = Stacked(jnp.zeros((512, 256)), {"w": jnp.zeros((4, 256, 8, 64)), "norm": jnp.zeros((4, 256))})
+    n_params = sum(x.size for x in jax.tree.leaves(p))
+    for factored, limit in ((False, 8.01), (True, 2.1)):
+        state = Adafactor(factored=factored).build(10).init(p)
+        assert sum(x.nbytes for x in jax.tree.leaves(state)) < limit * n_params

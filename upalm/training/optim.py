@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -73,7 +73,10 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Adafactor:
-    """PaLM's optimizer (section 5): Adafactor without factoring, which is Adam with parameter scaling."""
+    """PaLM's optimizer (section 5): Adafactor without factoring, which is Adam with parameter scaling.
+
+    `factored` is Adafactor's own memory saving (Shazeer and Stern, arXiv:1804.04235), for models that would not fit.
+    """
 
     schedule: Schedule = field(default_factory=Schedule)
     beta1: float = 0.9
@@ -84,6 +87,8 @@ class Adafactor:
     """Global norm that gradients are clipped to."""
     decay: bool = True
     """Whether to decay weights by the squared learning rate."""
+    factored: bool = False
+    """Keep second moments by row and column, and momentum in bf16: 2 bytes of state per parameter, not 8."""
 
     def __post_init__(self):
         if not (0 <= self.beta1 < 1 and 0 < self.decay_exponent < math.inf and self.clip_norm > 0):
@@ -95,10 +100,12 @@ class Adafactor:
         schedule = self.schedule.build(n_steps)
         return optax.chain(
             optax.clip_by_global_norm(self.clip_norm),
-            optax.scale_by_factored_rms(factored=False, decay_rate=self.decay_exponent, epsilon=1e-30),
+            scale_by_factored_rms(self.decay_exponent)
+            if self.factored
+            else optax.scale_by_factored_rms(factored=False, decay_rate=self.decay_exponent, epsilon=1e-30),
             optax.scale_by_learning_rate(schedule),
             scale_by_layer_rms(),
-            optax.ema(self.beta1, debias=False),
+            optax.ema(self.beta1, debias=False, accumulator_dtype=jnp.bfloat16 if self.factored else None),
             decay_by_squared_learning_rate(schedule) if self.decay else optax.identity(),
         )
 
@@ -131,6 +138,73 @@ class AdamW:
         )
 
 
+class FactoredRmsState(NamedTuple):
+    """Running means of squared gradients, over the last axis and over the others; in full for vectors."""
+
+    step: jax.Array
+    rows: Any
+    columns: Any
+
+
+def scale_by_factored_rms(decay_exponent: float, epsilon: float = 1e-30) -> optax.GradientTransformation:
+    """Divide each gradient by its RMS over time, kept by row and by column (Shazeer and Stern, section 3).
+
+    A matrix is a parameter of any rank per layer, its last axis against the others. optax's transformation of this name
+    takes two axes of the whole stack of layers, and keeps all others in full.
+
+    Args:
+        decay_exponent: the decay rate at step k is 1 - k^-decay_exponent.
+        epsilon: added to the squared gradients.
+    """
+
+    def init(params):
+        def new_rows(p, axes):
+            return jnp.zeros(p.shape[:-1] if len(axes) > 1 else p.shape)
+
+        def new_columns(p, axes):
+            return jnp.zeros((*p.shape[: axes[0]], p.shape[-1]) if len(axes) > 1 else ())
+
+        rows, columns = _map_by_layer(new_rows, params), _map_by_layer(new_columns, params)
+        return FactoredRmsState(jnp.zeros([], jnp.int32), rows, columns)
+
+    def update(updates, state, params=None):
+        decay = 1 - (state.step + 1.0) ** -decay_exponent
+
+        def mean(before, squares):
+            return decay * before + (1 - decay) * squares
+
+        def new_rows(g, axes, rows):
+            squares = jnp.square(g) + epsilon
+            return mean(rows, jnp.mean(squares, -1) if len(axes) > 1 else squares)
+
+        def new_columns(g, axes, columns):
+            return mean(columns, jnp.mean(jnp.square(g) + epsilon, axes[:-1])) if len(axes) > 1 else columns
+
+        def scaled(g, axes, rows, columns):
+            if len(axes) < 2:
+                return g * jax.lax.rsqrt(rows)
+            share = rows / jnp.mean(rows, axes[:-1], keepdims=True)
+            across = jnp.expand_dims(columns, axes[:-1])
+            return g * jax.lax.rsqrt(share)[..., None] * jax.lax.rsqrt(across)
+
+        rows = _map_by_layer(new_rows, updates, state.rows)
+        columns = _map_by_layer(new_columns, updates, state.columns)
+        count = jnp.asarray(optax.safe_increment(state.step))
+        return _map_by_layer(scaled, updates, rows, columns), FactoredRmsState(count, rows, columns)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _map_by_layer(function, tree, *rest):
+    """Map `function(leaf, axes, ...)`, where `axes` are those of a single layer where layers are stacked for scan."""
+
+    def with_axes(path, leaf, *others):
+        is_stacked = any(getattr(entry, "name", None) == "blocks" for entry in path)
+        return function(leaf, tuple(range(is_stacked, leaf.ndim)), *others)
+
+    return jax.tree_util.tree_map_with_path(with_axes, tree, *rest)
+
+
 def scale_by_layer_rms(floor: float = 1e-3) -> optax.GradientTransformation:
     """Multiply each update by the RMS of its parameter, per layer where layers are stacked for scan.
 
@@ -140,14 +214,12 @@ def scale_by_layer_rms(floor: float = 1e-3) -> optax.GradientTransformation:
         floor: smallest RMS that is used.
     """
 
-    def scale(path, update, param):
-        is_stacked = any(getattr(entry, "name", None) == "blocks" for entry in path)
-        axes = tuple(range(is_stacked, param.ndim))
+    def scale(param, axes, update):
         rms = jnp.sqrt(jnp.mean(jnp.square(param), axes, keepdims=True))
         return update * jnp.maximum(rms, floor)
 
     def update(updates, state, params):
-        return jax.tree_util.tree_map_with_path(scale, updates, params), state
+        return _map_by_layer(scale, params, updates), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)  # pyright: ignore[reportArgumentType]
 
