@@ -7,6 +7,7 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 from support.eight_devices import (
     decode_on_meshes,
+    factored_updates_on_a_mesh,
     move_checkpoint,
     on_eight_devices,
     open_models_on_meshes,
@@ -82,6 +83,11 @@ def test_mesh_changes_no_sample():
 @pytest.mark.slow
 def test_mesh_changes_no_gradient_of_open_models():
     on_eight_devices(open_models_on_meshes)
+
+
+@pytest.mark.slow
+def test_mesh_changes_no_update_of_factored_adafactor():
+    on_eight_devices(factored_updates_on_a_mesh)
 
 
 @pytest.mark.slow

@@ -15,16 +15,17 @@ from upalm.checkpoints.arrays import to_arrays
 from upalm.checkpoints.folder import describe, export, load_model
 from upalm.checkpoints.manager import Checkpoints
 from upalm.data.tokenizer import SentencePiece
-from upalm.distributed.sharding import make_mesh, row_sharding
+from upalm.distributed.sharding import constrain_params, make_mesh, row_sharding
 from upalm.inference.config import GenerationConfig
 from upalm.inference.decoding import DecodingModel, Task, decode, prefill
 from upalm.inference.grammar import Rules
 from upalm.inference.sampling import Sampler
 from upalm.model.config import ModelConfig
-from upalm.model.palm import Decoder, shard
+from upalm.model.palm import LOGICAL_AXES, Decoder, shard
 from upalm.planning.hlo import Program
 from upalm.planning.lowering import unstacked_spec
 from upalm.training.loss import loss_fn
+from upalm.training.optim import Adafactor
 from upalm.ul2r.rows import Batch
 from upalm.ul2r.symbols import Symbols
 
@@ -113,6 +114,33 @@ def open_models_on_meshes() -> None:
                 np.testing.assert_allclose(array, expected[parameter], atol=2e-5 * scale, err_msg=message)
             assert tokens == expected_tokens, (name, n_data, n_model)
             np.testing.assert_allclose(log_probs, expected_log_probs, atol=1e-4)
+
+
+def factored_updates_on_a_mesh() -> None:
+    """Two updates of factored Adafactor are those of one device; its state lies as its parameters do, or whole."""
+    model, optimizer = Decoder(CONFIG, key=jax.random.key(0)), Adafactor(factored=True).build(10)
+    gradient = jax.tree.map(lambda x: jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape), model)
+
+    @jax.jit
+    def updates(model, gradient):
+        _, state = optimizer.update(gradient, optimizer.init(model), model)
+        updates, state = optimizer.update(gradient, state, model)
+        return constrain_params((updates, state), LOGICAL_AXES)
+
+    expected = to_arrays(updates(model, gradient))
+    mesh = make_mesh(2, 4)
+    with jax.set_mesh(mesh):
+        results = updates(shard(model, mesh), shard(gradient, mesh))
+    moments = results[1][1]
+    assert moments.rows.blocks.wq.sharding.is_fully_replicated
+    assert not results[1][4].ema.blocks.wq.sharding.is_fully_replicated
+    for name, array in to_arrays(results).items():
+        np.testing.assert_allclose(
+            np.float32(array),
+            np.float32(expected[name]),
+            rtol=1e-2 * (array.dtype == jnp.bfloat16) + 1e-5,
+            err_msg=name,
+        )
 
 
 def move_checkpoint(folder: str, tokenizer_file: str) -> None:
