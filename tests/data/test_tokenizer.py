@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from upalm.data.tokenizer import SentencePiece
+from upalm.checkpoints.shipped import PALM_TINY
+from upalm.data.tokenizer import AWKWARD_TEXTS, LOW_LINE, SentencePiece
 from upalm.ul2r.symbols import N_SENTINELS
 
 
@@ -22,7 +23,8 @@ def test_text_never_makes_a_sentinel(tokenizer, text):
     assert max(tokenizer.encode(text), default=0) < tokenizer.first_sentinel
 
 
-def test_every_sentinel_piece_is_spelt_in_bytes(tokenizer):
+def test_every_sentinel_piece_is_spelt_in_bytes():
+    tokenizer = SentencePiece.load(PALM_TINY / "tokenizer.model")  # trained before pieces were marked unused
     pieces = [tokenizer._sp.id_to_piece(i).replace("▁", " ") for i in tokenizer.symbols.sentinels]
     plain = [tokenizer._sp.encode(p) for p in pieces]
     assert any(max(ids) >= tokenizer.first_sentinel for ids in plain)  # else this test shows nothing
@@ -73,3 +75,14 @@ def test_lone_surrogates_are_refused_by_place(tokenizer):
         with pytest.raises(ValueError, match=r"lone surrogate U\+D83D at character 2") as e:
             encode("é \ud83d b")
         assert type(e.value) is ValueError
+
+
+def test_every_code_point_comes_back(tokenizer):
+    tokenizer.check_lossless()
+    assert tokenizer.decode(tokenizer.encode(f"a{LOW_LINE}b c")) == f"a{LOW_LINE}b c"
+    assert tokenizer.encode_documents([f"a{LOW_LINE}b"]) == [tokenizer.encode(f"a{LOW_LINE}b")]
+
+
+def test_new_vocabularies_never_write_a_sentinel(tokenizer, source_text):
+    assert max(tokenizer._sp.encode(source_text)) < tokenizer.first_sentinel
+    assert all(tokenizer.decode(tokenizer.encode(text)) == text for text in AWKWARD_TEXTS)

@@ -103,6 +103,13 @@ def test_names_of_older_files_and_plain_rotary(saved):
     np.testing.assert_allclose(np.asarray(ours(rows(ids))), expected, atol=5e-5)
 
 
+def test_prefixes_of_compiled_and_parallel_models_are_left_out(saved):
+    theirs = palm()
+    state = {f"module._orig_mod.{k}": v for k, v in theirs.state_dict().items()}
+    theirs.state_dict = lambda: state
+    assert saved(theirs).config.n_layers == 3
+
+
 class Attack:
     def __reduce__(self):
         return open, ("attacked", "w")

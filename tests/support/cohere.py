@@ -1,6 +1,7 @@
 """Small Cohere models with random weights, and a byte-level tokenizer trained on real text: what a user imports."""
 
 import json
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ def small_cohere(**changes):
     return model
 
 
+@cache
 def byte_level(text: str, n_reserved: int = 0):
     """A tokenizers.Tokenizer of 700 ids: three special tokens, reserved ones if asked, bytes, merges."""
     tokenizers = pytest.importorskip("tokenizers", reason="tokenizers is absent: pip install '.[hf]'")

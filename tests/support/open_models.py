@@ -68,12 +68,15 @@ _NORMS = {
 }
 
 
-def transformers_model(family: str):
-    """A model of the family in fp32, whose norms and biases are random, so that leaving one out shows."""
+def transformers_model(family: str, **settings: Any):
+    """A model of the family in fp32, whose norms and biases are random, so that leaving one out shows.
+
+    `settings` override those of its config.
+    """
     torch = pytest.importorskip("torch", reason="torch is absent: pip install '.[oracles]'")
     transformers = pytest.importorskip("transformers", reason="transformers is absent: pip install '.[oracles]'")
     name, changes, config = FAMILIES[family]
-    settings = dict(
+    common = dict(
         vocab_size=config.vocab_size,
         hidden_size=config.d_model,
         intermediate_size=config.d_ff,
@@ -89,7 +92,7 @@ def transformers_model(family: str):
         tie_word_embeddings=False,
     )
     torch.manual_seed(0)
-    hf_config = getattr(transformers, f"{name}Config")(**(settings | changes))
+    hf_config = getattr(transformers, f"{name}Config")(**(common | changes | settings))
     model = getattr(transformers, f"{name}ForCausalLM")(hf_config).eval()
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():

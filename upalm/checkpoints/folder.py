@@ -133,7 +133,7 @@ def open_checkpoint(folder: Path) -> tuple[ModelConfig, Tokenizer, CheckpointInf
     stored = description(run_folder)
     _check_manifest(run_folder)
     tokenizer = load_tokenizer(run_folder)
-    if tokenizer.hash != stored["tokenizer_hash"]:
+    if stored["tokenizer_hash"] not in tokenizer.hashes:
         raise ValueError(
             f"the tokenizer in {run_folder} has hash {tokenizer.hash}, the checkpoint was made with "
             f"{stored['tokenizer_hash']}: put the right tokenizer there."

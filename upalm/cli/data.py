@@ -99,7 +99,7 @@ class Check:
         shards.Manifest.read(self.data)  # first says what else a folder is
         tokenizer = load_tokenizer(self.data)
         for split in shards.SPLITS:
-            corpus = shards.Shards(self.data, split, tokenizer.hash)
+            corpus = shards.Shards(self.data, split, *tokenizer.hashes)
             corpus.check()
             print(f"{split}: {len(corpus.shards)} shards, {corpus.n_tokens:,} tokens: whole")
 

@@ -16,22 +16,27 @@ if TYPE_CHECKING:
 class ImportHf:
     """Convert a Hugging Face checkpoint into one of upalm.
 
-    Cohere's architecture: Command-R, Aya.
+    Architectures: Llama, Mistral, Qwen 2 and 3, OLMo 2, Gemma, Cohere.
     """
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
     """A folder with config.json, safetensors and tokenizer.json; or a name on the Hugging Face hub."""
     out: options.Out
     """Folder to write."""
-    norm: Literal["layernorm", "rms"] = "layernorm"
-    """`rms` folds LayerNorm into RMS norm, exactly but for rounding; such a model cannot be exported."""
+    norm: Literal["keep", "rms"] = "keep"
+    """`rms` folds Cohere's LayerNorm into RMS norm, exactly but for rounding. Such a model cannot be exported."""
+    sentinels: Literal["auto", "named", "reserved", "reserved-last", "unused-rows", "subwords", "levanter"] = "auto"
+    """Ids that serve as sentinels: the vocabulary's own <extra_id_i>, its first or last 100 reserved tokens, rows of
+    the table without a subword, its last subwords, or Levanter's choice. `auto` is the first that there are 100 of."""
 
     def __call__(self) -> None:
         from upalm.interop import hf_import
         from upalm.training.progress import Bar
 
         with Bar("import", 1) as bar:
-            found = hf_import.import_hf(self.source, self.out, norm=self.norm, progress=bar.set_total)
+            found = hf_import.import_hf(
+                self.source, self.out, norm=self.norm, sentinels=self.sentinels, progress=bar.set_total
+            )
         _report(found)
 
 
@@ -73,7 +78,7 @@ class ImportPalm:
 class ExportHf:
     """Convert a checkpoint into one of transformers.
 
-    Programs that serve the Cohere architecture read it, too.
+    It goes out in the architecture that it came from, or that its options are.
     """
 
     checkpoint: options.Checkpoint
@@ -84,12 +89,12 @@ class ExportHf:
     """Of the weights; `keep` is what the checkpoint has, float32 for a run."""
 
     def __call__(self) -> None:
-        from upalm.interop import cohere, hf_export
+        from upalm.interop import hf_export
         from upalm.training.progress import Bar
 
         with Bar("export", 1) as bar:
             found = hf_export.export_hf(self.checkpoint, self.out, dtype=self.dtype, progress=bar.set_total)
-        print(f"{found.folder}: {found.n_bytes / 1e6:,.1f} MB of {found.dtype}, as {cohere.ARCHITECTURE}")
+        print(f"{found.folder}: {found.n_bytes / 1e6:,.1f} MB of {found.dtype}, as {found.architecture}")
 
 
 def _report(found: "Imported") -> None:

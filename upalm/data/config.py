@@ -155,7 +155,7 @@ def open_source(
     """
     if folders := built_folders(config.source):
         train, validation = (
-            [Weighted(Shards(folder, split, tokenizer.hash), weight) for folder, weight in folders.items()]
+            [Weighted(Shards(folder, split, *tokenizer.hashes), weight) for folder, weight in folders.items()]
             for split in SPLITS
         )
         return train, validation

@@ -142,7 +142,7 @@ def is_folder_of_shards(source: str) -> bool:
 class Shards:
     """The documents of a split, read block by block in any order."""
 
-    def __init__(self, folder: str, split: str, tokenizer_hash: str):
+    def __init__(self, folder: str, split: str, *tokenizer_hashes: str):
         """Check sizes, record counts and document lengths of every shard; ArrayRecord checks each block it reads.
 
         Raises:
@@ -151,9 +151,9 @@ class Shards:
         self.folder, self.manifest = epath.Path(folder), Manifest.read(folder)
         if not self.manifest.complete:
             raise ValueError(f"{folder} is unfinished: run the same `upalm data build` again to resume it.")
-        if self.manifest.tokenizer_hash != tokenizer_hash:
+        if self.manifest.tokenizer_hash not in tokenizer_hashes:
             raise ValueError(
-                f"{folder} was tokenised with {self.manifest.tokenizer_hash}, the model has {tokenizer_hash}: "
+                f"{folder} was tokenised with {self.manifest.tokenizer_hash}, the model has {tokenizer_hashes[0]}: "
                 f"build it again with the model's tokenizer (--tokenizer)."
             )
         self.shards = [s for s in self.manifest.shards if s.split == split]
@@ -302,7 +302,8 @@ def _open_manifest(text: sources.TextSource, folder: str, tokenizer: Tokenizer, 
     if out.exists() and not out.is_dir():
         raise ValueError(f"{folder} is a file: choose another --out.")
     names = {path.name for path in out.iterdir() if path.suffix != ".new"} if out.exists() else set()
-    if names <= tokenizer.files.keys():  # empty, or interrupted before the manifest was written
+    tokenizer_names = {name.partition("/")[0] for name in tokenizer.files}
+    if names <= tokenizer_names:  # empty, or interrupted before the manifest was written
         out.mkdir(parents=True, exist_ok=True)
         tokenizer.save(out)
         request.write(out)
@@ -310,13 +311,15 @@ def _open_manifest(text: sources.TextSource, folder: str, tokenizer: Tokenizer, 
     if "manifest.json" not in names:
         raise ValueError(f"{folder} holds other files, such as {sorted(names)[0]}: choose another --out.")
     manifest = Manifest.read(out)
+    if manifest.tokenizer_hash in tokenizer.hashes:
+        request.tokenizer_hash = manifest.tokenizer_hash
     if differences := _differences(manifest, request):
         raise ValueError(
             f"{folder} holds shards of another request ({'; '.join(differences)}): choose another --out, or delete it."
         )
     if not manifest.complete:
         manifest.skip_undecodable = request.skip_undecodable
-    if not tokenizer.files.keys() <= names:
+    if not tokenizer_names <= names:
         tokenizer.save(out)
     return manifest
 

@@ -1,13 +1,13 @@
-"""`Tokenizer`, what this project needs of one; and SentencePiece with PaLM's properties.
+"""The Tokenizer interface, and SentencePiece with PaLM's properties.
 
-Lossless (whitespace kept, every digit its own token, bytes for what the vocabulary lacks), so
-`decode(encode(a) + encode(b)) == a + b` for all strings. `tokenizer_json` has the tokenizers of open checkpoints.
+Tokenizers are lossless (whitespace kept, bytes for what the vocabulary lacks), so that
+`decode(encode(a) + encode(b)) == a + b` for all strings. `hf_tokenizer` has those of open checkpoints.
 """
 
 import hashlib
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -17,6 +17,30 @@ from etils import epath
 
 from upalm.ul2r.symbols import EOS_ID, MODES, N_SENTINELS, PAD_ID, UNK_ID, Symbols
 
+LOW_LINE = "\N{LOWER ONE EIGHTH BLOCK}"
+"""The character (U+2581) that SentencePiece vocabularies write for a space."""
+
+AWKWARD_TEXTS = (
+    *("", " ", "  ", "\t", "\n\n", "\r\n", "\x00", "a  b\n\tc 12", " x", "x ", " \n ", "\u00a0x\u2003y"),
+    *("a <user> b", "<|endoftext|> x", "<s> </s>", "<extra_id_0>", "<0x41>", "x<0xff>y", "[S2S] [NLU] [NLG]"),
+    *(
+        f"a{LOW_LINE}b",
+        f"{LOW_LINE} {LOW_LINE}",
+        "\ufeffx",
+        "A\u030a \u212b \ufb01",
+        "e\u0301 \u00e9",
+        "\u1100\u1161 \uac00",
+    ),
+    *(
+        "\U0001f468\u200d\U0001f469\u200d\U0001f467",
+        "\U0001f1eb\U0001f1f7",
+        "\u202eabc\u202c",
+        "\u4f60\u597d 1,250 3.14",
+        "\U0010ffff",
+    ),
+)
+"""Texts that tokenizers are known to change."""
+
 
 class Tokenizer(ABC):
     """Text to ids and back, losslessly; sentinels and mode tokens are ids of the vocabulary."""
@@ -24,82 +48,132 @@ class Tokenizer(ABC):
     vocab_size: int
     symbols: Symbols
     token_bytes: list[bytes]
-    """The text of each id, in UTF-8; nothing for sentinels and control symbols."""
+    """Text of each id, in UTF-8; empty for sentinels and control symbols."""
     files: dict[str, bytes]
-    """What `save` writes, by name."""
+    """Files that `save` writes, by name."""
     sentinels_are: str = "the last 100 subwords of the vocabulary"
-    """How they were chosen."""
+    """Choice of the sentinels, in words."""
 
-    @abstractmethod
     def encode(self, text: str) -> list[int]:
-        """Ids of ordinary text. `<extra_id_0>` written in it is characters, not a sentinel.
+        """Encode ordinary text. `<extra_id_0>` written in it is characters, not a sentinel.
 
         Raises:
-            ValueError: a lone surrogate.
+            ValueError: a lone surrogate, or a byte that the vocabulary cannot spell.
         """
+        check_utf8(text)
+        return self._encode_text(text)
+
+    def encode_documents(self, texts: Sequence[str]) -> list[list[int]]:
+        """Encode each text, on all cores; errors as `encode`."""
+        for text in texts:
+            check_utf8(text)
+        return self._encode_texts(list(texts))
 
     @abstractmethod
-    def encode_documents(self, texts: list[str]) -> list[list[int]]:
-        """`encode` of each, on all cores."""
+    def _encode_text(self, text: str) -> list[int]:
+        """Encode text that UTF-8 can hold."""
+
+    @abstractmethod
+    def _encode_texts(self, texts: list[str]) -> list[list[int]]:
+        """Encode texts that UTF-8 can hold, on all cores."""
 
     @abstractmethod
     def _decode_text(self, ids: list[int]) -> str:
-        """Text of ids without sentinels."""
+        """Decode ids without sentinels."""
 
     def decode(self, ids: Iterable[Any]) -> str:
-        """Text of ids; sentinels become `<extra_id_i>`, control symbols nothing."""
-        parts, held = [], []
-        for i in map(int, ids):
-            if i in self._numbers:
-                parts += [self._decode_text(held), f"<extra_id_{self._numbers[i]}>"]
-                held = []
+        """Decode ids; sentinels become `<extra_id_i>`, control symbols nothing."""
+        ids = list(map(int, ids))
+        if self._sentinel_numbers.keys().isdisjoint(ids):
+            return self._decode_text(ids)
+        parts, pending = [], []
+        for i in ids:
+            if i in self._sentinel_numbers:
+                parts += [self._decode_text(pending), f"<extra_id_{self._sentinel_numbers[i]}>"]
+                pending = []
             else:
-                held.append(i)
-        return "".join(parts) + self._decode_text(held)
+                pending.append(i)
+        return "".join(parts) + self._decode_text(pending)
 
     def is_sentinel(self, ids: Any) -> np.ndarray:
-        """Which of these ids are sentinels."""
+        """Return which of these ids are sentinels, as booleans."""
         return np.isin(ids, self.symbols.sentinels)
 
     @cached_property
-    def _numbers(self) -> dict[int, int]:
+    def _sentinel_numbers(self) -> dict[int, int]:
         return {sentinel: number for number, sentinel in enumerate(self.symbols.sentinels)}
 
     @property
     def hash(self) -> str:
-        """Identifies the tokenizer in checkpoints and manifests."""
-        return hashlib.sha256(b"".join(self.files.values())).hexdigest()[:16]
+        """Identity of the tokenizer in checkpoints and manifests: a hash of everything that decides ids."""
+        return self.hashes[0]
+
+    @property
+    @abstractmethod
+    def hashes(self) -> tuple[str, ...]:
+        """The identity, followed by those that earlier versions stored for the same tokenizer."""
 
     def save(self, folder: epath.PathLike) -> None:
-        """Write its files."""
+        """Write the tokenizer's files into a folder."""
         for name, content in self.files.items():
-            (epath.Path(folder) / name).write_bytes(content)
+            path = epath.Path(folder) / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
 
-    def _check_lossless(self) -> None:
+    def check_text(self, text: str) -> None:
+        """Check that a text comes back from its ids.
+
+        Raises:
+            ValueError: with the text and what it becomes.
+        """
+        if (decoded := self.decode(self.encode(text))) != text:
+            raise ValueError(f"the tokenizer is not lossless: {text!r} becomes {decoded!r}.")
+
+    def check_lossless(self) -> None:
+        """Check awkward texts and every code point that the vocabulary can spell (a few seconds).
+
+        Raises:
+            ValueError: with the first text that does not come back.
+        """
+        for text in filter(self.can_spell, AWKWARD_TEXTS):
+            self.check_text(text)
+        for at in range(0, 0x110000, 1 << 14):  # few at a time: their ids take 100 bytes per character
+            points = [i for i in range(at, at + (1 << 14)) if not 0xD800 <= i < 0xE000]
+            texts = ["".join(map(chr, points[first : first + 1024])) for first in range(0, len(points), 1024)]
+            texts = [text if self.can_spell(text) else "".join(filter(self.can_spell, text)) for text in texts]
+            for text, ids in zip(texts, self.encode_documents(texts), strict=True):
+                if self.decode(ids) != text:
+                    for point in text:
+                        self.check_text(point)
+                    self.check_text(text)
+
+    def can_spell(self, text: str) -> bool:
+        """Return whether the vocabulary has pieces for all bytes of a text."""
+        return True
+
+    def _check_modes(self) -> None:
         for text in ("a  b\n\tc 12", " x", "x ", *MODES.values()):
-            if (found := self.decode(self.encode(text))) != text:
-                raise ValueError(f"the tokenizer is not lossless: {text!r} becomes {found!r}.")
+            self.check_text(text)
         if len(set(self.symbols.modes.values())) != len(MODES):
             raise ValueError(f"mode tokens do not encode to different ids: {self.symbols.modes}.")
 
 
-def check_text(*texts: str) -> None:
+def check_utf8(text: str) -> None:
     """Refuse lone surrogates, which no vocabulary of bytes can spell.
 
     Raises:
         ValueError: with the surrogate and its place.
     """
-    for text in texts:
-        if text.isascii():
-            continue
-        try:
-            text.encode()
-        except UnicodeEncodeError as e:
-            near = text[max(e.start - 20, 0) : e.start + 20]
-            raise ValueError(
-                f"the text {near!r} has the lone surrogate U+{ord(text[e.start]):04X} at character {e.start}: half a "
-                "character, which UTF-8 cannot write. Leave it out, or replace it."
-            ) from None
+    if text.isascii():
+        return
+    try:
+        text.encode()
+    except UnicodeEncodeError as e:
+        near = text[max(e.start - 20, 0) : e.start + 20]
+        raise ValueError(
+            f"the text {near!r} has the lone surrogate U+{ord(text[e.start]):04X} at character {e.start}: half a "
+            "character, which UTF-8 cannot write. Leave it out, or replace it."
+        ) from None
 
 
 class SentencePiece(Tokenizer):
@@ -136,7 +210,12 @@ class SentencePiece(Tokenizer):
                 f"a vocabulary of {self.vocab_size} leaves no room for {N_SENTINELS} sentinels "
                 "after the 259 special and byte pieces: at least 360 are needed."
             )
-        self._check_lossless()
+        self._check_modes()
+
+    @property
+    def hashes(self) -> tuple[str, ...]:
+        """See `Tokenizer`."""
+        return (hashlib.sha256(self.files[self.FILE]).hexdigest()[:16],)
 
     @property
     def first_sentinel(self) -> int:
@@ -153,39 +232,49 @@ class SentencePiece(Tokenizer):
     def token_bytes(self) -> list[bytes]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """See `Tokenizer`."""
         ids = range(self.first_sentinel)
-        found = [b"" if self._sp.is_control(i) else self._sp.id_to_piece(i).replace("▁", " ").encode() for i in ids]
+        texts = [b"" if self._sp.is_control(i) else self._text(i) for i in ids]
         for byte, i in enumerate(self._byte_ids):
-            found[i] = bytes([byte])
-        found[UNK_ID] = b""
-        return found + [b""] * N_SENTINELS
+            texts[i] = bytes([byte])
+        texts[UNK_ID] = b""
+        return texts + [b""] * N_SENTINELS
 
     def piece(self, i: int) -> str:
-        """A subword as the model has it, with a low line for each space."""
+        """Return a subword as the model stores it, with `LOW_LINE` for each space."""
         return self._sp.id_to_piece(i)
 
     def piece_score(self, i: int) -> float:
-        """Log-probability of a subword."""
+        """Return the log-probability of a subword."""
         return self._sp.get_score(i)
 
-    def encode(self, text: str) -> list[int]:
-        """See `Tokenizer`."""
-        check_text(text)
-        ids = self._sp.encode(text)
+    def is_byte(self, i: int) -> bool:
+        """Return whether a piece is one byte, such as `<0x0A>`."""
+        return self._sp.is_byte(i)
+
+    def _encode_text(self, text: str) -> list[int]:
+        if LOW_LINE in text:  # the model takes it for a space
+            first, *rest = (self._encode_text(part) for part in text.split(LOW_LINE))
+            low_line = [self._byte_ids[b] for b in LOW_LINE.encode()]
+            return first + [i for part in rest for i in (*low_line, *part)]
+        return self._spell_sentinels(self._sp.encode(text))
+
+    def _encode_texts(self, texts: list[str]) -> list[list[int]]:
+        ids = self._sp.encode(texts, num_threads=-1)
+        return [
+            self._encode_text(text) if LOW_LINE in text else self._spell_sentinels(some)
+            for text, some in zip(texts, ids, strict=True)
+        ]
+
+    def _spell_sentinels(self, ids: list[int]) -> list[int]:
+        """Spell in bytes each subword that serves as a sentinel."""
         if max(ids, default=0) < self.first_sentinel:
             return ids
         spelt = []
         for i in ids:
-            piece = self._sp.id_to_piece(i).replace("▁", " ").encode() if i >= self.first_sentinel else b""
-            spelt += [self._byte_ids[b] for b in piece] or [i]
+            spelt += [self._byte_ids[b] for b in self._text(i)] if i >= self.first_sentinel else [i]
         return spelt
 
-    def encode_documents(self, texts: list[str]) -> list[list[int]]:
-        """See `Tokenizer`."""
-        check_text(*texts)
-        ids = self._sp.encode(texts, num_threads=-1)
-        return [
-            self.encode(t) if max(i, default=0) >= self.first_sentinel else i for t, i in zip(texts, ids, strict=True)
-        ]
+    def _text(self, i: int) -> bytes:
+        return self._sp.id_to_piece(i).replace(LOW_LINE, " ").encode()
 
     def _decode_text(self, ids: list[int]) -> str:
         return self._sp.decode([i for i in ids if i not in (PAD_ID, EOS_ID)])
@@ -195,6 +284,8 @@ class SentencePiece(Tokenizer):
         cls, texts: Iterable[str], vocab_size: int, *, max_bytes: int = 4_000_000, at_most: bool = False
     ) -> "SentencePiece":
         """Train on the first `max_bytes` of `texts`; with `at_most`, smaller where the text supports no more.
+
+        The last 100 pieces are marked unused, so that SentencePiece itself never writes a sentinel.
 
         Paper: PaLM (arXiv:2204.02311) section 4, vocabulary; unigram model, our choice (unstated there):
         its ids are sorted by probability, so that the last 100 subwords are the rarest.
@@ -229,7 +320,8 @@ class SentencePiece(Tokenizer):
             raise ValueError(
                 f"the text does not support a vocabulary of {vocab_size}: {e}. Give more text, or a smaller vocabulary."
             ) from e
-        return cls(out.getvalue())
+        cls(out.getvalue())  # refuses a vocabulary that is too small
+        return cls(_with_unused_sentinels(out.getvalue()))
 
     @classmethod
     def load(cls, path: epath.PathLike) -> "SentencePiece":
@@ -245,6 +337,16 @@ class SentencePiece(Tokenizer):
             return cls(path.read_bytes())
         except RuntimeError as e:
             raise ValueError(f"{path} is not a SentencePiece model: {e}.") from e
+
+
+def _with_unused_sentinels(model: bytes) -> bytes:
+    from sentencepiece import sentencepiece_model_pb2  # loads protobuf
+
+    proto: Any = sentencepiece_model_pb2.ModelProto()  # pyright: ignore[reportAttributeAccessIssue]
+    proto.ParseFromString(model)
+    for piece in proto.pieces[-N_SENTINELS:]:
+        piece.type = piece.UNUSED
+    return proto.SerializeToString(deterministic=True)
 
 
 def _pieces_of(texts: Iterable[str], max_bytes: int) -> Iterable[str]:

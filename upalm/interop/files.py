@@ -16,10 +16,10 @@ import safetensors
 DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
 
 
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
-_TORCH_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+TORCH_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 _PIECE_BYTES = 64 << 20
@@ -29,14 +29,14 @@ _PIECE_BYTES = 64 << 20
 
 
 class ArrayWriter:
-    """A safetensors file that is written piece by piece, so that no array need be in memory whole."""
+    """Writes a safetensors file piece by piece, so that no array need be in memory whole."""
 
     def __init__(self, path: Path, arrays: dict[str, tuple[np.dtype, tuple[int, ...]]]):
         header: dict[str, Any] = {"__metadata__": {"format": "upalm"}}
         at = 0
         for name, (dtype, shape) in arrays.items():
             n_bytes = dtype.itemsize * math.prod(shape)
-            header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [at, at + n_bytes]}
+            header[name] = {"dtype": DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [at, at + n_bytes]}
             at += n_bytes
         encoded = json.dumps(header).encode()
         encoded += b" " * (-len(encoded) % 8)
@@ -46,7 +46,7 @@ class ArrayWriter:
         self._arrays, self._starts = arrays, {n: 8 + len(encoded) + header[n]["data_offsets"][0] for n in arrays}
 
     def write(self, name: str, first: int, array: np.ndarray) -> None:
-        """Elements `first` and after of an array, in C order."""
+        """Write elements `first` and after of an array, in C order."""
         dtype, _ = self._arrays[name]
         self._file.seek(self._starts[name] + first * dtype.itemsize)
         self._file.write(np.ascontiguousarray(array, dtype).view(np.uint8).data)
@@ -58,7 +58,7 @@ class ArrayWriter:
 
 @contextmanager
 def new_folder(dest: Path) -> Iterator[Path]:
-    """A folder beside `dest` that becomes it at the end; if anything fails, nothing stays behind.
+    """Yield a folder beside `dest` that becomes `dest` at the end; if anything fails, nothing stays behind.
 
     Raises:
         ValueError: `dest` exists.
@@ -76,20 +76,25 @@ def new_folder(dest: Path) -> Iterator[Path]:
         raise
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object from a file.
+
+    Raises:
+        ValueError: no such file, or no object in it.
+    """
     if not path.is_file():
         raise ValueError(f"no {path}.")
     try:
-        found = json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes())
     except ValueError as e:
         raise ValueError(f"{path} is damaged: {e}.") from e
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise ValueError(f"{path} is damaged: expected an object.")
-    return found
+    return content
 
 
-def _pieces(tensor: Any) -> Iterator[tuple[int, np.ndarray]]:
-    """A tensor by runs of rows, each with the number of elements before it."""
+def pieces(tensor: Any) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield a tensor by runs of rows, each with the number of elements before it."""
     n_rows, *row = tensor.get_shape()
     step = max(1, _PIECE_BYTES // (4 * math.prod(row)))
     for at in range(0, n_rows, step):
@@ -97,7 +102,12 @@ def _pieces(tensor: Any) -> Iterator[tuple[int, np.ndarray]]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def open_safetensors(path: Path) -> Iterator[Any]:
+    """Open a safetensors file for reading.
+
+    Raises:
+        ValueError: it is damaged or truncated.
+    """
     try:
         file = safetensors.safe_open(path, framework="numpy")
     except (safetensors.SafetensorError, OSError) as e:

@@ -1,9 +1,10 @@
-"""Export a checkpoint in a Hugging Face format, with its tokenizer and model card."""
+"""Export a checkpoint in a Hugging Face format, with its tokenizer, settings and model card."""
 
 import json
 import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -14,25 +15,36 @@ from upalm._version import __version__
 from upalm.checkpoints.arrays import to_arrays
 from upalm.checkpoints.config_json import description
 from upalm.checkpoints.folder import WEIGHTS, load_model, open_checkpoint
-from upalm.checkpoints.lineage import read_info
-from upalm.data.hf_tokenizer import to_json
-from upalm.data.tokenizer import Tokenizer
-from upalm.interop.cohere import _TOP, ARCHITECTURE, _names, _shape, to_hf_layout
-from upalm.interop.files import _NAMES, _TORCH_NAMES, DTYPES, _opened, new_folder
-from upalm.interop.hf_import import Progress, _silent
+from upalm.checkpoints.lineage import CheckpointInfo, read_info
+from upalm.data.hf_tokenizer import JsonTokenizer
+from upalm.data.tokenizer import SentencePiece, Tokenizer
+from upalm.interop.architectures import (
+    Architecture,
+    Settings,
+    architecture_for,
+    architecture_of,
+    model_config,
+    settings_of,
+)
+from upalm.interop.files import DTYPE_NAMES, DTYPES, TORCH_NAMES, new_folder, open_safetensors
+from upalm.interop.hf_import import Progress, no_progress
+from upalm.interop.hf_tokenizer_files import SOURCE_CARD, tokenizer_files
+from upalm.interop.weights import TOP, hf_names, hf_shape, to_hf_layout
 from upalm.model.config import ModelConfig
 from upalm.model.palm import empty_model
+from upalm.ul2r.symbols import UNK_ID
 
 _SHARD_BYTES = 5_000_000_000
 
-
-# --- Export ---------------------------------------------------------------------------------------
+SOURCE_CONFIG = f"{JsonTokenizer.SOURCE}/config.json"
+"""The config.json of the checkpoint that this one was imported from."""
 
 
 class Exported(NamedTuple):
-    """What an export made."""
+    """Result of an export."""
 
     folder: Path
+    architecture: str
     dtype: str
     n_bytes: int
 
@@ -43,10 +55,12 @@ def export_hf(
     *,
     dtype: Literal["keep", "float32", "bfloat16", "float16"] = "keep",
     shard_bytes: int = _SHARD_BYTES,
-    progress: Progress = _silent,
+    progress: Progress = no_progress,
 ) -> Exported:
-    """Write a checkpoint as safetensors, config, tokenizer, generation config and model card that transformers, and
-    whatever serves its Cohere architecture, loads without code of ours.
+    """Write a checkpoint as safetensors, config, tokenizer, generation config and model card that transformers loads.
+
+    A checkpoint goes out in the architecture that it was imported from, with every setting and file that it came with;
+    a model trained here as the first architecture of the table that has its options.
 
     Args:
         checkpoint: folder of a run, or of weights.
@@ -56,52 +70,75 @@ def export_hf(
         progress: called with arrays done and in all.
 
     Raises:
-        ValueError: what the architecture there cannot express, with the option that avoids it; no checkpoint; a
+        ValueError: options that no architecture of the table has, with those that avoid it; no checkpoint; a
             destination that exists.
     """
-    found = description(checkpoint)
-    config = ModelConfig(**found["model"])
-    refuse_inexpressible(config)
+    stored = description(checkpoint)
+    config = ModelConfig(**stored["model"])
+    row, source = _target(config, checkpoint)
     with ExitStack() as stack, new_folder(dest) as folder:
-        arrays, tokenizer = stack.enter_context(_arrays_of(checkpoint))
-        asked = None if dtype == "keep" else DTYPES[next(k for k, v in _TORCH_NAMES.items() if v == dtype)]
-        kinds = {name: asked or arrays(name, None) for name in to_arrays(empty_model(config))}
-        n_bytes = _write_shards(folder, arrays, config, kinds, shard_bytes, progress)
-        names = {_TORCH_NAMES[_NAMES[d]] for d in kinds.values()}
-        chosen = "float32" if len(names) > 1 else names.pop()
-        for name, content in _described(config, tokenizer, chosen).items():
-            (folder / name).write_text(json.dumps(content, indent=2) + "\n")
-        for name, content in to_json(tokenizer).items():
+        arrays, tokenizer = stack.enter_context(_open_arrays(checkpoint))
+        wanted = None if dtype == "keep" else DTYPES[next(k for k, v in TORCH_NAMES.items() if v == dtype)]
+        dtypes = {name: wanted or arrays(name, None) for name in to_arrays(empty_model(config))}
+        n_bytes = _write_shards(folder, arrays, config, row, dtypes, shard_bytes, progress)
+        names = {TORCH_NAMES[DTYPE_NAMES[d]] for d in dtypes.values()}
+        written_dtype = "float32" if len(names) > 1 else names.pop()
+        files = tokenizer_files(tokenizer)
+        (folder / "config.json").write_text(_settings(config, row, source, tokenizer, written_dtype))
+        if "generation_config.json" not in files:
+            files["generation_config.json"] = _dump(_token_ids(tokenizer)).encode()
+        for name, content in files.items():
             (folder / name).write_bytes(content)
-        (folder / "README.md").write_text(_card(checkpoint, config, tokenizer))
-    return Exported(dest, chosen, n_bytes)
+        (folder / "README.md").write_text(_card(checkpoint, config, row, tokenizer))
+    return Exported(dest, row.name, written_dtype, n_bytes)
 
 
-def refuse_inexpressible(config: ModelConfig) -> None:
-    """Refuse a model that the Cohere architecture cannot be.
+def _target(config: ModelConfig, checkpoint: Path) -> tuple[Architecture, Settings]:
+    """Return the architecture to write, and the config.json that the model came with (empty without one).
 
     Raises:
-        ValueError: with the reason, and the option that avoids it.
+        ValueError: options that no architecture of the table has.
     """
-    if config.norm != "layernorm":
-        raise ValueError(
-            "RMS norm has no counterpart in the Cohere architecture, whose norms take the mean off: train with "
-            "--start.model.norm layernorm, or import without --norm rms, to export."
-        )
-    if config.xpos_scale_base:
-        raise ValueError("xPos has no counterpart in the Cohere architecture: use --start.model.xpos-scale-base 0.")
-    if config.qk_norm == "l2":
-        raise ValueError("queries and keys of unit length have no counterpart there: use --start.model.qk-norm none.")
+    _, tokenizer, _ = open_checkpoint(checkpoint)
+    content = tokenizer.files.get(SOURCE_CONFIG)
+    if content is None:
+        return architecture_for(config), {}
+    source = json.loads(content)
+    row = architecture_of(source, checkpoint)
+    return (row, source) if not row.differing(config) else (architecture_for(config), {})
+
+
+def _dump(content: Settings) -> str:
+    return json.dumps(content, indent=2) + "\n"
+
+
+def _settings(config: ModelConfig, row: Architecture, source: Settings, tokenizer: Tokenizer, dtype: str) -> str:
+    """Return config.json: the source's own text where it describes this model still."""
+    if not source:
+        return _dump(settings_of(config, row, dtype) | _token_ids(tokenizer))
+    dtype_key = "dtype" if "dtype" in source else "torch_dtype"
+    described = model_config(source, "the source")
+    same = replace(described, compute_dtype=config.compute_dtype, remat=config.remat) == config
+    if same and source.get(dtype_key, dtype) == dtype:
+        return tokenizer.files[SOURCE_CONFIG].decode()
+    changed = {} if same else settings_of(config, row, dtype)
+    return _dump(dict(source) | changed | {dtype_key: dtype})
+
+
+def _token_ids(tokenizer: Tokenizer) -> dict[str, int]:
+    """Return BOS, EOS and a pad token that no text has."""
+    ids = {"bos_token_id": tokenizer.symbols.bos_id, "eos_token_id": tokenizer.symbols.eos_id}
+    return ids | ({"pad_token_id": UNK_ID} if isinstance(tokenizer, SentencePiece) else {})
 
 
 @contextmanager
-def _arrays_of(checkpoint: Path) -> Iterator[tuple[Callable[[str, int | None], Any], Tokenizer]]:
-    """A function from a name and a layer (-1: the whole array, None: its dtype) to the array, and the tokenizer."""
+def _open_arrays(checkpoint: Path) -> Iterator[tuple[Callable[[str, int | None], Any], Tokenizer]]:
+    """Yield a function from name and layer (-1: the whole array, None: its dtype) to the array; and the tokenizer."""
     weights = checkpoint / WEIGHTS
     with ExitStack() as stack:
         if weights.is_file():
             _, tokenizer, _ = open_checkpoint(checkpoint)
-            file = stack.enter_context(_opened(weights))
+            file = stack.enter_context(open_safetensors(weights))
             slices = {name: file.get_slice(name) for name in file.keys()}
         else:
             model, tokenizer, _ = load_model(checkpoint)
@@ -116,126 +153,132 @@ def _arrays_of(checkpoint: Path) -> Iterator[tuple[Callable[[str, int | None], A
         yield arrays, tokenizer
 
 
-def _write_shards(folder: Path, arrays, config: ModelConfig, kinds, shard_bytes: int, progress: Progress) -> int:
-    """The weights, in as many files as they need, and their index. Returns their bytes."""
-    names = list(_names(config).items())
+def _write_shards(
+    folder: Path,
+    arrays: Callable[[str, int | None], Any],
+    config: ModelConfig,
+    row: Architecture,
+    dtypes: dict[str, np.dtype],
+    shard_bytes: int,
+    progress: Progress,
+) -> int:
+    """Write the weights, in as many files as they need, and their index. Return their bytes."""
+    names = list(hf_names(config, row).items())
     if not config.final_norm_scale:
-        names.append((_TOP["norm"], ("norm", -1)))  # there it has one
-    sizes = [math.prod(_shape(name, config)) * kinds.get(name, kinds["embed"]).itemsize for _, (name, _) in names]
-    shards: list[list[int]] = [[]]
-    held = 0
-    for i, size in enumerate(sizes):
-        if shards[-1] and held + size > shard_bytes:
-            shards.append([])
-            held = 0
-        shards[-1].append(i)
-        held += size
-    weight_map, done = {}, 0
+        names.append((TOP["norm"], ("norm", -1)))  # every class has one
+    sizes = [math.prod(hf_shape(name, config)) * dtypes.get(name, dtypes["embed"]).itemsize for _, (name, _) in names]
+    shards = _split(sizes, shard_bytes)
+    weight_map, n_done = {}, 0
     for number, members in enumerate(shards):
         file = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else WEIGHTS
         tensors = {}
         for i in members:
-            there, (name, layer) = names[i]
-            tensors[there] = _exported(arrays, name, layer, config, kinds.get(name, kinds["embed"]))
-            weight_map[there] = file
-            done += 1
-            progress(done, len(names))
+            hf_name, (name, layer) = names[i]
+            tensors[hf_name] = _tensor(arrays, name, layer, config, row, dtypes.get(name, dtypes["embed"]))
+            weight_map[hf_name] = file
+            n_done += 1
+            progress(n_done, len(names))
         safetensors.numpy.save_file(tensors, folder / file, metadata={"format": "pt"})
     if len(shards) > 1:
         index = {"metadata": {"total_size": sum(sizes)}, "weight_map": weight_map}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+        (folder / "model.safetensors.index.json").write_text(_dump(index))
     return sum(sizes)
 
 
-def _exported(arrays, name: str, layer: int, config: ModelConfig, dtype: np.dtype) -> np.ndarray:
+def _split(sizes: list[int], shard_bytes: int) -> list[list[int]]:
+    """Return the tensors of each file, in order."""
+    shards: list[list[int]] = [[]]
+    n_bytes = 0
+    for i, size in enumerate(sizes):
+        if shards[-1] and n_bytes + size > shard_bytes:
+            shards.append([])
+            n_bytes = 0
+        shards[-1].append(i)
+        n_bytes += size
+    return shards
+
+
+def _tensor(arrays, name: str, layer: int, config: ModelConfig, row: Architecture, dtype: np.dtype) -> np.ndarray:
+    offset = config.norm_offset - row.options["norm_offset"]
     if name == "norm" and not config.final_norm_scale:
-        return np.ones(config.d_model, dtype)
-    array = to_hf_layout(name, arrays(name, layer), config)
-    if name.endswith("norm") and config.norm_offset:
-        array = array.astype(np.float32) + np.float32(config.norm_offset)
-    found = np.ascontiguousarray(array).astype(dtype)
-    if dtype == np.float16 and not np.isfinite(found).all():
+        return np.full(config.d_model, 1 - row.options["norm_offset"], dtype)
+    array = to_hf_layout(name, arrays(name, layer), config, row)
+    if name.endswith("norm") and offset:
+        array = array.astype(np.float32) + np.float32(offset)
+    tensor = np.ascontiguousarray(array).astype(dtype)
+    if dtype == np.float16 and not np.isfinite(tensor).all():
         raise ValueError(f"{name} has numbers beyond float16: export with --dtype bfloat16.")
-    return found
+    return tensor
 
 
-def _described(config: ModelConfig, tokenizer: Tokenizer, dtype: str) -> dict[str, dict[str, Any]]:
-    """`config.json` and `generation_config.json`."""
-    symbols = tokenizer.symbols
-    ids = {"bos_token_id": symbols.bos_id, "eos_token_id": symbols.eos_id, "pad_token_id": symbols.bos_id}
-    model = {
-        "architectures": [ARCHITECTURE],
-        "model_type": "cohere",
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.d_model,
-        "intermediate_size": config.d_ff,
-        "num_hidden_layers": config.n_layers,
-        "num_attention_heads": config.n_heads,
-        "num_key_value_heads": config.n_kv_heads,
-        "head_dim": config.d_head,
-        "hidden_act": "silu",
-        "max_position_embeddings": config.seq_len,
-        "layer_norm_eps": config.norm_eps,
-        "logit_scale": config.head_scale,
-        "rope_theta": config.rope_theta,
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
-        "use_qk_norm": config.qk_norm != "none",
-        "tie_word_embeddings": config.tied_head,
-        "attention_bias": False,
-        "attention_dropout": 0.0,
-        "torch_dtype": dtype,
-        "use_cache": True,
-    }
-    return {"config.json": model | ids, "generation_config.json": ids}
+# --- The model card -------------------------------------------------------------------------------
 
 
-def _card(checkpoint: Path, config: ModelConfig, tokenizer: Tokenizer) -> str:
-    """The model card: what it is, how it was trained and on what, how to prompt it, whom to cite."""
-    found, info, symbols = description(checkpoint), read_info(checkpoint), tokenizer.symbols
-    run = found["run"]
-    data = run.get("data", {})
-    start = run.get("start", {})
-    trained = {
-        "mixture of denoisers": data.get("mixture"),
-        "denoisers": "; ".join(run.get("denoisers", ())) or None,
-        "started from": start.get("checkpoint") or ("random weights" if start else None),
-        "steps": run.get("n_steps"),
-        "rows a batch": data.get("batch_size"),
-        "tokens a row": data.get("seq_len"),
-        "text": data.get("source"),
-        "data manifests (SHA-256)": "; ".join(f"{k}: {v}" for k, v in found.get("data_manifests", {}).items()) or None,
-        "imported as": run.get("imported"),
-    }
-    lines = "\n".join(f"| {name} | {value} |" for name, value in trained.items() if value is not None)
-    modes = ", ".join(f"`{name}` {list(ids)}" for name, ids in symbols.modes.items())
-    sentinels = f"{symbols.sentinels[0]}, {symbols.sentinels[1]}, ... {symbols.sentinels[-1]}"
-    gaps = "after its inputs, EOS, " if info.inputs_eos else ""
+def _card(checkpoint: Path, config: ModelConfig, row: Architecture, tokenizer: Tokenizer) -> str:
+    """Return the model card: the model, its training, how to prompt it, whom to cite."""
+    info = read_info(checkpoint)
     return f"""---
 library_name: transformers
 tags: [upalm, ul2r, infilling]
----
+{_licence(tokenizer)}---
 
 # A causal language model{", continued with UL2R" if info.gaps_trained else ""}
 
 {config.n_params / 1e6:,.1f}M parameters: {config.n_layers} layers of width {config.d_model}, {config.n_heads} heads of
-{config.d_head}, {config.n_kv_heads} key-value heads. PaLM's block with LayerNorm, exported by upalm {__version__} as
-`{ARCHITECTURE}`: transformers loads it without further code.
+{config.d_head}, {config.n_kv_heads} key-value heads. Exported by upalm {__version__} as `{row.name}`: transformers
+loads it without further code.
 
 ## Training
 
 | | |
 | --- | --- |
-{lines}
+{_training_rows(checkpoint)}
 
-## Use
-
-As a causal model, as any. To fill gaps as it was trained to: BOS {symbols.bos_id}, the ids of a mode token
-({modes}), the text with a sentinel in place of each gap, {gaps}all of it seen in both directions (a 4-D mask over the
-prompt); the answer repeats each sentinel, followed by what belongs there, and ends with EOS {symbols.eos_id}.
-The sentinels `<extra_id_0>` to `<extra_id_99>` are the ids {sentinels}. Leave them out of ordinary text.
-`examples/infill_with_transformers.py` of upalm does this.
+{_use(tokenizer, info)}
 
 ## Cite
 
 *Transcending Scaling Laws with 0.1% Extra Compute* (U-PaLM, arXiv:2210.11399), and upalm (`upalm cite` prints BibTeX).
 """
+
+
+def _licence(tokenizer: Tokenizer) -> str:
+    """Return the lines about the licence from the source's model card."""
+    card = tokenizer_files(tokenizer).get(SOURCE_CARD, b"").decode(errors="replace")
+    if not card.startswith("---\n"):
+        return ""
+    front = card[4:].partition("\n---")[0]
+    return "".join(f"{line}\n" for line in front.splitlines() if line.startswith("license"))
+
+
+def _training_rows(checkpoint: Path) -> str:
+    stored = description(checkpoint)
+    run = stored["run"]
+    data, start = run.get("data", {}), run.get("start", {})
+    manifests = "; ".join(f"{k}: {v}" for k, v in stored.get("data_manifests", {}).items())
+    rows = {
+        "mixture of denoisers": data.get("mixture"),
+        "denoisers": "; ".join(run.get("denoisers", ())) or None,
+        "started from": start.get("checkpoint") or ("random weights" if start else None),
+        "steps": run.get("n_steps"),
+        "rows per batch": data.get("batch_size"),
+        "tokens per row": data.get("seq_len"),
+        "text": data.get("source"),
+        "data manifests (SHA-256)": manifests or None,
+        "imported as": run.get("imported"),
+    }
+    return "\n".join(f"| {name} | {value} |" for name, value in rows.items() if value is not None)
+
+
+def _use(tokenizer: Tokenizer, info: CheckpointInfo) -> str:
+    symbols = tokenizer.symbols
+    modes = ", ".join(f"`{name}` {list(ids)}" for name, ids in symbols.modes.items())
+    sentinels = f"{symbols.sentinels[0]}, {symbols.sentinels[1]}, ... {symbols.sentinels[-1]}"
+    gaps = "after its inputs, EOS, " if info.inputs_eos else ""
+    return f"""## Use
+
+As a causal model, as any. To fill gaps as it was trained to: BOS {symbols.bos_id}, the ids of a mode token
+({modes}), the text with a sentinel in place of each gap, {gaps}all of it seen in both directions (a 4-D mask over the
+prompt); the answer repeats each sentinel, followed by what belongs there, and ends with EOS {symbols.eos_id}.
+The sentinels `<extra_id_0>` to `<extra_id_99>` are the ids {sentinels} ({tokenizer.sentinels_are}). Leave them out of
+ordinary text. `examples/infill_with_transformers.py` of upalm does this."""

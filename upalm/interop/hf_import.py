@@ -1,8 +1,6 @@
-"""Open checkpoints in, standard checkpoints out: the Cohere family of Hugging Face (Command-R, Aya).
+"""Import a Hugging Face checkpoint: config.json, safetensors and tokenizer.json into a checkpoint folder.
 
-Its blocks are PaLM's: attention and SwiGLU side by side under one norm, no biases, tied embeddings. With one key-value
-head it is PaLM with LayerNorm. Rotary pairs lie next to each other there and half a head apart here; the weights of
-queries and keys are permuted for it, once, which rounds nothing.
+`architectures` has the classes that are read. Weights keep their precision; elements move, none is changed.
 
 Dims: D d_model, N heads, K key-value heads, H d_head, F d_ff, V vocabulary, L layers.
 """
@@ -10,6 +8,7 @@ Dims: D d_model, N heads, K key-value heads, H d_head, F d_ff, V vocabulary, L l
 import re
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -18,28 +17,21 @@ import numpy as np
 from upalm.checkpoints.arrays import to_arrays
 from upalm.checkpoints.folder import WEIGHTS, describe
 from upalm.checkpoints.lineage import CheckpointInfo
-from upalm.data.hf_tokenizer import JsonTokenizer, Roles, choose_roles, companions
+from upalm.data.hf_tokenizer import JsonTokenizer
+from upalm.data.roles import Roles, SentinelChoice, choose_roles
 from upalm.data.tokenizer import Tokenizer
-from upalm.interop.cohere import (
-    _BUFFER,
-    _TOP,
-    ARCHITECTURE,
-    _names,
-    _shape,
-    centred,
-    fold_layernorm,
-    from_hf_layout,
-    is_centred,
-)
-from upalm.interop.files import _NAMES, DTYPES, ArrayWriter, _opened, _pieces, _read_json, new_folder
+from upalm.interop.architectures import COHERE, Architecture, Settings, architecture_of, model_config
+from upalm.interop.files import DTYPE_NAMES, DTYPES, ArrayWriter, new_folder, open_safetensors, pieces, read_json
+from upalm.interop.folding import centre, fold_layernorm, is_centred
+from upalm.interop.weights import BUFFER, TOP, from_hf_layout, hf_names, hf_shape
 from upalm.model.config import ModelConfig
 from upalm.model.palm import empty_model
 
 Progress = Callable[[int, int], None]
 
 
-def _silent(done: int, total: int) -> None:
-    pass
+def no_progress(done: int, total: int) -> None:
+    """Report nothing."""
 
 
 def _weight_files(source: Path) -> list[Path]:
@@ -48,12 +40,14 @@ def _weight_files(source: Path) -> list[Path]:
     Raises:
         ValueError: none, one that is missing, or an index that points out of the folder.
     """
+    if (source / "adapter_config.json").is_file():
+        raise ValueError(f"{source} is an adapter (adapter_config.json): merge it into its base model first.")
     index = source / "model.safetensors.index.json"
     if not index.is_file():
         if not (source / "model.safetensors").is_file():
             raise ValueError(f"no model.safetensors and no {index.name} in {source}: only safetensors are read.")
         return [source / "model.safetensors"]
-    weight_map = _read_json(index).get("weight_map")
+    weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
         raise ValueError(f"{index} is damaged: expected a weight_map of file names.")
     names = sorted(set(weight_map.values()))
@@ -69,45 +63,51 @@ def _weight_files(source: Path) -> list[Path]:
 
 
 class Imported(NamedTuple):
-    """What an import made."""
+    """Result of an import."""
 
     folder: Path
     config: ModelConfig
     tokenizer: Tokenizer
     dtype: str
-    """Of the weights, as they were and stay."""
+    """Precision of the weights, which an import keeps."""
     ignored: list[str]
-    """Arrays that are computed, not learnt, and so were left out."""
+    """Arrays that are computed, not learnt, and are left out."""
 
 
 def import_hf(
     source: str | Path,
     dest: Path,
     *,
-    norm: Literal["layernorm", "rms"] = "layernorm",
-    progress: Progress = _silent,
+    norm: Literal["keep", "rms"] = "keep",
+    sentinels: SentinelChoice = "auto",
+    progress: Progress = no_progress,
 ) -> Imported:
-    """Read a Cohere-architecture checkpoint into a folder that `load_model`, training and sampling open.
+    """Read a checkpoint of transformers into a folder that `load_model`, training and sampling open.
 
     Weights go from file to file a piece at a time, in the precision they have.
 
     Args:
         source: a folder with config.json, safetensors and tokenizer.json, or a name on the Hugging Face hub.
         dest: folder to make.
-        norm: `rms` folds LayerNorm into RMS norm (see `fold_layernorm`), in float32; that cannot be exported back.
+        norm: `rms` folds Cohere's LayerNorm into RMS norm (see `fold_layernorm`), in fp32; it cannot be exported back.
+        sentinels: ids that serve as sentinels; see `roles.choose_roles`.
         progress: called with tensors done and in all.
 
     Raises:
-        ValueError: another architecture, missing, surplus, misshapen or damaged arrays, weights that contradict
-            config.json, a tokenizer larger than the embedding, or a destination that exists.
+        ValueError: an architecture that is not in the table, adapters, missing, surplus, misshapen or damaged arrays,
+            weights that contradict config.json, a tokenizer that is not lossless or larger than the embedding, or a
+            destination that exists.
     """
-    source = _found(source)
-    there = _read_json(source / "config.json")
-    tied = model_config(there, source)
-    config = fold_layernorm(tied) if norm == "rms" else tied
-    tokenizer = _imported_tokenizer(source, there, config)
+    source = _local_folder(source)
+    settings = read_json(source / "config.json")
+    row = architecture_of(settings, source)
+    unfolded = model_config(settings, source)
+    if norm == "rms" and row is not COHERE:
+        raise ValueError(f"{source} is a {row.name}: only {COHERE.name} has a LayerNorm to fold; leave --norm out.")
+    config = fold_layernorm(unfolded) if norm == "rms" else unfolded
     files = _weight_files(source)
-    where, dtypes, ignored = _check_tensors(files, tied)
+    places, dtypes, ignored = _check_tensors(files, unfolded, row)
+    tokenizer = _import_tokenizer(source, settings, config, sentinels)
     with new_folder(dest) as folder:
         arrays = {}
         for name, leaf in to_arrays(empty_model(config)).items():
@@ -115,48 +115,56 @@ def import_hf(
             dtype = dtypes.get(name, dtypes["embed"])  # a head that was tied is of the embeddings
             arrays[name] = np.dtype(np.float32) if changes else dtype, leaf.shape
         compute = "float32" if all(dtype == np.float32 for dtype in dtypes.values()) else "bfloat16"
-        config = ModelConfig(**{**config.__dict__, "compute_dtype": compute})
-        run = {"imported": ARCHITECTURE, "norm": norm}
+        config = replace(config, compute_dtype=compute)
+        run = {"imported": row.name, "norm": norm}
         is_own_export = (source / JsonTokenizer.ROLES_FILE).is_file()  # which says nothing of its training
         info = CheckpointInfo(gaps_trained=None if is_own_export else False)
         describe(folder, config, tokenizer, run, info)
         writer = ArrayWriter(folder / WEIGHTS, arrays)
         try:
-            _copy(files, where, writer, tied, config, progress)
+            _copy(files, places, writer, unfolded, row, norm == "rms", progress)
         finally:
             writer.close()
-    return Imported(dest, config, tokenizer, "/".join(sorted({_NAMES[d] for d in dtypes.values()})), ignored)
+    return Imported(dest, config, tokenizer, "/".join(sorted({DTYPE_NAMES[d] for d in dtypes.values()})), ignored)
 
 
-def _copy(files: list[Path], where, writer: ArrayWriter, tied: ModelConfig, config: ModelConfig, progress) -> None:
-    """Every tensor into its place; `config` says whether it is centred on the way. One file is open at a time: what
-    has been read of a file stays in memory until it is closed.
+def _copy(
+    files: list[Path],
+    places: dict[str, tuple[str, int]],
+    writer: ArrayWriter,
+    config: ModelConfig,
+    row: Architecture,
+    folds: bool,
+    progress: Progress,
+) -> None:
+    """Write every tensor into its place, with `folds` centred. One file is open at a time: what has been read of a file
+    stays in memory until it is closed.
     """
-    folds, done = config.norm == "rms", 0
+    n_done = 0
 
-    def put(there: str, tensor: Any) -> None:
-        name, layer = where[there]
+    def put(hf_name: str, tensor: Any) -> None:
+        name, layer = places[hf_name]
         changes = folds and is_centred(name, config)
         if layer >= 0:
-            array = from_hf_layout(name, tensor[:], tied)
-            writer.write(name, layer * array.size, centred(array) if changes else array)
+            array = from_hf_layout(name, tensor[:], config, row)
+            writer.write(name, layer * array.size, centre(array) if changes else array)
             return
-        for first, rows in _pieces(tensor):
-            writer.write(name, first, centred(rows) if changes else rows)
-            if name == "embed" and folds and tied.tied_head:
+        for first, rows in pieces(tensor):
+            writer.write(name, first, centre(rows) if changes else rows)
+            if name == "embed" and folds and config.tied_head:
                 writer.write("head", first, rows)
 
     for path in files:
-        with _opened(path) as file:
-            for there in file.keys():
-                if there in where:
-                    put(there, file.get_slice(there))
-                    done += 1
-                    progress(done, len(where))
+        with open_safetensors(path) as file:
+            for hf_name in file.keys():
+                if hf_name in places:
+                    put(hf_name, file.get_slice(hf_name))
+                    n_done += 1
+                    progress(n_done, len(places))
 
 
-def _found(source: str | Path) -> Path:
-    """A local folder, or a name on the hub, fetched."""
+def _local_folder(source: str | Path) -> Path:
+    """Return a local folder, or fetch a name on the hub into one."""
     if Path(source).is_dir():
         return Path(source)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
@@ -167,78 +175,41 @@ def _found(source: str | Path) -> Path:
     except ImportError as e:
         raise ValueError(f"no folder {source}; as a name on the hub it needs: pip install 'upalm[hf]'.") from e
     try:
-        wanted = ["*.json", "*.safetensors", "*.jinja"]
-        return Path(huggingface_hub.snapshot_download(str(source), allow_patterns=wanted))
+        patterns = ["*.safetensors", "*.json", *COMPANIONS]
+        return Path(huggingface_hub.snapshot_download(str(source), allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, OSError) as e:
         raise ValueError(f"no folder {source}, and the hub could not be asked for it: {e}") from e
 
 
-def model_config(there: dict[str, Any], source: object) -> ModelConfig:
-    """The shape of the model that a `config.json` of Hugging Face describes.
+COMPANIONS = ("*.json", "*.jinja", "*.txt", "*.md", "*.model", "LICENSE*", "NOTICE*", "COPYING*")
+"""Patterns of the files that come in with a checkpoint and go out with it, beside weights and tokenizer.json."""
 
-    Raises:
-        ValueError: another architecture, or a setting that this one cannot have.
-    """
-    named = (there.get("architectures") or [there.get("model_type")])[0]
-    if named not in (ARCHITECTURE, "cohere"):
-        raise ValueError(
-            f"{source} has architecture {named}: supported are {ARCHITECTURE} (Command-R, Aya), and by "
-            "`upalm import-palm` the PaLM of PaLM-rlhf-pytorch."
-        )
-    rope = there.get("rope_parameters") or there.get("rope_scaling") or {}
-    theta = rope.get("rope_theta") or there.get("rope_theta") or 0.0
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    refused = {
-        "attention_bias": there.get("attention_bias", False),
-        "hidden_act": there.get("hidden_act", "silu") != "silu",
-        "rope_type": kind != "default",
-        "quantization_config": "quantization_config" in there,
-        "rope_theta": not theta > 0,
+_NOT_COMPANIONS = ("*.index.json", JsonTokenizer.FILE, JsonTokenizer.ROLES_FILE)
+
+
+def _companions(source: Path) -> dict[str, bytes]:
+    is_own_export = (source / JsonTokenizer.ROLES_FILE).is_file()
+    left_out = (*_NOT_COMPANIONS, "README.md") if is_own_export else _NOT_COMPANIONS
+    paths = [path for path in sorted(source.iterdir()) if path.is_file() and not path.name.startswith(".")]
+    return {
+        path.name: path.read_bytes()
+        for path in paths
+        if any(map(path.match, COMPANIONS)) and not any(map(path.match, left_out))
     }
-    if wrong := [name for name, is_wrong in refused.items() if is_wrong]:
-        values = {"rope_type": kind, "rope_theta": theta} | {name: there.get(name) for name in wrong if name in there}
-        shown = ", ".join(f"{name} {values.get(name)}" for name in wrong)
-        raise ValueError(
-            f"{source}/config.json has {shown}: expected no biases, silu, plain rotary embeddings with their "
-            "rope_theta given, and weights that are not quantised."
-        )
-    try:
-        n_heads, d_model = there["num_attention_heads"], there["hidden_size"]
-        return ModelConfig(
-            vocab_size=there["vocab_size"],
-            d_model=d_model,
-            n_layers=there["num_hidden_layers"],
-            n_heads=n_heads,
-            d_head=there.get("head_dim") or d_model // n_heads,
-            d_ff=there["intermediate_size"],
-            seq_len=there["max_position_embeddings"],
-            n_kv_heads=there.get("num_key_value_heads") or n_heads,
-            norm="layernorm",
-            norm_eps=there.get("layer_norm_eps", 1e-5),
-            norm_offset=0.0,
-            final_norm_scale=True,
-            qk_norm="norm" if there.get("use_qk_norm") else "none",
-            rope_theta=float(theta),
-            logit_scale=there.get("logit_scale", 0.0625),
-            tied_head=there.get("tie_word_embeddings", True),
-        )
-    except (KeyError, TypeError) as e:
-        raise ValueError(f"{source}/config.json lacks a setting, or has it wrong: {e!r}.") from e
 
 
-def _imported_tokenizer(source: Path, there: dict[str, Any], config: ModelConfig) -> Tokenizer:
+def _import_tokenizer(source: Path, settings: Settings, config: ModelConfig, sentinels: SentinelChoice) -> Tokenizer:
     path = source / JsonTokenizer.FILE
     if not path.is_file():
         raise ValueError(f"no {path}: the tokenizer is read from it.")
-    content, eos = path.read_bytes(), there.get("eos_token_id")
-    eos_id = eos[0] if isinstance(eos, list) else eos
-    stored = source / JsonTokenizer.ROLES_FILE
+    content, stored = path.read_bytes(), source / JsonTokenizer.ROLES_FILE
     try:
-        if stored.is_file():  # exported by this project
-            roles = Roles(**_read_json(stored))
+        if stored.is_file() and sentinels == "auto":  # exported by this project
+            roles = Roles.read(stored.read_bytes())
         else:
-            roles = choose_roles(content, bos_id=there.get("bos_token_id"), eos_id=eos_id)
-        tokenizer = JsonTokenizer(content, roles, companions(source))
+            bos_id, eos_id = (_token_id(settings, key) for key in ("bos_token_id", "eos_token_id"))
+            roles = choose_roles(content, bos_id=bos_id, eos_id=eos_id, n_rows=config.vocab_size, sentinels=sentinels)
+        tokenizer = JsonTokenizer(content, roles, _companions(source))
     except ValueError as e:
         raise ValueError(f"{path}: {e}") from e
     if tokenizer.vocab_size > config.vocab_size:
@@ -246,52 +217,71 @@ def _imported_tokenizer(source: Path, there: dict[str, Any], config: ModelConfig
             f"{source}: the tokenizer has {tokenizer.vocab_size} subwords, the model {config.vocab_size} embeddings: "
             "they do not belong together."
         )
+    try:
+        tokenizer.check_lossless()
+    except ValueError as e:
+        raise ValueError(f"{path}: {e}") from e
     return tokenizer
 
 
+def _token_id(settings: Settings, key: str) -> int | None:
+    """Return the first of the ids that config.json has for a special token.
+
+    Raises:
+        ValueError: an id that is no number.
+    """
+    value = settings.get(key)
+    first = value[0] if isinstance(value, list) and value else value
+    if first is None or first == []:
+        return None
+    if not isinstance(first, int) or isinstance(first, bool) or first < 0:
+        raise ValueError(f"config.json has {key} {value!r}, expected an id.")
+    return first
+
+
 def _check_tensors(
-    files: list[Path], config: ModelConfig
+    files: list[Path], config: ModelConfig, row: Architecture
 ) -> tuple[dict[str, tuple[str, int]], dict[str, np.dtype], list[str]]:
-    """The tensors to read, the dtype of each array here, and names that are not weights.
+    """Return the place of each tensor, the dtype of each array here, and names that are not weights.
 
     Raises:
         ValueError: missing, surplus, twice, misshapen, of a dtype that is not read, or layers that differ in dtype.
     """
-    where, found, dtypes = _names(config), {}, {}
+    places, paths, dtypes = hf_names(config, row), {}, {}
     for path in files:
-        with _opened(path) as file:
-            for there in file.keys():
-                if there in found:
-                    raise ValueError(f"{there} is both in {found[there]} and in {path}.")
-                found[there] = path
-                if there in where:
-                    _check_tensor(there, file.get_slice(there), where[there][0], config, path, dtypes)
-    if missing := sorted(where.keys() - found.keys()):
+        with open_safetensors(path) as file:
+            for hf_name in file.keys():
+                if hf_name in paths:
+                    raise ValueError(f"{hf_name} is both in {paths[hf_name]} and in {path}.")
+                paths[hf_name] = path
+                if hf_name in places:
+                    _check_tensor(hf_name, file.get_slice(hf_name), places[hf_name][0], config, path, dtypes)
+    if missing := sorted(places.keys() - paths.keys()):
         raise ValueError(f"{files[0].parent} lacks {missing[:3]} ({len(missing)} tensors) that config.json speaks of.")
-    surplus = sorted(name for name in found.keys() - where.keys() if not _BUFFER.fullmatch(name))
-    if surplus == [_TOP["head"]]:  # tied, and stored all the same
-        _check_tied(found)
+    surplus = sorted(name for name in paths.keys() - places.keys() if not BUFFER.fullmatch(name))
+    if surplus == [TOP["head"]]:  # tied, and stored all the same
+        _check_tied(paths)
         surplus = []
     if surplus:
-        raise ValueError(f"{found[surplus[0]]} has {surplus[:3]} ({len(surplus)} tensors) that config.json lacks.")
-    return where, dtypes, sorted(found.keys() - where.keys())
+        raise ValueError(f"{paths[surplus[0]]} has {surplus[:3]} ({len(surplus)} tensors) that config.json lacks.")
+    return places, dtypes, sorted(paths.keys() - places.keys())
 
 
-def _check_tensor(there: str, tensor: Any, name: str, config: ModelConfig, path: Path, dtypes) -> None:
-    shape, expected = tuple(tensor.get_shape()), _shape(name, config)
+def _check_tensor(hf_name: str, tensor: Any, name: str, config: ModelConfig, path: Path, dtypes) -> None:
+    shape, expected = tuple(tensor.get_shape()), hf_shape(name, config)
     if shape != expected:
-        raise ValueError(f"{path}: {there} has shape {shape}, config.json says {expected}.")
+        raise ValueError(f"{path}: {hf_name} has shape {shape}, config.json says {expected}.")
     if tensor.get_dtype() not in DTYPES:
-        raise ValueError(f"{path}: {there} is {tensor.get_dtype()}, expected one of {', '.join(DTYPES)}.")
+        raise ValueError(f"{path}: {hf_name} is {tensor.get_dtype()}, expected one of {', '.join(DTYPES)}.")
     dtype = DTYPES[tensor.get_dtype()]
     if dtypes.setdefault(name, dtype) != dtype:
-        raise ValueError(f"{path}: {there} is {tensor.get_dtype()}, other layers are {_NAMES[dtypes[name]]}.")
+        raise ValueError(f"{path}: {hf_name} is {tensor.get_dtype()}, other layers are {DTYPE_NAMES[dtypes[name]]}.")
 
 
-def _check_tied(found: dict[str, Path]) -> None:
+def _check_tied(paths: dict[str, Path]) -> None:
     with ExitStack() as stack:
-        names = (_TOP["embed"], _TOP["head"])
-        files = [stack.enter_context(_opened(found[name])) for name in names]
+        names = (TOP["embed"], TOP["head"])
+        files = [stack.enter_context(open_safetensors(paths[name])) for name in names]
         slices = [file.get_slice(name) for file, name in zip(files, names, strict=True)]
-        if any(not np.array_equal(a, b) for (_, a), (_, b) in zip(*map(_pieces, slices), strict=True)):
+        if any(not np.array_equal(a, b) for (_, a), (_, b) in zip(*map(pieces, slices), strict=True)):
             raise ValueError("config.json ties the embeddings, but lm_head.weight differs: set tie_word_embeddings.")

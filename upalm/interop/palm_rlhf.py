@@ -13,7 +13,8 @@ import numpy as np
 from upalm.checkpoints.arrays import to_arrays
 from upalm.checkpoints.folder import WEIGHTS, describe
 from upalm.checkpoints.lineage import CheckpointInfo
-from upalm.data.hf_tokenizer import JsonTokenizer, choose_roles, companions
+from upalm.data.hf_tokenizer import JsonTokenizer, companions
+from upalm.data.roles import choose_roles
 from upalm.interop.files import ArrayWriter, new_folder
 from upalm.interop.hf_import import Imported
 from upalm.model.config import ModelConfig
@@ -21,6 +22,9 @@ from upalm.model.palm import empty_model
 
 _LAYER = re.compile(r"layers\.(\d+)\.(?:fn\.)?(.+)")
 
+
+_WRAPPERS = re.compile(r"^(?:_orig_mod\.|module\.)+")
+"""Prefixes that torch.compile and DistributedDataParallel put in front of every name."""
 
 _COMPUTED = re.compile(r".*\.(beta|inv_freq|scale|pos_emb|pos_emb_scale|mask)")
 
@@ -53,22 +57,24 @@ def import_palm(
     content = tokenizer / JsonTokenizer.FILE
     if not content.is_file():
         raise ValueError(f"no {content}: give the folder of the model's tokenizer.json.")
-    roles = choose_roles(content.read_bytes(), bos_id=eos_id, eos_id=eos_id)
-    found = JsonTokenizer(content.read_bytes(), roles, companions(tokenizer))
-    if found.vocab_size > config.vocab_size:
-        raise ValueError(f"the tokenizer has {found.vocab_size} subwords, the model {config.vocab_size} embeddings.")
+    roles = choose_roles(content.read_bytes(), bos_id=eos_id, eos_id=eos_id, n_rows=config.vocab_size)
+    vocabulary = JsonTokenizer(content.read_bytes(), roles, companions(tokenizer))
+    if vocabulary.vocab_size > config.vocab_size:
+        n_subwords = vocabulary.vocab_size
+        raise ValueError(f"the tokenizer has {n_subwords} subwords, the model {config.vocab_size} embeddings.")
+    vocabulary.check_lossless()
     named = {"embed": arrays.take("token_emb.weight"), "norm": arrays.take("norm.gamma")}
     layers = [_block(arrays, i, config) for i in range(config.n_layers)]
     named |= {f"blocks.{name}": np.stack([layer[name] for layer in layers]) for name in layers[0]}
     arrays.refuse_rest(tied=named["embed"])
     wanted = {name: named[name] for name in to_arrays(empty_model(config))}
     with new_folder(dest) as folder:
-        describe(folder, config, found, {"imported": "PaLM-rlhf-pytorch"}, CheckpointInfo(gaps_trained=False))
+        describe(folder, config, vocabulary, {"imported": "PaLM-rlhf-pytorch"}, CheckpointInfo(gaps_trained=False))
         writer = ArrayWriter(folder / WEIGHTS, {name: (a.dtype, a.shape) for name, a in wanted.items()})
         for name, array in wanted.items():
             writer.write(name, 0, array)
         writer.close()
-    return Imported(dest, config, found, "F32", sorted(arrays.computed))
+    return Imported(dest, config, vocabulary, "F32", sorted(arrays.computed))
 
 
 def _state_dict(source: Path) -> Mapping[str, Any]:
@@ -81,14 +87,14 @@ def _state_dict(source: Path) -> Mapping[str, Any]:
     if not source.is_file():
         raise ValueError(f"no file {source}.")
     try:
-        found = torch.load(source, map_location="cpu", weights_only=True, mmap=True)
+        content = torch.load(source, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, OSError) as e:
         reason = str(e).strip().split("\n")[0]
         raise ValueError(f"{source} is damaged, or holds more than weights, which is not read: {reason}") from e
-    found = found.get("model", found) if isinstance(found, dict) else found
-    if not isinstance(found, dict) or not all(isinstance(v, torch.Tensor) for v in found.values()):
+    state = content.get("model", content) if isinstance(content, dict) else content
+    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise ValueError(f"{source} is no state dict: expected tensors by name.")
-    return found
+    return {_WRAPPERS.sub("", name): tensor for name, tensor in state.items()}
 
 
 class _Arrays:

@@ -58,7 +58,7 @@ def fit(
     with ExitStack() as stack:
         # restore
         checkpoints = stack.enter_context(_open_checkpoints(config))
-        check_checkpoints(config, checkpoints, about)
+        check_checkpoints(config, checkpoints, about, tokenizer.hashes)
         _describe_run(config, model, tokenizer, feed.mixture)
         step, state = first_state(config, model, optimizer, mesh, checkpoints)
         feed.restart(step, read_skips(config.out))

@@ -60,13 +60,16 @@ def _check_folder(config: TrainConfig) -> None:
         description(out)  # says that there is no config.json
 
 
-def check_checkpoints(config: TrainConfig, checkpoints: Checkpoints, about: dict[str, Any]) -> None:
+def check_checkpoints(
+    config: TrainConfig, checkpoints: Checkpoints, about: dict[str, Any], tokenizer_hashes: tuple[str, ...]
+) -> None:
     """Refuse checkpoints of another run, by what the newest readable one says of its run.
 
     Args:
         config: of the run.
         checkpoints: of the run.
         about: what new checkpoints will say: settings, tokenizer and training data.
+        tokenizer_hashes: hashes that the run's tokenizer has and had in earlier versions.
 
     Raises:
         ValueError: what differs, or the folder where the run's checkpoints lie instead.
@@ -78,7 +81,7 @@ def check_checkpoints(config: TrainConfig, checkpoints: Checkpoints, about: dict
         except ValueError:
             continue  # damaged: `first_state` says so
         where, stored = f"{checkpoints.folder}/{step}", about | stored
-        if stored["tokenizer"] != about["tokenizer"]:
+        if stored["tokenizer"] not in tokenizer_hashes:
             raise ValueError(
                 f"{where} was trained with tokenizer {stored['tokenizer']}, this run has {about['tokenizer']}: "
                 "put the right tokenizer back, or choose another --out."

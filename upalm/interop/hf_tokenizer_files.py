@@ -1,0 +1,99 @@
+"""The tokenizer files of an export, from which Hugging Face software makes the same tokenizer."""
+
+import json
+from typing import Any
+
+from upalm.data.hf_tokenizer import JsonTokenizer
+from upalm.data.hf_vocabulary import Vocabulary
+from upalm.data.tokenizer import LOW_LINE, SentencePiece, Tokenizer
+from upalm.ul2r.symbols import BOS_ID, EOS_ID, UNK_ID
+
+BYTE_PIECE_SCORE = -1e9
+"""Score of byte pieces: so low that characters of text come before them."""
+
+_BYTE_NAME_START = r"<(?=0x[0-9A-F]{2}>)"
+"""First character of a text such as `<0x41>`: cut off, so that the rest is characters, not the byte 0x41."""
+
+
+CONFIG_FILE = "tokenizer_config.json"
+SOURCE_CARD = "SOURCE_README.md"
+"""Model card of the checkpoint that this one was imported from."""
+
+
+def tokenizer_files(tokenizer: Tokenizer) -> dict[str, bytes]:
+    """Return the files of a tokenizer by name.
+
+    Those of an open checkpoint come back as they were, its model card as `SOURCE_README.md`. A SentencePiece model
+    becomes a `tokenizer.json` that puts BOS in front, pads with the token that no text has (`<unk>`), and has the
+    sentinels as special tokens `<extra_id_i>`.
+    """
+    if not isinstance(tokenizer, SentencePiece):
+        prefix = f"{JsonTokenizer.SOURCE}/"
+        files = {name.removeprefix(prefix): content for name, content in tokenizer.files.items()}
+        files.pop("config.json", None)
+        if "README.md" in files:
+            files[SOURCE_CARD] = files.pop("README.md")
+        return {CONFIG_FILE: _config_of(tokenizer), **files}
+    unused = {"unk_token": tokenizer.piece(UNK_ID), "pad_token": tokenizer.piece(UNK_ID)}
+    return {
+        JsonTokenizer.FILE: json.dumps(_unigram(tokenizer), ensure_ascii=False).encode(),
+        CONFIG_FILE: _config(tokenizer.piece(BOS_ID), tokenizer.piece(EOS_ID), unused),
+    }
+
+
+def _config_of(tokenizer: Tokenizer) -> bytes:
+    """Return the tokenizer_config.json of a checkpoint that came without one.
+
+    Without it transformers takes a class by the architecture, some of which cut text their own way.
+    """
+    vocabulary = Vocabulary.read(tokenizer.files[JsonTokenizer.FILE])
+    pieces = {i: piece for piece, i in vocabulary.ids.items()}
+    return _config(pieces[tokenizer.symbols.bos_id], pieces[tokenizer.symbols.eos_id], {})
+
+
+def _config(bos: str, eos: str, others: dict[str, str]) -> bytes:
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": bos, "eos_token": eos} | others
+    return json.dumps(settings | {"clean_up_tokenization_spaces": False}, indent=2).encode() + b"\n"
+
+
+def _unigram(tokenizer: SentencePiece) -> dict[str, Any]:
+    sentinels = {i: f"<extra_id_{n}>" for n, i in enumerate(tokenizer.symbols.sentinels)}
+    byte_pieces = {i for i in range(tokenizer.vocab_size) if tokenizer.is_byte(i)}
+    vocabulary = [
+        (sentinels.get(i, tokenizer.piece(i)), BYTE_PIECE_SCORE if i in byte_pieces else tokenizer.piece_score(i))
+        for i in range(tokenizer.vocab_size)
+    ]
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    special = sorted((BOS_ID, EOS_ID, UNK_ID, *sentinels))
+    bos = tokenizer.piece(BOS_ID)
+    return {
+        "version": "1.0",
+        "added_tokens": [{"id": i, "content": vocabulary[i][0], **flags} for i in special],
+        "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": LOW_LINE},
+        "pre_tokenizer": {
+            "type": "Split",
+            "pattern": {"Regex": _BYTE_NAME_START},
+            "behavior": "MergedWithPrevious",
+            "invert": False,
+        },
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": bos, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [
+                {"SpecialToken": {"id": bos, "type_id": 0}},
+                {"Sequence": {"id": "A", "type_id": 0}},
+                {"SpecialToken": {"id": bos, "type_id": 1}},
+                {"Sequence": {"id": "B", "type_id": 1}},
+            ],
+            "special_tokens": {bos: {"id": bos, "ids": [BOS_ID], "tokens": [bos]}},
+        },
+        "decoder": {
+            "type": "Sequence",
+            "decoders": [
+                {"type": "Replace", "pattern": {"String": LOW_LINE}, "content": " "},
+                {"type": "ByteFallback"},
+                {"type": "Fuse"},
+            ],
+        },
+        "model": {"type": "Unigram", "unk_id": UNK_ID, "vocab": vocabulary, "byte_fallback": True},
+    }
