@@ -15,6 +15,7 @@ def test_rows_are_shown_with_statistics_and_controls_spelt_out(upalm, capsys, tm
     [
         (("build", "x", "--out", ""), "--out is empty"),
         (("build", "x"), "missing from upalm data build:\n    --out FOLDER"),
+        (("build", "x", "--out", "y", "--tokenizer", "z", "--vocab-size", "512"), "give it or --tokenizer, not both"),
         (("build", "--out", "x"), "missing from upalm data build:\n    DATA\n"),
         (("show", "--layout", "x"), "invalid choice 'x' for argument '--layout'"),
         (("show", "--data.source", "x"), "unrecognized options: --data.source, x"),
@@ -24,6 +25,13 @@ def test_a_mistake_in_the_options_names_them(upalm, capsys, words, message):
     with pytest.raises(SystemExit) as e:
         upalm("data", *words)
     assert e.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_shards_take_no_tokenizer_beside_their_own(upalm, tmp_path, source_text):
+    (tmp_path / "a.txt").write_text(source_text)
+    upalm("data", "build", tmp_path / "a.txt", "--out", tmp_path / "shards", "--vocab-size", 512)
+    with pytest.raises(SystemExit, match="holds shards, and with them their tokenizer: leave out --tokenizer"):
+        upalm("data", "show", "--data", tmp_path / "shards", "--tokenizer", tmp_path / "shards")
 
 
 def test_defaults_of_show_are_those_of_training():

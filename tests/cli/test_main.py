@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from upalm import __version__
-from upalm.cli import main
+from upalm.cli import huge_pages, main
 
 
 def command(*words, **env):
@@ -161,6 +161,17 @@ def test_closed_streams_are_no_traceback(monkeypatch):
         monkeypatch.setattr(sys, name, None)
     monkeypatch.setattr(sys, "argv", ["upalm", "cite"])
     main.main()
+
+
+def test_a_closed_output_gets_huge_pages_too(monkeypatch):
+    started = []
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(huge_pages, "ACCELERATORS", ())
+    monkeypatch.setattr(os, "execve", lambda *arguments: started.append(arguments))
+    monkeypatch.setattr(sys, "stdout", None)
+    huge_pages.use_huge_pages()
+    assert started
 
 
 @pytest.mark.parametrize(("encoding", "expected"), [("ascii", b"\\u2500 \\udcff"), ("utf-8", b"\xe2\x94\x80 \xff")])

@@ -34,7 +34,7 @@ def test_c_is_short_for_checkpoint_everywhere(upalm, capsys, name):
     [
         (("infill", "--mode", "x"), "'none', 's2s', 'nlu', 'nlg'"),
         (("eval", "--attention", "x"), "'prefix', 'causal'"),
-        (("import-hf", "y", "--norm", "x"), "'layernorm', 'rms'"),
+        (("import-hf", "y", "--norm", "x"), "'keep', 'rms'"),
         (("export-hf", "--dtype", "x"), "'keep', 'float32', 'bfloat16', 'float16'"),
     ],
 )

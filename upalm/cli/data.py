@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from upalm.data.sources import TextSource
     from upalm.data.tokenizer import Tokenizer
 
+VOCAB_SIZE = 32_000
 TEXT_OPTIONS = ("--include", "--skip-undecodable")
 MIN_VOCAB_SIZE, MAX_VOCAB_SIZE = 360, 1_000_000
 
@@ -29,10 +30,10 @@ class Build:
     """`stdlib`, a file (.txt, .jsonl, .gz or .zst of them, .parquet, .arrow), or a folder of such files."""
     out: Annotated[str, tyro.conf.arg(metavar="FOLDER")]
     """Folder of the shards, on a disk or in a bucket (gs://...)."""
-    tokenizer: str | None = None
-    """Checkpoint folder, folder of shards, or SentencePiece model."""
-    vocab_size: int = 32_000
-    """Largest vocabulary of the tokenizer that is trained on a sample of the text, if none is given."""
+    tokenizer: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None
+    """Checkpoint folder, folder of shards, or SentencePiece model; if none is given, one is trained on the text."""
+    vocab_size: int = VOCAB_SIZE
+    """Largest vocabulary of the tokenizer that is trained on a sample of the text."""
     include: tuple[str, ...] = ()
     """Patterns such as '*.py': exactly the matching files of a folder are read, as plain text if their kind is not
     known."""
@@ -42,7 +43,9 @@ class Build:
     def __post_init__(self):
         if not self.out.strip():
             raise ValueError("--out is empty, expected a folder.")
-        if self.tokenizer is None and not MIN_VOCAB_SIZE <= self.vocab_size <= MAX_VOCAB_SIZE:
+        if self.tokenizer is not None and self.vocab_size != VOCAB_SIZE:
+            raise ValueError("--vocab-size is of a tokenizer to be trained: give it or --tokenizer, not both.")
+        if not MIN_VOCAB_SIZE <= self.vocab_size <= MAX_VOCAB_SIZE:
             raise ValueError(
                 f"--vocab-size is {self.vocab_size}, expected {MIN_VOCAB_SIZE} (bytes, special ids and sentinels) to "
                 f"{MAX_VOCAB_SIZE:,}."
@@ -124,8 +127,8 @@ class Show:
     """Patterns such as '*.py': exactly the matching files of a folder are read."""
     skip_undecodable: bool = False
     """Leave out text that is not UTF-8, instead of stopping."""
-    tokenizer: str = str(PALM_TINY)
-    """Checkpoint folder, folder of shards, or SentencePiece model."""
+    tokenizer: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None
+    """Checkpoint folder, folder of shards, or SentencePiece model, for text; the shipped base's if none is given."""
     rows: int = 2
     """Rows to print."""
     count: int = 1000
@@ -159,7 +162,11 @@ class Show:
         from upalm.data.loader import Loader, statistics
 
         folders = built_folders(config.source)
-        tokenizer = load_tokenizer(next(iter(folders), self.tokenizer))
+        if folders and self.tokenizer is not None:
+            raise ValueError(
+                f"{next(iter(folders))} holds shards, and with them their tokenizer: leave out --tokenizer."
+            )
+        tokenizer = load_tokenizer(next(iter(folders), self.tokenizer or PALM_TINY))
         loader = Loader(open_source(config, tokenizer, TEXT_OPTIONS)[0], config, tokenizer.symbols, seed=self.seed)
         output = console()
         output.print(rows.legend())

@@ -21,5 +21,6 @@ def use_huge_pages() -> None:
         return
     if any(any(Path("/dev").glob(pattern)) for pattern in ACCELERATORS):
         return
-    sys.stdout.flush()
+    if sys.stdout is not None:  # a process may have none
+        sys.stdout.flush()
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | {"GLIBC_TUNABLES": TUNABLES})

@@ -336,7 +336,7 @@ class SentencePiece(Tokenizer):
         try:
             return cls(path.read_bytes())
         except RuntimeError as e:
-            raise ValueError(f"{path} is not a SentencePiece model: {e}.") from e
+            raise ValueError(f"{path} is not a SentencePiece model: {str(e).rstrip('.')}.") from e
 
 
 def _with_unused_sentinels(model: bytes) -> bytes:
