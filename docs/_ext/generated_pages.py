@@ -27,6 +27,18 @@ def _summary(path: Path) -> str:
     return (ast.get_docstring(ast.parse(path.read_text())) or "").split("\n")[0]
 
 
+def _face(package: Path) -> str:
+    """Names that a package's `__init__` imports, each a link to where it is defined."""
+    own = ".".join(package.relative_to(ROOT).parts)
+    links = []
+    for node in ast.walk(ast.parse((package / "__init__.py").read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module not in ("etils", "upalm"):
+            module = f"{own}.{node.module}" if node.level else node.module
+            names = [alias.name for alias in node.names if not alias.name.startswith("_")]
+            links += [f"{{py:obj}}`{name} <{module}.{name}>`" for name in names]
+    return f"Names of `{own}`: {', '.join(links)}."
+
+
 def _modules(package: Path) -> list[Path]:
     return sorted(p for p in package.rglob("*.py") if p.name != "__init__.py" and not p.name.startswith("_"))
 
@@ -35,13 +47,14 @@ def _api(folder: Path) -> None:
     names = []
     for package in PACKAGES:
         source = ROOT / "upalm" / package
-        text = [f"# upalm.{package}", "", _summary(source / "__init__.py"), ""]
+        text = [f"# upalm.{package}", "", _summary(source / "__init__.py"), "", _face(source), ""]
         for path in _modules(source):
             dotted = ".".join(path.relative_to(ROOT).with_suffix("").parts)
             text += [f"## {dotted.removeprefix('upalm.')}", "", "```{eval-rst}", f".. automodule:: {dotted}", "```", ""]
         _write(folder / f"{package}.md", text)
         names.append(f"{package} <{package}>")
-    index = ["# API", "", "From the docstrings; every name links to its source.", "", "```{toctree}", *names, "```"]
+    index = ["# API", "", "From the docstrings; every name links to its source.", "", _face(ROOT / "upalm"), ""]
+    index += ["```{toctree}", *names, "```"]
     _write(folder / "index.md", index)
 
 
