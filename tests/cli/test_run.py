@@ -48,7 +48,17 @@ def test_help_of_a_recipe_without_config_lists_configs(upalm, capsys):
     assert not e.value.code and "\n  causal     The control" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("recipe", ["quickstart", "ul2r", "scaling_tiny"])
+def test_recipe_that_knows_this_machine_needs_no_config(upalm, capsys, tmp_path):
+    with pytest.raises(SystemExit, match="^error: no checkpoint at /nowhere"):
+        upalm("run", "ul2r", "--init", "/nowhere", "--data", "stdlib", "--out", tmp_path / "run")
+    with pytest.raises(SystemExit, match=r"^error: upalm run ul2r has no config 'gpu2': did you mean 'gpu24'"):
+        upalm("run", "ul2r", "gpu2", "--init", "/nowhere")
+    with pytest.raises(SystemExit) as e:
+        upalm("run", "ul2r", "--help")
+    assert not e.value.code and "\n  gpu24      24 GB: 4,000 steps" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("recipe", ["quickstart", "scaling_tiny"])
 def test_help_of_a_recipe_with_own_settings_names_it(upalm, capsys, recipe):
     with pytest.raises(SystemExit):
         upalm("run", recipe, "--help")

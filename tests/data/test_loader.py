@@ -2,7 +2,7 @@ import hashlib
 
 import numpy as np
 import pytest
-from support.loaders import SYMBOLS, build_loader, count_rows, few_tokens
+from support.loaders import SENTINELS, SYMBOLS, build_loader, count_rows, few_tokens
 
 from upalm.data.config import DataConfig, Weighted
 from upalm.data.loader import Loader
@@ -111,6 +111,17 @@ def test_inputs_end_with_eos_if_the_denoiser_says_so(tokens):
             denoiser = loader.mixture[segment.denoiser_id]
             assert denoiser.inputs_eos == (denoiser.name != "s")
             assert not denoiser.inputs_eos or example.inputs[-1] == 1
+
+
+@pytest.mark.parametrize(("mixture", "low", "high"), [("ul2r_eos", 0.0, 0.0), ("ul2r_infill", 0.6, 0.95)])
+def test_rows_for_infilling_have_text_after_the_gaps(tokens, mixture, low, high):
+    """Inputs with gaps end in EOS, and before it in text if masks are rolled; else in a sentinel."""
+    loader = build_loader(tokens, mixture=mixture)
+    segments = [pair for row in range(count_rows(loader, 1)) for pair in loader.segments(row)]
+    inputs = [e.inputs for segment, e in segments if loader.mixture[segment.denoiser_id].name != "s"]
+    with_gaps = [x for x in inputs if np.isin(x, SENTINELS).any()]
+    assert len(with_gaps) > 10 and all(x[-1] == 1 for x in with_gaps)
+    assert low <= np.mean([x[-2] not in SENTINELS for x in with_gaps]) <= high
 
 
 def test_18_bytes_a_token(tokens):

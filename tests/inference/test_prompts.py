@@ -15,7 +15,7 @@ def test_prompts_have_mode_token_then_text_with_sentinels(tokenizer):
     assert prompts.prompt_ids(tokenizer, ["a ", " b"], "nlu") == expected
 
 
-@pytest.mark.parametrize("denoiser", [*ul2r.UL2R[:2], *ul2r.UL2R_EOS[:2]], ids=repr)
+@pytest.mark.parametrize("denoiser", [*ul2r.UL2R[:2], *ul2r.UL2R_EOS[:2], *ul2r.UL2R_INFILL[:2]], ids=repr)
 def test_prompts_are_the_inputs_of_training(tokenizer, denoiser):
     segmenter = ul2r.Segmenter(denoiser, ul2r.Budget.joint(128), tokenizer.symbols)
     a, b = (np.array(tokenizer.encode(x)) for x in ("def f(x", "return x"))

@@ -13,6 +13,7 @@ import jax
 import pytest
 from support.eight_devices import on_eight_devices, planned_decoding_weights
 
+import upalm
 from upalm.distributed.chips import CHIPS, GIB
 from upalm.model.config import PALM, ModelConfig
 from upalm.planning import lowering, planner, search
@@ -117,6 +118,15 @@ def test_this_machine_is_planned_for(tmp_path):
     assert plan["devices"] == 1 and plan["fits"] is None and plan["step_seconds"] is None
     assert plan["compiled_flops_per_step"] == pytest.approx(plan["flops_per_step"], rel=0.25)
     assert "unknown" in output and "papers' formula" in output
+
+
+def test_recipe_with_settings_of_its_own_is_planned():
+    words = ("--init", str(upalm.PALM_TINY), "--batch-size", "2", "--seq-len", "512")
+    config, model = search.resolve_config(Request("ul2r", "cpu", words, "here", 1))
+    assert (config.data.batch_size, config.data.seq_len, model.d_model) == (2, model.seq_len, 128)
+    assert config.optimizer.factored
+    with pytest.raises(ValueError, match="continues any model: name one with --checkpoint FOLDER"):
+        search.resolve_config(Request("ul2r", "cpu", (), "here", 1))
 
 
 def test_topologies_are_listed():

@@ -82,3 +82,28 @@ def test_run_ends_with_loss_checkpoint_and_next_commands(config, capsys):
     assert checkpoint == f"checkpoint: {config.out}/steps/2" and Path(checkpoint.split(": ")[1]).is_dir()
     assert use.startswith("try: upalm infill --text ") and use.endswith(f"--checkpoint {config.out}")
     assert measure == f"measure: upalm eval --checkpoint {config.out}"
+
+
+def test_ul2r_states_tokens_share_memory_and_hours(config, tmp_path, monkeypatch, capsys):
+    """The base has 64 positions: rows of 256 become as long as these. Its run had 2 x 4 x 64 tokens."""
+    base = run(dataclasses.replace(config, n_steps=2))
+    words = [
+        "--init",
+        base,
+        "--data",
+        config.data.source,
+        "--n-steps",
+        1,
+        "--batch-size",
+        2,
+        "--out",
+        tmp_path / "ul2r",
+    ]
+    monkeypatch.setattr(sys, "argv", ["upalm", "run", "ul2r", "cpu", *map(str, words)])
+    cli.main()
+    said = capsys.readouterr().out
+    assert "1 steps x 2 x 64, as long as the model's rows: 128 tokens (25.00% of the base's)" in said
+    assert re.search(r"\nmemory of a step, as `upalm plan` has it: 0\.\d+ GiB per device\n", said)
+    assert "hours at an MFU of 40% of 0.25 TFLOP/s per device\n" in said
+    settings = json.loads((tmp_path / "ul2r" / "config.json").read_text())["settings"]
+    assert settings["data"]["mixture"] == "ul2r_infill" and settings["optimizer"]["factored"]

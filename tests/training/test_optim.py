@@ -5,7 +5,7 @@ import numpy as np
 import optax
 import pytest
 
-from upalm.training.optim import Adafactor, AdamW, Schedule, scale_by_factored_rms
+from upalm.training.optim import Adafactor, AdamW, Schedule, clip_by_layer_rms, scale_by_factored_rms
 
 
 class Stacked(eqx.Module):
@@ -84,6 +84,16 @@ def test_factored_moments_are_optaxs_on_each_large_matrix():
         expected, oracle_state = theirs.update([g.embed, *g.blocks["w"]], oracle_state, unstacked)
         for x, y in zip([found.embed, *found.blocks["w"]], expected, strict=True):
             np.testing.assert_allclose(x, y, rtol=1e-5)
+
+
+def test_updates_are_clipped_as_optax_does_per_layer():
+    g = Stacked(jnp.full((2, 3), 0.5), {"w": jnp.array([0.1, 1.0, 4.0])[:, None] * jnp.arange(5.0)[None]})
+    found, _ = clip_by_layer_rms().update(g, optax.EmptyState())
+    theirs = optax.clip_by_block_rms(1.0)
+    unstacked = [g.embed, *g.blocks["w"]]
+    expected, _ = theirs.update(unstacked, theirs.init(unstacked))
+    for x, y in zip([found.embed, *found.blocks["w"]], expected, strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-6)
 
 
 def test_factored_moments_of_gradients_of_rank_one_are_exact():

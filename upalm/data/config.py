@@ -32,7 +32,8 @@ class DataConfig:
     """`stdlib` (Python's own source files), a text file, a folder of text files, or a folder that `upalm data build`
     wrote. Several built folders are mixed by weight: `wiki=0.7,code=0.3`."""
     mixture: Annotated[str | ul2r.Mixture, tyro.conf.arg(constructor=str)] = "ul2r"
-    """Name of a mixture (ul2r, ul2r_eos, ul2r_split_x, ul2, prefix_lm, causal), or denoisers as in Python:
+    """Name of a mixture: ul2r (the paper's), ul2r_infill (best where text follows a gap: EOS ends the inputs, and gaps
+    lie anywhere), ul2r_eos, ul2r_split_x, ul2, prefix_lm, causal; or denoisers as in Python:
     `SpanCorruption(name='r', mode='nlu', mean_span=3.0, corruption_rate=0.15), PrefixLM(name='s', mode='s2s')`.
     A tuple of denoisers is kept as its text."""
     seq_len: int = 256

@@ -132,7 +132,7 @@ def plan(step: Step, model: ModelConfig, target: Target, mesh: Mesh | None) -> P
         "mesh": dict(mesh.shape) if mesh is not None else {},
         "params": model.n_params,
         "capacity_gib": target.chip.memory / GIB if target.chip and target.chip.memory else None,
-        "flops_per_step": step.flops_per_token * step.tokens,
+        "flops_per_step": float(step.flops_per_token * step.tokens),
         "tokens_per_step": step.tokens,
         "run_tokens": step.run_tokens,
         "peak_flops": target.chip.flops if target.chip else None,

@@ -64,7 +64,7 @@ def resolve_config(request: Request) -> tuple[Any, Any]:
         ValueError: no such config, or a recipe that continues a checkpoint which is not named.
     """
     from upalm.checkpoints.folder import open_checkpoint
-    from upalm.training.config import Scratch
+    from upalm.training.config import Scratch, TrainConfig
 
     configs, expected = recipes.contents(request.recipe)
     if request.config not in configs:
@@ -73,6 +73,10 @@ def resolve_config(request: Request) -> tuple[Any, Any]:
     config = arguments.parse(
         type(config), request.overrides, f"upalm plan {request.recipe} {request.config}", default=config
     )
+    if not isinstance(config, TrainConfig):  # settings of the recipe's own, which it turns into a run's
+        if config.checkpoint == _UNNAMED:
+            raise ValueError(f"recipe {request.recipe!r} continues any model: name one with --checkpoint FOLDER.")
+        config = config.config()
     if isinstance(config.start, Scratch):
         return config, config.start.model
     if expected is not None and config.start.checkpoint == _UNNAMED:
@@ -92,8 +96,8 @@ def _without_missing(value: Any) -> Any:
     if not is_dataclass(value):
         return value
     changed = {f.name: _without_missing(getattr(value, f.name)) for f in fields(value) if f.init}
-    if changed.get("source") == _UNNAMED:
-        changed["source"] = str(_UNNAMED)
+    for name in {"source", "data"} & {name for name, current in changed.items() if current == _UNNAMED}:
+        changed[name] = str(_UNNAMED)
     return replace(value, **{k: v for k, v in changed.items() if v is not getattr(value, k)})  # pyright: ignore
 
 

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import chdir, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -30,8 +30,12 @@ from upalm.training.loop import fit
 from upalm.training.resume import check_folder
 
 
-def run(config: TrainConfig) -> Path:
+def run(config: TrainConfig, describe: Callable[[TrainConfig, ModelConfig, Mesh | None], str] | None = None) -> Path:
     """Prepare text, tokenizer and weights, and train. Returns the run folder.
+
+    Args:
+        config: settings of the run.
+        describe: returns what to print before the first step, of a run of one process.
 
     Raises:
         ValueError: settings, data or folders that do not fit, each with what to do.
@@ -57,6 +61,8 @@ def run(config: TrainConfig) -> Path:
             train, validation = open_source(config.data, tokenizer)
             n_train, n_validation = (sum(corpus.n_tokens for corpus, _ in split) for split in (train, validation))
             _say(f"{n_train:,} training and {n_validation:,} validation tokens")
+            if describe is not None and jax.process_count() == 1:
+                _say(describe(config, model.config, mesh))
             fit(config, model, tokenizer, train, validation)
             if processes.is_first():
                 print(summary(config), flush=True)

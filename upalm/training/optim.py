@@ -100,7 +100,7 @@ class Adafactor:
         schedule = self.schedule.build(n_steps)
         return optax.chain(
             optax.clip_by_global_norm(self.clip_norm),
-            scale_by_factored_rms(self.decay_exponent)
+            optax.chain(scale_by_factored_rms(self.decay_exponent), clip_by_layer_rms())
             if self.factored
             else optax.scale_by_factored_rms(factored=False, decay_rate=self.decay_exponent, epsilon=1e-30),
             optax.scale_by_learning_rate(schedule),
@@ -203,6 +203,22 @@ def _map_by_layer(function, tree, *rest):
         return function(leaf, tuple(range(is_stacked, leaf.ndim)), *others)
 
     return jax.tree_util.tree_map_with_path(with_axes, tree, *rest)
+
+
+def clip_by_layer_rms(threshold: float = 1.0) -> optax.GradientTransformation:
+    """Scale updates down to an RMS of at most `threshold`, each layer by itself (Shazeer and Stern, section 6).
+
+    Moments by row and column underestimate single large gradients, whose updates are then too long.
+    """
+
+    def clip(update, axes):
+        rms = jnp.sqrt(jnp.mean(jnp.square(update), axes, keepdims=True))
+        return update / jnp.maximum(rms / threshold, 1)
+
+    def update(updates, state, params=None):
+        return _map_by_layer(clip, updates), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)  # pyright: ignore[reportArgumentType]
 
 
 def scale_by_layer_rms(floor: float = 1e-3) -> optax.GradientTransformation:

@@ -4,7 +4,7 @@ import ast
 import runpy
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -68,22 +68,31 @@ def run(name: str, words: list[str]) -> None:
     """
     path = find(name)
     if known := configs(name):
-        split(known, words, f"upalm run {name}")
+        default = next(iter(known)) if "def config_here(" in path.read_text(encoding="utf-8") else ""
+        split(known, words, f"upalm run {name}", lambda: default)
     sys.argv = [str(path), *words]
     runpy.run_path(str(path), run_name="__main__")
 
 
-def choose(configs: Mapping[str, tuple[str, T]], description: str | None) -> T:
+def choose(
+    configs: Mapping[str, tuple[str, T]], description: str | None, config_here: Callable[[], str] = lambda: ""
+) -> T:
     """Parse the command line of a recipe: the name of a config, and options that change it.
 
-    The name may be left out if there is one config. The description is the recipe's `__doc__`, None under `python -OO`.
+    The name may be left out if there is one config, or if the recipe knows which suits this machine.
+
+    Args:
+        configs: summary and config by name.
+        description: the recipe's `__doc__`, None under `python -OO`.
+        config_here: the recipe's function of this name, which returns the config of this machine; "" for none.
 
     Raises:
         SystemExit: status 0 after help, 2 after a mistake.
     """
     program, words, description = _program(), sys.argv[1:], (description or "").strip()
     try:
-        name, words = split({name: summary for name, (summary, _) in configs.items()}, words, program)
+        summaries = {name: summary for name, (summary, _) in configs.items()}
+        name, words = split(summaries, words, program, config_here)
     except ValueError as e:
         arguments.refuse(str(e))
     if not name:
@@ -110,8 +119,16 @@ def _program() -> str:
     return f"upalm run {path.stem if path.parent == folder() else path}"
 
 
-def split(configs: Mapping[str, str], words: list[str], program: str) -> tuple[str, list[str]]:
+def split(
+    configs: Mapping[str, str], words: list[str], program: str, default: Callable[[], str] = lambda: ""
+) -> tuple[str, list[str]]:
     """Split a command line into the name of a config ("" for help of all) and the words after it.
+
+    Args:
+        configs: summaries by name.
+        words: the command line after the recipe's name.
+        program: the command, for errors.
+        default: returns the config if none is named; "" if one must be.
 
     Raises:
         ValueError: unknown config, with the nearest name.
@@ -123,6 +140,8 @@ def split(configs: Mapping[str, str], words: list[str], program: str) -> tuple[s
     if {"-h", "--help"} & set(words[:1]):
         return "", words
     if not words or words[0].startswith("-"):
+        if name := default():
+            return name, words
         raise ValueError(f"{program} needs a config before its options: choose one of {', '.join(configs)}.")
     raise ValueError(f"{program} has no config {words[0]!r}: {suggest(words[0], configs)}")
 

@@ -50,6 +50,10 @@ UL2R_EOS: Mixture = (replace(R, inputs_eos=True), replace(X, inputs_eos=True), S
 """UL2R with EOS after the inputs of R and X. T5's masks end in noise, so inputs without EOS always end in a sentinel.
 Where text follows the last gap, a small model then does not notice that the inputs end (docs/results.md)."""
 
+UL2R_INFILL: Mixture = (replace(R, inputs_eos=True, roll=True), replace(X, inputs_eos=True, roll=True), S)
+"""For filling gaps with text after them: UL2R with EOS after the inputs of R and X, and with rolled masks. EOS alone is
+enough for a few hundred steps; then a model learns the other cue, a sentinel before the EOS (docs/results.md)."""
+
 CAUSAL: Mixture = (Causal(name="causal"),)
 """The control: the same steps of plain language modelling."""
 
@@ -62,6 +66,7 @@ SUPERVISED: Mixture = (PrefixLM(name="supervised"),)
 MIXTURES = {
     "ul2r": UL2R,
     "ul2r_eos": UL2R_EOS,
+    "ul2r_infill": UL2R_INFILL,
     "ul2r_split_x": UL2R_SPLIT_X,
     "ul2": UL2,
     "prefix_lm": PREFIX_LM,
