@@ -1,5 +1,6 @@
 """Every tutorial is a script, a page of the site, and a notebook in the built site."""
 
+import re
 from pathlib import Path
 
 import jupytext
@@ -24,6 +25,8 @@ def _write(app) -> None:
             cell.metadata.pop("tags", None)
             if cell.cell_type == "code":
                 cell.source = cell.source.replace("# %pip", "%pip")
+            else:  # pages of the site, beside the folder of the notebooks
+                cell.source = re.sub(r"\]\(\.\./(\w+)\.md\)", r"](../\1.html)", cell.source)
         jupytext.write(notebook, folder / f"{script.stem}.ipynb", fmt="ipynb")
 
 
