@@ -32,7 +32,9 @@ print(base.info)
 # %% [markdown]
 # ## Gaps in text that nobody trained on
 #
-# One line of code is missing; the lines around it are there.
+# One line of code is missing; the lines around it are there. `<extra_id_0>` marks the
+# place. It is a token of the vocabulary, called a *sentinel*, which the base has never
+# seen in use.
 
 # %%
 corpus = sources.load("stdlib")
@@ -55,6 +57,11 @@ print(f"{before}<extra_id_0>{after}\n--- the gap was: {line.strip()}")
 
 # %% [markdown]
 # ## Two runs, one difference
+#
+# `fit` is the training loop: it takes settings, a model, a tokenizer and text, and
+# writes a checkpoint. The forks differ in `mixture`, which says what the rows ask of
+# the model. `causal` asks for every next token. `ul2r_eos` asks for masked spans and
+# for continuations, in U-PaLM's shares, and ends what the model is given with EOS.
 
 # %%
 train = encode(base.tokenizer, corpus.train[:400])
@@ -89,7 +96,8 @@ assert share < 0.02
 # ## Measure on the same gaps
 #
 # How many bits does the missing line cost, per byte, if both sides are seen? And does
-# it cost anything on ordinary text, left to right?
+# it cost anything on ordinary text, left to right? `mode="nlg"` puts the token in front
+# of the prompt that long gaps had in training.
 
 # %%
 n_bytes = np.array([len(line.encode()) for _, line in gaps])

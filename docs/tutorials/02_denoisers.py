@@ -5,7 +5,8 @@
 #
 # UL2R trains a causal language model on three tasks, which U-PaLM calls denoisers
 # (U-PaLM section 2.3). Each cuts a chunk of tokens into *inputs*, which the model
-# sees in both directions, and *targets*, which it predicts from left to right.
+# sees in both directions, and *targets*, which it predicts from left to right. All of
+# it is NumPy: no model is trained on this page.
 #
 # <a href="../notebooks/02_denoisers.ipynb" download>Download the notebook</a>
 

@@ -24,7 +24,8 @@ from upalm.training import Adafactor, Continue, Schedule, TrainConfig, fit
 # ## A model that knows gaps
 #
 # `upalm.load()` opens the model that the package ships, `upalm.load("runs/x")` one of
-# yours. If it never saw a gap, a minute of UL2R changes that.
+# yours. If it never saw a gap, a minute of UL2R changes that. A model of 1.25M
+# parameters writes poor code even so: on this page, look at the form of the answers.
 
 # %%
 model = upalm.load()
@@ -143,9 +144,11 @@ assert "".join(piece.text for piece in pieces) == model.infill(text, settings).s
 # %% [markdown]
 # ## Modes by infill: the paper's grid
 #
-# U-PaLM asks one prompt in eight ways: four mode tokens, each with and without
-# `<extra_id_0>` at the end (section 4.2). There the answers differ in style. At this
-# size they differ, too; whether for the better is another matter.
+# A mode token in front of a prompt says which denoiser it resembles: `nlu` short gaps,
+# `nlg` long ones, `s2s` a continuation. U-PaLM asks one prompt in eight ways: with
+# each of the three or none, and with and without `<extra_id_0>` at the end (section
+# 4.2). There the answers differ in style. At this size they differ, too; whether for
+# the better is another matter.
 
 # %%
 prompt = "def largest(items):\n    "
