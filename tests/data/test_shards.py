@@ -212,7 +212,7 @@ def test_command_line(built, source, tmp_path, tokenizer):
     assert done.returncode == 0 and "300 documents" in done.stdout, done.stderr
     assert upalm("data", "check", str(tmp_path / "b")).stdout.count("whole") == 2
     mixed = f"{tmp_path / 'b'}=0.7,{shutil.copytree(tmp_path / 'b', tmp_path / 'c')}=0.3"
-    shown = upalm("data", "show", "--data", mixed, "--count", "20", "--mask", str(tmp_path / "m.png"))
+    shown = upalm("data", "show", "--data", mixed, "--rows", "6", "--count", "20", "--mask", str(tmp_path / "m.png"))
     assert shown.returncode == 0, shown.stderr
     assert "[NLU]" in shown.stdout and "20 rows" in shown.stdout
     assert (tmp_path / "m.png").stat().st_size > 5000
