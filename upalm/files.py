@@ -4,6 +4,9 @@ import hashlib
 
 from etils import epath
 
+LOCK = "lock"
+"""Name of the file that the owner of a folder holds while it writes there (`checkpoints.lock`)."""
+
 
 def is_remote(path: epath.PathLike) -> bool:
     """Whether a path lies in an object store such as gs://bucket/folder."""

@@ -1,4 +1,8 @@
+import os
+
 import pytest
+
+from upalm.checkpoints import lock
 
 
 def test_rows_are_shown_with_statistics_and_controls_spelt_out(upalm, capsys, tmp_path):
@@ -32,6 +36,15 @@ def test_shards_take_no_tokenizer_beside_their_own(upalm, tmp_path, source_text)
     upalm("data", "build", tmp_path / "a.txt", "--out", tmp_path / "shards", "--vocab-size", 512)
     with pytest.raises(SystemExit, match="holds shards, and with them their tokenizer: leave out --tokenizer"):
         upalm("data", "show", "--data", tmp_path / "shards", "--tokenizer", tmp_path / "shards")
+
+
+def test_a_folder_that_is_being_built_is_refused(upalm, tmp_path, source_text):
+    (tmp_path / "a.txt").write_text(source_text)
+    words = ("data", "build", tmp_path / "a.txt", "--out", tmp_path / "shards", "--vocab-size", 512)
+    with lock.hold(tmp_path / "shards"), pytest.raises(SystemExit, match=f"is in use by process {os.getpid()} on "):
+        upalm(*words)
+    upalm(*words)
+    assert not (tmp_path / "shards" / "lock").exists()
 
 
 def test_defaults_of_show_are_those_of_training():

@@ -88,6 +88,24 @@ def test_results_are_saved_whatever_the_names(upalm, monkeypatch, capsys, checkp
     assert "ck[/b][red] on " in (out := capsys.readouterr().out) and "True" in out
 
 
+def test_held_out_text_is_chosen_and_counted(upalm, monkeypatch, capsys, checkpoint, tmp_path, source_text):
+    for i in range(40):
+        (tmp_path / f"{i}.py").write_text(source_text[i * 500 :][:4000])
+    (tmp_path / "latin.py").write_bytes("caf\xe9 ".encode("latin-1") * 400)
+    (tmp_path / "left.txt").write_text("not Python")
+    measured = []
+
+    def cut_gaps(documents, *_):
+        measured.extend(documents)
+        raise ValueError("that was all")
+
+    monkeypatch.setattr("upalm.evals.infilling.held_out.cut_gaps", cut_gaps)
+    with pytest.raises(SystemExit, match="that was all"):
+        upalm("eval", "-c", checkpoint, "--data", tmp_path, "--include", "*.py", "--skip-undecodable")
+    assert measured and all(document.text in source_text for document in measured)
+    assert "latin.py, line 1 is not UTF-8" in capsys.readouterr().out
+
+
 def test_suite_of_a_file_is_run(upalm, capsys, checkpoint, tmp_path):
     (tmp_path / "mine.py").write_text(
         "from upalm.evals import Question, Ranked, Source\n"
@@ -108,6 +126,7 @@ def test_suite_of_a_file_is_run(upalm, capsys, checkpoint, tmp_path):
         (("--json", "/nowhere/x.json"), "there is no folder /nowhere"),
         (("--n-rows", "0"), "--n-rows is 0, expected at least 1"),
         (("--n-decoded", "0"), "--n-decoded is 0, expected at least 1"),
+        (("--suite", "mmlu", "--include", "*.py", "--skip-undecodable"), "no use for --include, --skip-undecodable"),
         (("--suite", "mmlu", "--json", "x.json"), "suite mmlu has no use for --json"),
         (("--suite", "mmlu", "--out", "/dev/null/x"), "--out /dev/null/x cannot be written"),
         (("--suite", "./nowhere.py"), "no file nowhere.py: --suite takes"),

@@ -11,6 +11,7 @@ import pytest
 import safetensors.numpy
 from support.cohere import edit, save, small_cohere
 
+from upalm.checkpoints.shipped import PALM_TINY
 from upalm.interop.hf_import import import_hf
 
 
@@ -146,3 +147,9 @@ def test_imports_hold_little_more_than_their_largest_file(good, tmp_path, source
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert int(done.stdout) < 1.3 * max(files), (int(done.stdout), files)
+
+
+def test_checkpoints_of_upalm_need_no_import(tmp_path):
+    with pytest.raises(ValueError, match="is a checkpoint of upalm, which every command opens as it is"):
+        import_hf(PALM_TINY, tmp_path / "x")
+    assert not (tmp_path / "x").exists()

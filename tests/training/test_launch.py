@@ -15,6 +15,7 @@ from upalm.checkpoints.folder import export, load_model
 from upalm.cli import main as cli
 from upalm.data import shards
 from upalm.model.palm import Decoder
+from upalm.training import launch
 from upalm.training.config import Continue, Scratch
 from upalm.training.launch import prepare, rerun, run
 
@@ -25,6 +26,12 @@ def test_rows_longer_than_the_models_are_refused(config, tokenizer, tmp_path):
     config = dataclasses.replace(config, start=Continue(tmp_path / "m"), data=data)
     with pytest.raises(ValueError, match="rows of 128 are longer than the model's 64"):
         prepare(config)
+
+
+def test_long_rows_are_refused_before_a_tokenizer_is_trained(config, monkeypatch):
+    monkeypatch.setattr(launch, "_tokenizer", lambda *arguments: pytest.fail("a tokenizer was trained first"))
+    with pytest.raises(ValueError, match="rows of 128 are longer than the model's 64"):
+        prepare(dataclasses.replace(config, start=Scratch(MODEL), data=dataclasses.replace(config.data, seq_len=128)))
 
 
 def test_run_uses_the_tokenizer_of_its_shards(config, tokenizer, tmp_path, source_text):

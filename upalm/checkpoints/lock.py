@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import IO
 
 from upalm.distributed import processes
-from upalm.files import is_remote
+from upalm.files import LOCK, is_remote
 
-_NAME = "lock"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL)
 
 
@@ -36,7 +35,7 @@ def hold(folder: Path | str) -> Iterator[None]:
         yield
     finally:
         if file is not None:
-            (Path(folder) / _NAME).unlink(missing_ok=True)
+            (Path(folder) / LOCK).unlink(missing_ok=True)
             file.close()
             with suppress(OSError):
                 Path(folder).rmdir()  # only if nothing was written
@@ -48,7 +47,7 @@ def check_free(folder: Path | str) -> None:
     Raises:
         ValueError: its process and host.
     """
-    path = Path(folder) / _NAME
+    path = Path(folder) / LOCK
     if is_remote(folder) or not path.is_file():
         return
     with path.open() as file:
@@ -62,7 +61,7 @@ def check_free(folder: Path | str) -> None:
 
 def _acquire(folder: Path) -> IO[str]:
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / _NAME
+    path = folder / LOCK
     while True:
         file = path.open("a")
         try:

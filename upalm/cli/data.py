@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from upalm.data.tokenizer import Tokenizer
 
 VOCAB_SIZE = 32_000
-TEXT_OPTIONS = ("--include", "--skip-undecodable")
 MIN_VOCAB_SIZE, MAX_VOCAB_SIZE = 360, 1_000_000
 
 
@@ -43,6 +42,8 @@ class Build:
     def __post_init__(self):
         if not self.out.strip():
             raise ValueError("--out is empty, expected a folder.")
+        if Path(self.out).is_file():
+            raise ValueError(f"{self.out} is a file: choose another --out.")
         if self.tokenizer is not None and self.vocab_size != VOCAB_SIZE:
             raise ValueError("--vocab-size is of a tokenizer to be trained: give it or --tokenizer, not both.")
         if not MIN_VOCAB_SIZE <= self.vocab_size <= MAX_VOCAB_SIZE:
@@ -52,13 +53,14 @@ class Build:
             )
 
     def __call__(self) -> None:
+        from upalm.checkpoints import lock  # imports JAX
         from upalm.data import shards, sources
         from upalm.training.progress import Count
 
-        text = sources.TextSource(self.data, self.include, self.skip_undecodable, TEXT_OPTIONS)
-        tokenizer = self._tokenizer(text)
+        text = sources.TextSource(self.data, self.include, self.skip_undecodable, options.TEXT_OPTIONS)
         trained_vocab_size = 0 if self.tokenizer is not None else self.vocab_size
-        with Count("tokenised", ("documents", "tokens")) as count:
+        with lock.hold(self.out), Count("tokenised", ("documents", "tokens")) as count:
+            tokenizer = self._tokenizer(text)
             manifest = shards.build(
                 text, self.out, tokenizer, trained_vocab_size=trained_vocab_size, progress=count.update
             )
@@ -167,7 +169,9 @@ class Show:
                 f"{next(iter(folders))} holds shards, and with them their tokenizer: leave out --tokenizer."
             )
         tokenizer = load_tokenizer(next(iter(folders), self.tokenizer or PALM_TINY))
-        loader = Loader(open_source(config, tokenizer, TEXT_OPTIONS)[0], config, tokenizer.symbols, seed=self.seed)
+        loader = Loader(
+            open_source(config, tokenizer, options.TEXT_OPTIONS)[0], config, tokenizer.symbols, seed=self.seed
+        )
         output = console()
         output.print(rows.legend())
         for number in range(self.rows):

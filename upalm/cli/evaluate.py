@@ -62,6 +62,10 @@ class Eval:
     """held_out: gaps of each kind."""
     n_decoded: int = 96
     """held_out: single-line gaps that are also decoded."""
+    include: tuple[str, ...] = ()
+    """held_out: patterns such as '*.py': exactly the matching files of a folder are read."""
+    skip_undecodable: bool = False
+    """held_out: leave out text that is not UTF-8, and list it, instead of stopping."""
     json: Path | None = None
     """held_out: file for the numbers."""
 
@@ -80,7 +84,11 @@ class Eval:
         of_suites = of_prompts | {"limit": self.limit is not None, "mode": self.mode is not None}
         ignored = {_HELD_OUT: of_suites, INFILLING: of_prompts}.get(self.suite, {})
         if self.suite != _HELD_OUT:
-            ignored = ignored | {"json": self.json is not None}
+            ignored = ignored | {
+                "json": self.json is not None,
+                "include": bool(self.include),
+                "skip-undecodable": self.skip_undecodable,
+            }
         if given := [f"--{name}" for name, is_given in ignored.items() if is_given]:
             raise ValueError(f"suite {self.suite} has no use for {', '.join(given)}: leave it out.")
         for name, value in (("limit", self.limit), ("n-rows", self.n_rows), ("n-decoded", self.n_decoded)):
@@ -92,7 +100,10 @@ class Eval:
     def _measure_held_out(self) -> None:
         runtime.enable_compilation_cache()
         model, tokenizer, info = checkpoint_folder.load_model(self.checkpoint)
-        documents = sources.load(self.data).validation
+        text = sources.TextSource(self.data, self.include, self.skip_undecodable, options.TEXT_OPTIONS)
+        documents = text.load().validation
+        for note in text.notes():
+            print(note)
         lines, words = held_out.cut_gaps(documents, tokenizer, model.config.seq_len, self.n_rows, info.inputs_eos)
         measurement = held_out.measure(
             model, tokenizer, documents, lines, words, n_decoded=self.n_decoded, inputs_eos=info.inputs_eos

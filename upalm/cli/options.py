@@ -19,3 +19,6 @@ Attention = Literal["prefix", "causal"]
 
 Out = Annotated[Path, tyro.conf.arg(metavar="FOLDER")]
 """`--out FOLDER`: where the command writes."""
+
+TEXT_OPTIONS = ("--include", "--skip-undecodable")
+"""Options of commands that read text, for messages that suggest them."""

@@ -24,7 +24,7 @@ from upalm.data import sources
 from upalm.data.readers import Document
 from upalm.data.tokenizer import Tokenizer
 from upalm.data.tokens import BUILD_APART, Tokens, encode
-from upalm.files import is_remote, sha256_file, write_atomically
+from upalm.files import LOCK, is_remote, sha256_file, write_atomically
 
 SPLITS = ("train", "validation")
 
@@ -301,7 +301,7 @@ def _open_manifest(text: sources.TextSource, folder: str, tokenizer: Tokenizer, 
     )
     if out.exists() and not out.is_dir():
         raise ValueError(f"{folder} is a file: choose another --out.")
-    names = {path.name for path in out.iterdir() if path.suffix != ".new"} if out.exists() else set()
+    names = {path.name for path in out.iterdir() if path.suffix != ".new"} - {LOCK} if out.exists() else set()
     tokenizer_names = {name.partition("/")[0] for name in tokenizer.files}
     if names <= tokenizer_names:  # empty, or interrupted before the manifest was written
         out.mkdir(parents=True, exist_ok=True)

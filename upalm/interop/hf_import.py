@@ -100,6 +100,8 @@ def import_hf(
     """
     source = _local_folder(source)
     settings = read_json(source / "config.json")
+    if "format" in settings and "model" in settings:
+        raise ValueError(f"{source} is a checkpoint of upalm, which every command opens as it is: nothing to import.")
     row = architecture_of(settings, source)
     unfolded = model_config(settings, source)
     if norm == "rms" and row is not COHERE:

@@ -136,15 +136,16 @@ def prepare(config: TrainConfig, mesh: Mesh | None = None) -> tuple[Decoder, Tok
         model, tokenizer, _ = open_checkpoint(config.start.checkpoint)
         shape = config.start.reshaped(model)
     else:
-        shape, tokenizer = config.start.model, _tokenizer(config, config.start.model.vocab_size)
+        shape, tokenizer = config.start.model, None  # to train one takes a while, so refusals come first
+    if config.data.seq_len > shape.seq_len:
+        raise ValueError(f"rows of {config.data.seq_len} are longer than the model's {shape.seq_len}.")
     check_mesh(config, shape, mesh)
+    tokenizer = tokenizer or _tokenizer(config, shape.vocab_size)
     if tokenizer.vocab_size > shape.vocab_size:
         raise ValueError(
             f"the tokenizer has {tokenizer.vocab_size} subwords, the model {shape.vocab_size} embeddings: "
             f"set --start.model.vocab-size {tokenizer.vocab_size}, or build the shards with a smaller --vocab-size."
         )
-    if config.data.seq_len > shape.seq_len:
-        raise ValueError(f"rows of {config.data.seq_len} are longer than the model's {shape.seq_len}.")
     if isinstance(config.start, Continue):
         model, tokenizer, _ = load_model(config.start.checkpoint, mesh, remat=shape.remat)
         return model, tokenizer
