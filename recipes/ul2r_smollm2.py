@@ -1,6 +1,6 @@
 """Continue SmolLM2-135M, an open model that fits a laptop, with UL2R on your own text.
 
-Paper:    U-PaLM (arXiv:2210.11399) section 2, of a Llama with 135M parameters; ul2r_infill is for gaps with text after them.
+Paper:    U-PaLM (arXiv:2210.11399) section 2, of a Llama with 135M parameters, for gaps with text after them.
 Command:  upalm import-hf SMOLLM2 --out models/smollm2
           upalm data build TEXT --out data/smollm2 --tokenizer models/smollm2
           upalm run ul2r_smollm2 cpu
