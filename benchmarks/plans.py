@@ -40,8 +40,8 @@ def title(request: Request) -> str:
 
 def table(found: dict[str, dict]) -> str:
     lines = [
-        "| recipe and slice | chips | mesh | GiB a chip | to spare | step, s | bound by | MFU | nothing overlaps, s | "
-        "remat | sent a chip, GiB | hours | chip-hours |",
+        "| recipe and slice | chips | mesh | GiB per chip | to spare | step, s | bound by | MFU | nothing overlaps, s "
+        "| remat | sent per chip, GiB | hours | chip-hours |",
         "|---|---:|---|---:|---:|---:|---|---:|---:|---:|---:|---:|---:|",
     ]
     for name, f in found.items():

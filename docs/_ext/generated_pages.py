@@ -4,10 +4,12 @@ import ast
 import io
 import os
 import re
+import textwrap
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+WIDTH = 86  # columns of code that a page shows without scrolling
 PACKAGES = (
     "ul2r",
     "distributed",
@@ -67,13 +69,18 @@ def _help(arguments: list[str]) -> str:
             main.dispatch(arguments)
         except SystemExit:
             pass
-    return re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue()).strip()
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue()).strip()
+    lines = [
+        textwrap.wrap(line, WIDTH, subsequent_indent="  ") if len(line) > WIDTH else [line]
+        for line in plain.split("\n")
+    ]
+    return "\n".join(line for some in lines for line in some)
 
 
 def _commands(folder: Path) -> None:
     from upalm.cli import main
 
-    os.environ |= {"COLUMNS": "86", "NO_COLOR": "1"}
+    os.environ |= {"COLUMNS": str(WIDTH), "NO_COLOR": "1"}
     text = ["# Commands", "", "What `--help` prints.", "", "```text", _help([]), "```", ""]
     for name, (_, summary) in main.COMMANDS.items():
         text += [f"## upalm {name}", "", _escape(summary), "", "```text", _help([*name.split(), "--help"]), "```", ""]

@@ -37,9 +37,10 @@ SOURCE = None  # a folder with config.json and safetensors, or a name on the hub
 # %% [markdown]
 # ## A stand-in for an open checkpoint
 #
-# Cohere's architecture (Command-R, Aya) with one key-value head is PaLM's. The
-# tokenizer is a byte-level one, as open models have, with reserved tokens that become
-# sentinels.
+# Cohere's architecture (Command-R, Aya) with one key-value head is PaLM's, so we take
+# that. The page [Open checkpoints](../open_checkpoints.md) lists the others that come
+# in and go out, Llama's and Qwen's among them. The tokenizer is a byte-level one, as
+# open models have, with reserved tokens that become sentinels.
 
 # %%
 corpus = sources.load("stdlib")
@@ -185,7 +186,7 @@ assert np.abs(score.log_probs - served).max() < 1e-4
 # %% [markdown]
 # ## Now change this
 #
-# - Set `SOURCE` to a real checkpoint of Cohere's architecture, and train on your own
-#   text.
+# - Set `SOURCE` to a real checkpoint, such as `HuggingFaceTB/SmolLM2-135M`, and train
+#   on your own text.
 # - Import with `norm="rms"`. The logits stay the same; why is there no way back?
 # - Give the stand-in four key-value heads. Which of the comparisons notices?
