@@ -44,9 +44,8 @@ class Vocabulary(NamedTuple):
         names = BYTE_LETTERS if is_byte_level else [f"<0x{b:02X}>" for b in range(256)]
         byte_ids = [ids.get(name, -1) for name in names]
         missing = [b for b, i in enumerate(byte_ids) if i < 0 and b not in _NEVER_IN_UTF8]
-        if len(missing) > (
-            128 if is_byte_level else 0
-        ):  # some bytes are rare enough to be absent from BPE vocabularies
+        n_rare = 128 if is_byte_level else 0  # bytes that are rare in text may be absent from BPE vocabularies
+        if len(missing) > n_rare:
             raise ValueError(
                 f"the vocabulary has no piece for {len(missing)} of the 243 bytes of UTF-8 (such as 0x{missing[0]:02X}"
                 "): byte-level tokenizers and those with byte fallback are supported."

@@ -23,21 +23,9 @@ LOW_LINE = "\N{LOWER ONE EIGHTH BLOCK}"
 AWKWARD_TEXTS = (
     *("", " ", "  ", "\t", "\n\n", "\r\n", "\x00", "a  b\n\tc 12", " x", "x ", " \n ", "\u00a0x\u2003y"),
     *("a <user> b", "<|endoftext|> x", "<s> </s>", "<extra_id_0>", "<0x41>", "x<0xff>y", "[S2S] [NLU] [NLG]"),
-    *(
-        f"a{LOW_LINE}b",
-        f"{LOW_LINE} {LOW_LINE}",
-        "\ufeffx",
-        "A\u030a \u212b \ufb01",
-        "e\u0301 \u00e9",
-        "\u1100\u1161 \uac00",
-    ),
-    *(
-        "\U0001f468\u200d\U0001f469\u200d\U0001f467",
-        "\U0001f1eb\U0001f1f7",
-        "\u202eabc\u202c",
-        "\u4f60\u597d 1,250 3.14",
-        "\U0010ffff",
-    ),
+    *(f"a{LOW_LINE}b", f"{LOW_LINE} {LOW_LINE}", "\ufeffx", "\u202eabc\u202c", "\u4f60\u597d 1,250 3.14", "\U0010ffff"),
+    *("A\u030a \u212b \ufb01", "e\u0301 \u00e9", "\u1100\u1161 \uac00"),  # which Unicode normalisation changes
+    *("\U0001f468\u200d\U0001f469\u200d\U0001f467", "\U0001f1eb\U0001f1f7"),  # several code points, one picture
 )
 """Texts that tokenizers are known to change."""
 
