@@ -8,6 +8,7 @@ links and buttons have names, and text has the contrast of WCAG AA. Prints what 
 
 import argparse
 import http.server
+import itertools
 import json
 import shutil
 import subprocess
@@ -155,15 +156,16 @@ def check(site: Path, browser: str, timeout: float = 600) -> list[str]:
 
 
 def take_screenshots(site: Path, browser: str, folder: Path) -> None:
-    """One picture per page and width, of its first 2400 pixels."""
+    """One picture per page, width and theme, of its first 2400 pixels."""
     folder.mkdir(parents=True, exist_ok=True)
     for page in pages_of(site):
-        for width in WIDTHS:
-            shot = folder / f"{page.removesuffix('.html').replace('/', '_')}_{width}.png"
+        name = page.removesuffix(".html").replace("/", "_")
+        for width, (theme, scheme) in itertools.product(WIDTHS, (("light", 1), ("dark", 0))):
             with tempfile.TemporaryDirectory() as profile:
                 words = [
                     *_words(browser, profile, width, 2400),
-                    f"--screenshot={shot}",
+                    f"--blink-settings=preferredColorScheme={scheme}",
+                    f"--screenshot={folder / f'{name}_{width}_{theme}.png'}",
                     (site / page).resolve().as_uri(),
                 ]
                 subprocess.run(words, stderr=subprocess.DEVNULL, check=True, timeout=120)
@@ -177,7 +179,9 @@ def _words(browser: str, profile: str, width: int, height: int) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("site", type=Path)
-    parser.add_argument("--screenshots", type=Path, help="folder for a picture of every page at both widths")
+    parser.add_argument(
+        "--screenshots", type=Path, help="folder for pictures of every page at both widths, light and dark"
+    )
     arguments = parser.parse_args()
     if (browser := find_browser()) is None:
         sys.exit(f"no browser: looked for {', '.join(BROWSERS)}")
