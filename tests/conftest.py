@@ -31,6 +31,16 @@ collect_ignore = ["support"]  # recipes and processes that tests start: no tests
 TEXT = inspect.getsource(argparse)
 
 
+def pytest_configure(config):
+    config.option.loadscopereorder = False  # of xdist, which would take the files with the most tests first
+
+
+def pytest_collection_modifyitems(items):
+    """Files with slow tests come first, so that no process of several is left with a long one at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
     return SentencePiece.train([TEXT], 512)

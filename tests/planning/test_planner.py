@@ -4,6 +4,7 @@ import importlib.util
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 from support.eight_devices import on_eight_devices, planned_decoding_weights
 
 import upalm
+from upalm.cli import main as cli
 from upalm.distributed.chips import CHIPS, GIB
 from upalm.model.config import PALM, ModelConfig
 from upalm.planning import lowering, planner, search
@@ -129,8 +131,10 @@ def test_recipe_with_settings_of_its_own_is_planned():
         search.resolve_config(Request("ul2r", "cpu", (), "here", 1))
 
 
-def test_topologies_are_listed():
-    output = command("--list")
+def test_topologies_are_listed(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["upalm", "plan", "--list"])
+    cli.main()
+    output = capsys.readouterr().out
     assert "v4:8x8x8" in output and "v6e:16x16" in output and "here" in output
 
 
@@ -140,11 +144,8 @@ def test_topologies_are_listed():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("ul2r_540b", "540b", "--topology", "v4:8x8x9y"), "did you mean 'v4:8x8x"),
-        (("ul2r_540b", "540b", "--topology", "H100:2x2"), "unknown topology 'H100:2x2'"),
         (("ul2r_540b", "small", "--topology", "v4:8x8x8"), "no config 'small': choose one of 540b, causal"),
         (("ul2r_54b", "540b", "--topology", "v4:8x8x8"), "did you mean 'ul2r_540b'"),
-        (("ul2r_small", "small", "--topology", "here"), "--start.checkpoint"),
         (("quickstart", "quickstart"), "settings of its own"),
         (("ul2r_540b",), "needs a config before its options: choose one of 540b, causal"),
         (("ul2r_540b", "540b", "more"), "expected RECIPE CONFIG"),
@@ -155,7 +156,21 @@ def test_topologies_are_listed():
         (("palm_tiny", "--json", "nowhere/plan.json"), "there is no folder nowhere"),
     ],
 )
-def test_impossible_requests_are_refused(words, message):
+def test_impossible_requests_are_refused(words, message, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["upalm", "plan", *words])
+    with pytest.raises(SystemExit, match=f"^error: .*{re.escape(message)}"):
+        cli.main()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("ul2r_540b", "540b", "--topology", "v4:8x8x9y"), "did you mean 'v4:8x8x"),
+        (("ul2r_540b", "540b", "--topology", "H100:2x2"), "unknown topology 'H100:2x2'"),
+        (("ul2r_small", "small", "--topology", "here"), "--start.checkpoint"),
+    ],
+)
+def test_requests_that_the_compiler_refuses_end_in_a_line(words, message):
     output = command(*words, expect=1)
     assert message in output and "Traceback" not in output
 
