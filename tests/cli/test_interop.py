@@ -37,7 +37,7 @@ def test_import_build_ul2r_eval_export(tmp_path, source_text, monkeypatch):
     sizes = ("--n-steps", 100, "--batch-size", 8, "--seq-len", 128, "--peak", 0.1)
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    upalm("run", "ul2r", "--checkpoint", base, "--data", data, "--out", run, *sizes)
+    upalm("run", "ul2r", "paper", "--checkpoint", base, "--data", data, "--out", run, *sizes)
     programs = set((tmp_path / "upalm" / "jax").glob("jit_*"))  # kept for the next start
     assert [p for p in programs if p.name.startswith("jit_train_step-")]
     found = {}
