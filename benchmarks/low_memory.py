@@ -36,7 +36,7 @@ from upalm.training.step import TrainState, evaluate, train_step
 
 
 @dataclass(frozen=True)
-class LowMemory:
+class Case:
     """Loss and memory of UL2R by precision of the state."""
 
     checkpoint: Path = upalm.PALM_TINY
@@ -97,7 +97,7 @@ def in_bf16(optimizer: optax.GradientTransformation, round_leaf: Callable[..., j
 # --- Runs -----------------------------------------------------------------------------------------
 
 
-def train(args: LowMemory, contender: str) -> dict[str, Any]:
+def train(args: Case, contender: str) -> dict[str, Any]:
     """Train one contender; returns its losses and its bytes per parameter."""
     adafactor = Adafactor(Schedule("cosine", peak=args.peak, final=args.peak / 100), factored=contender == "factored")
     data = DataConfig(args.data, "ul2r_eos", seq_len=args.seq_len, batch_size=args.batch_size, joint_budget=True)
@@ -132,10 +132,10 @@ def bytes_per_parameter(model: Decoder, opt_state: Any, *, in_half: bool) -> dic
     return {"parameters": 4 * scale, "optimizer": round(state, 3), "gradients": 4.0}
 
 
-def main(args: LowMemory) -> None:
+def main(args: Case) -> None:
     for contender in args.contenders:
         print(json.dumps(train(args, contender)), flush=True)
 
 
 if __name__ == "__main__":
-    main(tyro.cli(LowMemory, description=__doc__))
+    main(tyro.cli(Case, description=__doc__))
