@@ -103,6 +103,7 @@ def press_ctrl_c_after(step):
     os.kill(os.getpid(), signal.SIGINT)
 
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # some shells switch it off
 threading.Thread(target=press_ctrl_c_after, args=(25,), daemon=True).start()
 try:
     run(settings)
