@@ -141,6 +141,7 @@ for n_data, n_model in ((8, 1), (4, 2), (2, 4)):
     assert abs(found.memory_gib["parameters"] / by_hand["weights"] - 1) < 1e-6
     assert abs(found.memory_gib["optimizer"] / by_hand["moments"] - 1) < 1e-6
 
+assert found.compiled_flops_per_step is not None
 ratio = found.compiled_flops_per_step / found.flops_per_step
 print(f"the program's FLOPs are {ratio:.2f} of 6N + 12LHQT per token")
 assert 0.8 < ratio < 1.3

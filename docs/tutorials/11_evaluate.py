@@ -190,13 +190,16 @@ WITH_LM_EVAL = importlib.util.find_spec("lm_eval") is not None
 if WITH_LM_EVAL:
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     os.environ["HF_DATASETS_CACHE"] = str(FOLDER / "cache")
-    import lm_eval
+    from lm_eval.evaluator import simple_evaluate
     from lm_eval.tasks import TaskManager
 
-    from upalm.evals.harness import UpalmLM
+    from upalm.evals import harness
 
-    theirs = lm_eval.simple_evaluate(
-        model=UpalmLM(upalm.PALM_TINY, attention="causal"),
+    assert harness.UpalmLM  # the import makes it known to lm-eval as "upalm"
+
+    theirs = simple_evaluate(
+        model="upalm",
+        model_args={"checkpoint": str(upalm.PALM_TINY), "attention": "causal"},
         tasks=[
             {
                 "task": "next_line",
@@ -217,7 +220,7 @@ if WITH_LM_EVAL:
         task_manager=TaskManager(include_defaults=False),
         bootstrap_iters=0,
     )
-    assert theirs is not None
+    assert theirs is not None and "results" in theirs
     accuracy = theirs["results"]["next_line"]["acc,none"]
     print(
         f"lm-eval {accuracy:.3f}, upalm {results['base, causal mask'].score.mean:.3f}"

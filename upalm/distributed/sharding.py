@@ -220,12 +220,12 @@ def constrain_params(tree: Any, axes: Mapping[str, LogicalAxes]) -> Any:
 # --- Batch rows ------------------------------------------------------------------------------------
 
 
-def row_sharding(mesh: Mesh) -> NamedSharding:
+def row_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """Layout of a batch [A, B, T]: its rows over `replica` and `data`."""
     return NamedSharding(mesh, PartitionSpec(None, ACT_RULES["batch"]))
 
 
-def check_rows(mesh: Mesh | AbstractMesh, n_rows: int, accumulation: int) -> None:
+def check_rows(mesh: Mesh | AbstractMesh | AbstractMesh, n_rows: int, accumulation: int) -> None:
     """Refuse a batch that the devices do not divide.
 
     Raises:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from upalm import ul2r
 from upalm.distributed.sharding import row_sharding, shardings, spec
@@ -73,7 +73,7 @@ def decoding(config: TrainConfig, model: ModelConfig, mesh: Mesh | None, n_rows:
 
 
 def train_arguments(
-    config: TrainConfig, model: ModelConfig, mesh: Mesh | None, n_rows: int
+    config: TrainConfig, model: ModelConfig, mesh: Mesh | AbstractMesh | None, n_rows: int
 ) -> tuple[TrainState, Batch]:
     """Return the shapes and shardings of a training step's arguments, as the trainer lays them out."""
     empty, optimizer = empty_model(model), config.optimizer.build(config.n_steps)
@@ -114,7 +114,7 @@ def decode_arguments(
     return weights, state, (*rest, jax.ShapeDtypeStruct((), np.int32))
 
 
-def _with_shardings(tree: Any, spec: Callable[[Any, Any], PartitionSpec], mesh: Mesh) -> Any:
+def _with_shardings(tree: Any, spec: Callable[[Any, Any], PartitionSpec], mesh: Mesh | AbstractMesh) -> Any:
     def with_sharding(path: Any, x: Any) -> Any:
         sharding = NamedSharding(mesh, spec(path, x) if x.ndim else PartitionSpec())
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
