@@ -118,6 +118,11 @@ def test_texts_that_look_like_bytes_come_back(layernorm, tokenizer):
         assert theirs.decode(ids) == text == tokenizer.decode(ids)
 
 
+def test_weights_of_an_export_are_readable_by_others(layernorm):
+    """A server often runs as another user."""
+    assert (layernorm[1] / "model.safetensors").stat().st_mode & 0o044 == 0o044
+
+
 def test_model_cards_tell_training_and_use(layernorm):
     card = (layernorm[1] / "README.md").read_text()
     assert "| mixture of denoisers | ul2r |" in card and "2210.11399" in card and "ids 511, 510, ... 412" in card

@@ -179,6 +179,7 @@ def _write_shards(
             n_done += 1
             progress(n_done, len(names))
         safetensors.numpy.save_file(tensors, folder / file, metadata={"format": "pt"})
+        (folder / file).chmod(0o644)  # the library leaves it to its owner alone
     if len(shards) > 1:
         index = {"metadata": {"total_size": sum(sizes)}, "weight_map": weight_map}
         (folder / "model.safetensors.index.json").write_text(_dump(index))
