@@ -173,22 +173,22 @@ assert any("model" in axes for axes in axes_used[4, 2])
 # ## The chips' own compiler
 #
 # `libtpu` contains the TPU compiler and needs no TPU (Linux on x86-64, `pip install
-# "upalm[plan]"`). The command below compiles a model of 109 million parameters for
-# eight chips of v5e. Where libtpu is not installed, this page says so and goes on.
+# "upalm[plan]"`). The command below compiles the tiny model for four chips of v5e. Where
+# libtpu is not installed, this page says so and goes on.
 
 # %%
 WITH_LIBTPU = importlib.util.find_spec("libtpu") is not None
 target = Path(tempfile.mkdtemp()) / "plan.json"
-command = "plan palm_small small --topology v5e:2x4 --json"
+command = "plan palm_tiny tiny --topology v5e:2x2 --json"
 if WITH_LIBTPU:
     words = [sys.executable, "-m", "upalm", *command.split(), str(target)]
     subprocess.run(words, check=True, capture_output=True)
     found = json.loads(target.read_text())
     for kind, gib in found["memory_gib"].items():
-        print(f"{kind:12} {gib:6.2f} GiB per chip of {found['capacity_gib']:.0f}")
-    print(f"{found['step_seconds']:.3f} s per step or more, by {found['bound_by']}")
-    tried, its_model = resolve_config(Request("palm_small", "small", (), "here", 1))
-    by_hand = held(tried, its_model, 8, 1)
+        print(f"{kind:12} {gib:8.4f} GiB per chip of {found['capacity_gib']:.0f}")
+    print(f"{found['step_seconds']:.5f} s per step or more, by {found['bound_by']}")
+    tried, its_model = resolve_config(Request("palm_tiny", "tiny", (), "here", 1))
+    by_hand = held(tried, its_model, 4, 1)
     assert abs(found["memory_gib"]["parameters"] / by_hand["weights"] - 1) < 1e-3
     assert found["fits"]
 else:
