@@ -20,6 +20,7 @@ from upalm.checkpoints.arrays import to_arrays
 from upalm.checkpoints.folder import load_model
 from upalm.checkpoints.lineage import Stage, stages
 from upalm.checkpoints.manager import Checkpoints
+from upalm.data.tokenizer import SentencePiece
 from upalm.data.tokens import Tokens
 from upalm.model.palm import Decoder
 from upalm.training import loop, step
@@ -29,12 +30,13 @@ from upalm.training.loop import Interrupted
 from upalm.training.optim import Adafactor, AdamW, Schedule
 
 FORKED_RUNS = Path(__file__).parents[1] / "support" / "forked_runs.py"
+LICENSE = Path(__file__).parents[2] / "LICENSE"
 PALMS = Adafactor(Schedule(peak=1e-2))
 GOLDEN_LOSSES = [
-    *(6.68778, 6.53162, 6.662, 6.74162, 6.58238, 6.70039, 6.54394, 6.60675, 6.58822, 6.66561),
-    *(6.49778, 6.36909, 6.50723, 6.27695, 6.40595, 6.39702, 6.36389, 6.05036, 6.31367, 6.30533),
+    *(6.67447, 6.53048, 6.65856, 6.72643, 6.59159, 6.70443, 6.5388, 6.57206, 6.58896, 6.66134),
+    *(6.51594, 6.37154, 6.52576, 6.29048, 6.42238, 6.3985, 6.36118, 6.01378, 6.30382, 6.32038),
 ]
-GOLDEN_VALIDATION = {10: 6.35344, 20: 6.07495}
+GOLDEN_VALIDATION = {10: 6.33872, 20: 6.06095}
 
 
 def fit(config, tokenizer, tokens, model=None):
@@ -45,8 +47,9 @@ def fit(config, tokenizer, tokens, model=None):
 # --- The loss curve ---
 
 
-def test_loss_curve_of_20_steps_is_golden(config, tokenizer):
+def test_loss_curve_of_20_steps_is_golden(config):
     """A change that should not alter numerics must not alter these losses; else regenerate them and say so."""
+    tokenizer = SentencePiece.train([LICENSE.read_text()], 512)  # the same text under every version of Python
     rng = np.random.default_rng(0)
     documents = [(np.cumsum(rng.integers(1, 4, 300)) % 100 + 150).tolist() for _ in range(20)]
     config = dataclasses.replace(config, n_steps=20, accumulation=2, save_every=100, eval_every=10)
