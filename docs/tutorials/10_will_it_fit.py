@@ -173,8 +173,8 @@ assert any("model" in axes for axes in axes_used[4, 2])
 # ## The chips' own compiler
 #
 # `libtpu` contains the TPU compiler and needs no TPU (Linux on x86-64, `pip install
-# "upalm[plan]"`). The command below compiles the tiny model for four chips of v5e. Where
-# libtpu is not installed, this page says so and goes on.
+# "upalm[plan]"`). The command below compiles the tiny model for four chips of v5e.
+# Where libtpu is not installed, this page says so and goes on.
 
 # %%
 WITH_LIBTPU = importlib.util.find_spec("libtpu") is not None
