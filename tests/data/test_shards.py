@@ -255,7 +255,7 @@ def test_a_finished_build_answers_its_request_alone(tmp_path, source_text):
     with pytest.raises(ValueError, match="vocabulary: 500 stored, 600 requested.*another --out"):
         replace(request, vocab_size=600)()
     with pytest.raises(ValueError, match="vocabulary: 500 stored, given requested"):
-        replace(request, tokenizer=out)()
+        replace(request, tokenizer=out, vocab_size=data.VOCAB_SIZE)()
     content = (folder / "7.txt").read_text()
     (folder / "7.txt").write_text(content.replace("page", "PAGE"))  # of the same size
     with pytest.raises(ValueError, match=r"1 other source files, such as 7\.txt"):
