@@ -69,7 +69,7 @@ class Ul2r:
     factored: bool = False
     """Keep second moments by row and column, and momentum in bf16: 2 bytes of state per parameter, not 8."""
     remat: Literal["kept", "none", "matmuls", "full"] = "kept"
-    """What the backward pass recomputes (`ModelConfig.remat`); `kept` leaves it as the checkpoint has it."""
+    """Activations recomputed by the backward pass (`ModelConfig.remat`); `kept` leaves it as the checkpoint has it."""
     accumulation: int = 1
     """Microbatches that a batch is split into, to save memory."""
     save_every: int = 500

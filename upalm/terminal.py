@@ -1,4 +1,4 @@
-"""What a terminal shows: consoles that print text as it is, and control characters spelt out."""
+"""Output for terminals: consoles that print text as it is, and control characters spelt out."""
 
 import re
 import sys

@@ -19,7 +19,7 @@ class Stage(NamedTuple):
 
 
 class CheckpointInfo(NamedTuple):
-    """What a checkpoint was trained on."""
+    """Training history of a checkpoint: its mixtures, and whether it learnt to fill gaps."""
 
     mixture: str | None = None
     """Mixture of the last run; None if unknown, as for an import."""

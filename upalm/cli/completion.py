@@ -46,7 +46,7 @@ def script(shell: Sequence[str]) -> str:
 
 
 def words() -> dict[str, list[str]]:
-    """What may follow each place of a command line, such as "run palm_tiny"; nothing stands for a file or free text."""
+    """Completions of each place of a command line, such as "run palm_tiny"; nothing stands for a file or free text."""
     found = {"": ["--help", "--version", "--completion"], " --completion": ["bash", "zsh"]}
     for name in COMMANDS:
         *group, last = name.split()

@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -62,7 +63,7 @@ class _Loaded(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Inference:
+class _Inference(ABC):
     """Options of both commands, and how they run. A subclass says how texts are answered."""
 
     checkpoint: options.Checkpoint = PALM_TINY
@@ -142,14 +143,15 @@ class _Inference:
             attention=self.attention,
         )
 
+    @abstractmethod
     def check(self, info: "CheckpointInfo") -> None:
         """Warn of a checkpoint that was not trained for the command."""
 
+    @abstractmethod
     def answer(
         self, loaded: _Loaded, texts: Sequence[Text], config: "GenerationConfig"
     ) -> "Sequence[Filled] | Sequence[Continuation]":
         """Answer texts in one batch."""
-        raise NotImplementedError
 
     # --- Input ---
 
@@ -251,6 +253,9 @@ class Infill(_Inference):
 @dataclass(frozen=True, kw_only=True)
 class Sample(_Inference):
     """Continue a prompt."""
+
+    def check(self, info: "CheckpointInfo") -> None:
+        """Take any checkpoint: every model continues a prompt."""
 
     def answer(self, loaded: _Loaded, texts: Sequence[Text], config: "GenerationConfig") -> "Sequence[Continuation]":
         model, tokenizer, info = loaded

@@ -86,7 +86,7 @@ class ExportHf:
     out: options.Out
     """Folder to write."""
     dtype: Literal["keep", "float32", "bfloat16", "float16"] = "keep"
-    """Of the weights; `keep` is what the checkpoint has, float32 for a run."""
+    """Data type of the weights; `keep` is what the checkpoint has, float32 for a run."""
 
     def __call__(self) -> None:
         from upalm.interop import hf_export

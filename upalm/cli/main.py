@@ -53,7 +53,7 @@ OTHER_WORDS = {
     "version": "--version",
     "devices": "env",
 }
-"""What other programs call a command."""
+"""Names that other programs give to commands."""
 
 INTERRUPTED, READER_GONE = 130, 141
 """Statuses that shells give a process ended by SIGINT and by SIGPIPE."""

@@ -1,4 +1,4 @@
-"""What `upalm data show` draws: rows in colour, the statistics of a mixture, attention masks."""
+"""Drawings of `upalm data show`: rows in colour, the statistics of a mixture, attention masks."""
 
 from pathlib import Path
 

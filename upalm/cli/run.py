@@ -25,11 +25,11 @@ class Run:
     from_: Annotated[Path | None, tyro.conf.arg(name="from", metavar="FOLDER")] = None
     """Folder of a run, whose config.json holds all its settings."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
-    """With --from: another folder, to repeat the run there."""
+    """Another folder for a run given by --from, which is repeated there."""
 
     @classmethod
     def parse(cls, words: Sequence[str]) -> "Run":
-        """What follows a recipe's name belongs to the recipe."""
+        """Pass all words after a recipe's name on to the recipe."""
         if words and not words[0].startswith("-"):
             return cls(tuple(words))
         return arguments.parse(cls, words, "upalm run")

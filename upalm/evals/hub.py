@@ -120,7 +120,7 @@ class Fetched(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What became of one file."""
+    """Outcome of fetching one file."""
 
     file: str
     status: str

@@ -1,4 +1,4 @@
-"""Where benchmark files come from on the Hugging Face hub, and how their columns become the suites'.
+"""Sources of benchmark files on the Hugging Face hub, and the conversion of their columns to the suites'.
 
 A conversion takes the rows of a split and yields the rows of our file (docs/evals.md has their columns).
 """
@@ -251,4 +251,4 @@ ELSEWHERE: dict[str, str] = {
     "nlp/aqua.jsonl": "get it from github.com/google-deepmind/AQuA",
     "synthetic/": "`upalm.evals.tasks.synthetic.write(folder)` makes it",
 }
-"""What to do for files that are not on the hub, by the beginning of their path."""
+"""Advice for files that are not on the hub, by the beginning of their path."""

@@ -10,7 +10,7 @@ Mode = Literal["none", "s2s", "nlu", "nlg"]
 """Mode token before a prompt (U-PaLM section 2.3): of the S, R or X denoiser, or none."""
 
 Attention = Literal["prefix", "causal"]
-"""What the tokens of a prompt see: the whole prompt, or only what comes before them."""
+"""Tokens that the tokens of a prompt attend to: the whole prompt, or only what comes before them."""
 
 N_SEEDS = 1 << 32
 

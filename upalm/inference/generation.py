@@ -103,7 +103,7 @@ def infill_batch(
 
 
 class Continuation(NamedTuple):
-    """What follows a prompt."""
+    """Text that a model writes after a prompt."""
 
     text: str
     """Without the prompt."""

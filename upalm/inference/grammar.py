@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Int
 from upalm.ul2r.symbols import Symbols
 
 FREE, ANYTHING = 0, -1
-"""In place of a number of gaps: text without sentinels; or any tokens at all."""
+"""Values in place of a number of gaps: text without sentinels; or any tokens at all."""
 
 
 # --- Stop strings ---------------------------------------------------------------------------------
@@ -103,7 +103,7 @@ class Progress(NamedTuple):
 
 
 class Rules(NamedTuple):
-    """What the grammar of a vocabulary and of stop strings needs."""
+    """Symbols and stop strings that decide the grammar."""
 
     symbols: Symbols = Symbols((), {})
     """Sentinels, EOS, BOS, and the ids that no answer has."""

@@ -56,7 +56,7 @@ class LanguageModel:
     model: Decoder
     tokenizer: Tokenizer
     info: CheckpointInfo = CheckpointInfo()
-    """What the model was trained on."""
+    """Training history of the model."""
 
     @cached_property
     def decoding(self) -> DecodingModel:

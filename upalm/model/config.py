@@ -47,7 +47,7 @@ class ModelConfig:
     tied_head: bool = True
     """Whether the output embeddings are the input embeddings."""
     remat: Literal["none", "matmuls", "full"] = "matmuls"
-    """What the backward pass recomputes: nothing, all but the weight matmuls, or the whole block."""
+    """Activations that the backward pass recomputes: none, all but the weight matmuls, or the whole block."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of activations; parameters are float32."""
     block: Literal["parallel", "sequential", "post_norm"] = "parallel"

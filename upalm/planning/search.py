@@ -142,7 +142,7 @@ class MeshPlans(NamedTuple):
     """Plans for the meshes that divide."""
 
     plans: list[dict[str, Any]]
-    """Those that fit first, then the fastest first."""
+    """Sort key: plans that fit come first, then the fastest."""
     refusals: list[str]
     """One line per mesh that the compiler refused."""
 

@@ -119,7 +119,7 @@ class Continue:
     checkpoint: Annotated[Path, tyro.conf.arg(aliases=("--checkpoint", "-c"))]
     """Folder of the checkpoint: a run, one of its steps (RUN/steps/500), an export or an import."""
     remat: Literal["kept", "none", "matmuls", "full"] = "kept"
-    """What the backward pass recomputes (`ModelConfig.remat`); `kept` leaves it as the checkpoint has it."""
+    """Activations recomputed by the backward pass (`ModelConfig.remat`); `kept` leaves it as the checkpoint has it."""
 
     def reshaped(self, model: ModelConfig) -> ModelConfig:
         """Return the checkpoint's model config with `remat` applied."""
@@ -135,7 +135,7 @@ class CheckpointConfig:
     last: int = 2
     """Number of newest checkpoints to keep."""
     every: int = 0
-    """Also keep checkpoints whose step is a multiple of this; 0 keeps none of them."""
+    """Steps between checkpoints that are kept for good: those at a multiple of this; 0 keeps none."""
     folder: str = ""
     """Folder on a disk that all hosts see, or in a bucket (gs://...); empty is `out`."""
 

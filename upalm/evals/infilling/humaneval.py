@@ -79,7 +79,7 @@ class Result(NamedTuple):
     """Scores of a model on one benchmark."""
 
     estimates: dict[str, Estimate]
-    """Those of `match_estimates` and `SpanScores.estimates`, and `format_ok` without the grammar."""
+    """Estimates of `match_estimates` and `SpanScores.estimates`, and `format_ok` without the grammar."""
     predictions: list[str]
     """Fills of the rows that fit."""
     n_blank: int
