@@ -31,6 +31,7 @@ def test_import_build_ul2r_eval_export(tmp_path, source_text, monkeypatch):
     texts.write_text("".join(json.dumps({"text": piece}) + "\n" for piece in pieces))
 
     said = upalm("import-hf", save(theirs, hf, source_text), "--out", base)
+    assert "rows of up to 256 tokens: the positions it was trained for" in said
     assert "sentinels: the last 100 subwords of the vocabulary, ids 699 down to 600" in said
     assert json.loads((base / "symbols.json").read_text())["sentinels_are"] in said
     upalm("data", "build", texts, "--out", data, "--tokenizer", base)

@@ -19,7 +19,14 @@ from upalm.inference.config import GenerationConfig
 from upalm.inference.decoding import Task, decode
 from upalm.inference.grammar import Rules
 from upalm.interop import hf_export, hf_import
-from upalm.interop.architectures import ARCHITECTURES, architecture_for, architecture_of, model_config, settings_of
+from upalm.interop.architectures import (
+    ARCHITECTURES,
+    architecture_for,
+    architecture_of,
+    longest_row_is,
+    model_config,
+    settings_of,
+)
 from upalm.model.attention import key_range
 from upalm.model.config import PALM, ModelConfig
 from upalm.model.palm import Decoder
@@ -195,7 +202,9 @@ def test_settings_that_cannot_be_had_are_refused_by_name(changes, message):
     ],
 )
 def test_rows_are_no_longer_than_the_sliding_window(family, changes, seq_len):
-    assert model_config(settings(family, **changes), "here").seq_len == seq_len
+    found = settings(family, **changes)
+    assert model_config(found, "here").seq_len == seq_len
+    assert ("window" in longest_row_is(found, architecture_of(found, "here"))) == (seq_len == 64)
 
 
 def test_settings_of_earlier_transformers_are_read():

@@ -100,6 +100,7 @@ class ExportHf:
 def _report(found: "Imported") -> None:
     config, tokenizer = found.config, found.tokenizer
     print(f"{found.folder}: {config.n_params / 1e6:,.2f}M parameters, weights {found.dtype}")
+    print(f"rows of up to {config.seq_len} tokens: {found.longest_row_is}")
     print(f"{tokenizer.vocab_size} subwords, BOS {tokenizer.symbols.bos_id}, EOS {tokenizer.symbols.eos_id}")
     print(f"sentinels: {tokenizer.sentinels_are}")
     print("mode tokens: " + ", ".join(f"{name} {list(ids)}" for name, ids in tokenizer.symbols.modes.items()))

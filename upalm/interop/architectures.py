@@ -296,6 +296,13 @@ def _window(values: _Values) -> int | None:
     return values.size("sliding_window") if is_used and values.settings.get("sliding_window") is not None else None
 
 
+def longest_row_is(settings: Settings, row: Architecture) -> str:
+    """Say which setting of a config.json limits the rows of its model."""
+    values = _Values(row.defaults | settings, "")
+    window, n_positions = _window(values), values.size("max_position_embeddings")
+    return "its sliding window" if window is not None and window < n_positions else "the positions it was trained for"
+
+
 def _refuse(values: _Values, rope: _Values, row: Architecture) -> None:
     settings, source = values.settings, values.source
     theta = rope.number("rope_theta", settings.get("rope_theta") or 0.0)

@@ -20,7 +20,14 @@ from upalm.checkpoints.lineage import CheckpointInfo
 from upalm.data.hf_tokenizer import JsonTokenizer
 from upalm.data.roles import Roles, SentinelChoice, choose_roles
 from upalm.data.tokenizer import Tokenizer
-from upalm.interop.architectures import COHERE, Architecture, Settings, architecture_of, model_config
+from upalm.interop.architectures import (
+    COHERE,
+    Architecture,
+    Settings,
+    architecture_of,
+    longest_row_is,
+    model_config,
+)
 from upalm.interop.files import DTYPE_NAMES, DTYPES, ArrayWriter, new_folder, open_safetensors, pieces, read_json
 from upalm.interop.folding import centre, fold_layernorm, is_centred
 from upalm.interop.weights import BUFFER, TOP, from_hf_layout, hf_names, hf_shape
@@ -72,6 +79,8 @@ class Imported(NamedTuple):
     """Precision of the weights, which an import keeps."""
     ignored: list[str]
     """Arrays that are computed, not learnt, and are left out."""
+    longest_row_is: str
+    """What `config.seq_len`, the longest row, was taken from."""
 
 
 def import_hf(
@@ -127,7 +136,8 @@ def import_hf(
             _copy(files, places, writer, unfolded, row, norm == "rms", progress)
         finally:
             writer.close()
-    return Imported(dest, config, tokenizer, "/".join(sorted({DTYPE_NAMES[d] for d in dtypes.values()})), ignored)
+    dtype = "/".join(sorted({DTYPE_NAMES[d] for d in dtypes.values()}))
+    return Imported(dest, config, tokenizer, dtype, ignored, longest_row_is(settings, row))
 
 
 def _copy(

@@ -74,7 +74,7 @@ def import_palm(
         for name, array in wanted.items():
             writer.write(name, 0, array)
         writer.close()
-    return Imported(dest, config, vocabulary, "F32", sorted(arrays.computed))
+    return Imported(dest, config, vocabulary, "F32", sorted(arrays.computed), "--seq-len")
 
 
 def _state_dict(source: Path) -> Mapping[str, Any]:

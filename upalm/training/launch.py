@@ -138,7 +138,10 @@ def prepare(config: TrainConfig, mesh: Mesh | None = None) -> tuple[Decoder, Tok
     else:
         shape, tokenizer = config.start.model, None  # to train one takes a while, so refusals come first
     if config.data.seq_len > shape.seq_len:
-        raise ValueError(f"rows of {config.data.seq_len} are longer than the model's {shape.seq_len}.")
+        raise ValueError(
+            f"rows of {config.data.seq_len} are longer than the model's {shape.seq_len} (of an imported model, the "
+            f"positions that it was trained for or its sliding window): set --data.seq-len {shape.seq_len}."
+        )
     check_mesh(config, shape, mesh)
     tokenizer = tokenizer or _tokenizer(config, shape.vocab_size)
     if tokenizer.vocab_size > shape.vocab_size:
