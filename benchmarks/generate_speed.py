@@ -1,4 +1,4 @@
-"""Greedy tokens per second with a key-value cache, beside transformers' Cohere: the same shape, in float32.
+"""Greedy tokens per second with a key-value cache, beside transformers (`peers/hf.py`): the same shape, fp32.
 
     python benchmarks/generate_speed.py --config small --batch 1 --rounds 7
 
@@ -18,19 +18,19 @@ from peers import clock
 from peers.shapes import SHAPES, Shape, random_rows
 from train_speed import model_config
 
-Contender = Literal["cohere", "upalm"]
+Contender = Literal["hf", "upalm"]
 
 
 @dataclass(frozen=True)
 class Case:
-    config: Literal["smoke", "tiny", "small"] = "small"
+    config: Literal["smoke", "tiny", "small", "smollm2"] = "small"
     batch: int = 1
     prompt: int = 128
     """Tokens of each prompt."""
     new: int = 128
     """Tokens decoded after it."""
     rounds: int = 7
-    only: tuple[Contender, ...] = ("cohere", "upalm")
+    only: tuple[Contender, ...] = ("hf", "upalm")
     """Who takes part. Ratios are to the first."""
     worker: str = ""
     """Be this contender: the script sets it for the processes that it starts."""
@@ -41,9 +41,9 @@ def build(case: Case):
     prompt = random_rows(case.batch, case.prompt, shape.vocab_size)
     if name == "upalm":
         return upalm_decode(shape, prompt, int(n_new))
-    from peers import cohere
+    from peers import hf
 
-    return cohere.generate(shape, prompt, int(n_new))
+    return hf.generate(shape, prompt, int(n_new))
 
 
 def upalm_decode(shape: Shape, prompt: np.ndarray, n_new: int):

@@ -1,4 +1,4 @@
-"""Tokens per second of a training step, beside transformers' Cohere: the same shape, batch and AdamW, in float32.
+"""Tokens per second of a training step, beside transformers (`peers/hf.py`): the same shape, batch and AdamW, fp32.
 
     python benchmarks/train_speed.py --config tiny --rounds 7
 
@@ -13,14 +13,14 @@ import tyro
 from peers import clock
 from peers.shapes import ADAMW, SHAPES, Shape, random_rows
 
-Contender = Literal["cohere_compile", "cohere", "upalm"]
+Contender = Literal["hf_compile", "hf", "upalm"]
 
 
 @dataclass(frozen=True)
 class Case:
-    config: Literal["smoke", "tiny", "small"] = "tiny"
+    config: Literal["smoke", "tiny", "small", "smollm2"] = "tiny"
     rounds: int = 7
-    only: tuple[Contender, ...] = ("cohere_compile", "upalm")
+    only: tuple[Contender, ...] = ("hf_compile", "upalm")
     """Who takes part. Ratios are to the first."""
     worker: str = ""
     """Be this contender: the script sets it for the processes that it starts."""
@@ -31,9 +31,9 @@ def build(case: Case):
     rows = random_rows(shape.batch_size, shape.seq_len + 1, shape.vocab_size)
     if case.worker == "upalm":
         return upalm_step(shape, rows)
-    from peers import cohere
+    from peers import hf
 
-    return cohere.train_step(shape, rows, compiled=case.worker == "cohere_compile")
+    return hf.train_step(shape, rows, compiled=case.worker == "hf_compile")
 
 
 def upalm_step(shape: Shape, rows):
@@ -71,6 +71,8 @@ def model_config(shape: Shape):
         d_head=shape.d_head,
         d_ff=shape.d_ff,
         seq_len=2 * shape.seq_len,
+        n_kv_heads=shape.n_kv_heads,
+        block=shape.block,
     )
 
 

@@ -1,12 +1,12 @@
 """Shapes that several implementations build the same model from, and the optimizer's settings."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 
 class Shape(NamedTuple):
-    """A PaLM: one key-value head, SwiGLU, tied embeddings."""
+    """A PaLM (one key-value head), or with a `sequential` block a Llama; SwiGLU, tied embeddings."""
 
     n_layers: int
     d_model: int
@@ -16,10 +16,12 @@ class Shape(NamedTuple):
     vocab_size: int
     seq_len: int
     batch_size: int
+    n_kv_heads: int = 1
+    block: Literal["parallel", "sequential"] = "parallel"
 
     def weight_bytes(self) -> int:
         """All matrices in float32: what one decoding step must read."""
-        per_layer = self.d_model * (2 * self.n_heads * self.d_head + 2 * self.d_head + 3 * self.d_ff)
+        per_layer = self.d_model * (2 * self.n_heads * self.d_head + 2 * self.n_kv_heads * self.d_head + 3 * self.d_ff)
         return 4 * (self.n_layers * per_layer + self.vocab_size * self.d_model)
 
 
@@ -27,6 +29,7 @@ SHAPES = {
     "smoke": Shape(2, 128, 2, 64, 512, 512, 64, 2),
     "tiny": Shape(4, 256, 4, 64, 1024, 4096, 256, 16),
     "small": Shape(8, 512, 8, 64, 2048, 8192, 512, 8),
+    "smollm2": Shape(30, 576, 9, 64, 1536, 49152, 256, 8, n_kv_heads=3, block="sequential"),
 }
 ADAMW = {"learning_rate": 3e-4, "b1": 0.9, "b2": 0.95, "eps": 1e-8, "weight_decay": 0.1}
 

@@ -1,4 +1,4 @@
-"""transformers' CohereForCausalLM, which with one key-value head is PaLM's architecture with LayerNorm.
+"""Models of transformers: Cohere, which with one key-value head is PaLM's architecture with LayerNorm, and Llama.
 
 Needs: pip install torch transformers
 """
@@ -13,23 +13,25 @@ import transformers
 from .shapes import ADAMW, Shape
 
 
-def build_model(shape: Shape) -> transformers.CohereForCausalLM:
+def build_model(shape: Shape) -> transformers.PreTrainedModel:
     """Random weights, float32, on the CPU with every core."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    config = transformers.CohereConfig(
+    sizes = dict(
         hidden_size=shape.d_model,
         intermediate_size=shape.d_ff,
         num_hidden_layers=shape.n_layers,
         num_attention_heads=shape.n_heads,
-        num_key_value_heads=1,
+        num_key_value_heads=shape.n_kv_heads,
         vocab_size=shape.vocab_size,
         max_position_embeddings=2 * shape.seq_len,
-        logit_scale=1.0,
+        tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=None,
         pad_token_id=None,
     )
-    return transformers.CohereForCausalLM(config)
+    if shape.block == "sequential":
+        return transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes))
+    return transformers.CohereForCausalLM(transformers.CohereConfig(**sizes, logit_scale=1.0))
 
 
 def train_step(shape: Shape, rows: np.ndarray, compiled: bool) -> Callable[[], dict[str, float]]:
