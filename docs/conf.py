@@ -45,7 +45,6 @@ copybutton_exclude = ".linenos, .gp, .go"
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_default_options = {"members": True}
-autodoc_mock_imports = ["lm_eval"]  # one module adapts it, and a build of the site need not have it
 python_use_unqualified_type_names = True
 viewcode_line_numbers = True
 
