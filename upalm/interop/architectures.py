@@ -16,6 +16,27 @@ from upalm.model.config import ModelConfig
 Settings = dict[str, Any]
 """The content of a Hugging Face config.json."""
 
+_DEFAULTS: Settings = {"tie_word_embeddings": False, "rms_norm_eps": 1e-6, "rope_theta": 10_000.0}
+
+_SIZES = {
+    "vocab_size": "vocab_size",
+    "d_model": "hidden_size",
+    "d_ff": "intermediate_size",
+    "n_layers": "num_hidden_layers",
+    "n_heads": "num_attention_heads",
+    "n_kv_heads": "num_key_value_heads",
+    "d_head": "head_dim",
+}
+"""Key of config.json of each size of `ModelConfig`."""
+
+_LLAMA3_ROPE = {
+    "rope_factor": "factor",
+    "rope_low_freq_factor": "low_freq_factor",
+    "rope_high_freq_factor": "high_freq_factor",
+    "rope_original_seq_len": "original_max_position_embeddings",
+}
+"""Key of config.json's `rope_parameters` of each option of Llama 3's rotary scaling."""
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -32,7 +53,7 @@ class Architecture:
     eps_key: str = "rms_norm_eps"
     interleaved: bool = False
     """Whether rotary pairs lie next to each other there; here they lie half a head apart."""
-    defaults: Settings = field(default_factory=lambda: {"tie_word_embeddings": False})
+    defaults: Settings = field(default_factory=lambda: _DEFAULTS)
     """Values that transformers takes for keys that config.json leaves out."""
     read: Callable[[Settings], dict[str, Any]] = lambda settings: {}
     """Further options of `ModelConfig` that config.json decides."""
@@ -43,9 +64,13 @@ class Architecture:
     splits_width: bool = False
     """Whether d_head must be d_model / n_heads."""
 
+    def options_for(self, config: ModelConfig) -> dict[str, Any]:
+        """Return the options that a model of the class has, with those that its config.json would decide."""
+        return self.options | self.read(self.write(config) | {"hidden_size": config.d_model})
+
     def differing(self, config: ModelConfig) -> list[str]:
         """Return the options of a model that this class cannot have; norm offsets and scales of 1 are converted."""
-        options = self.options | self.read(self.write(config) | {"hidden_size": config.d_model})
+        options = self.options_for(config)
         have = {name: getattr(config, name) for name in options} | {"logit_scale": config.head_scale}
         names = [k for k, v in options.items() if k not in ("norm_offset", "final_norm_scale") and have[k] != v]
         return names + ["d_head"] * (self.splits_width and config.d_head * config.n_heads != config.d_model)
@@ -58,17 +83,7 @@ _SILU = {"hidden_act": ("silu",), "attention_bias": (False,), "mlp_bias": (False
 COHERE = Architecture(
     "CohereForCausalLM",
     "cohere",
-    {
-        "block": "parallel",
-        "norm": "layernorm",
-        "norm_offset": 0.0,
-        "final_norm_scale": True,
-        "gate": "silu",
-        "qkv_bias": False,
-        "embed_scale": 1.0,
-        "xpos_scale_base": 0,
-        "rope_factor": 1.0,
-    },
+    _LLAMA | {"block": "parallel", "norm": "layernorm", "qkv_bias": False, "rope_factor": 1.0},
     eps_key="layer_norm_eps",
     interleaved=True,
     defaults={"tie_word_embeddings": True, "layer_norm_eps": 1e-5, "logit_scale": 0.0625},
@@ -81,7 +96,6 @@ LLAMA = Architecture(
     "LlamaForCausalLM",
     "llama",
     _LLAMA | {"qkv_bias": False, "qk_norm": "none"},
-    defaults={"tie_word_embeddings": False, "rms_norm_eps": 1e-6, "rope_theta": 10_000.0},
     write=lambda c: {"attention_bias": False, "mlp_bias": False},
     required=_SILU,
 )
@@ -90,13 +104,7 @@ MISTRAL = Architecture(
     "MistralForCausalLM",
     "mistral",
     LLAMA.options,
-    defaults={
-        "tie_word_embeddings": False,
-        "rms_norm_eps": 1e-6,
-        "num_key_value_heads": 8,
-        "rope_theta": 10_000.0,
-        "sliding_window": 4096,
-    },
+    defaults=_DEFAULTS | {"num_key_value_heads": 8, "sliding_window": 4096},
     write=lambda c: {"sliding_window": None},
     required=_SILU,
 )
@@ -105,13 +113,7 @@ QWEN2 = Architecture(
     "Qwen2ForCausalLM",
     "qwen2",
     _LLAMA | {"qkv_bias": True, "qk_norm": "none"},
-    defaults={
-        "tie_word_embeddings": False,
-        "rms_norm_eps": 1e-6,
-        "num_key_value_heads": 32,
-        "rope_theta": 10_000.0,
-        "use_sliding_window": False,
-    },
+    defaults=_DEFAULTS | {"num_key_value_heads": 32, "use_sliding_window": False},
     write=lambda c: {"use_sliding_window": False, "sliding_window": None},
     required={"hidden_act": ("silu",)},
 )
@@ -120,14 +122,7 @@ QWEN3 = Architecture(
     "Qwen3ForCausalLM",
     "qwen3",
     _LLAMA | {"qkv_bias": False, "qk_norm": "shared"},
-    defaults={
-        "tie_word_embeddings": False,
-        "rms_norm_eps": 1e-6,
-        "num_key_value_heads": 32,
-        "head_dim": 128,
-        "rope_theta": 10_000.0,
-        "use_sliding_window": False,
-    },
+    defaults=QWEN2.defaults | {"head_dim": 128},
     write=lambda c: {"attention_bias": False, "use_sliding_window": False, "sliding_window": None},
     required=_SILU,
 )
@@ -135,35 +130,27 @@ QWEN3 = Architecture(
 OLMO2 = Architecture(
     "Olmo2ForCausalLM",
     "olmo2",
-    _RMS | {"block": "post_norm", "gate": "silu", "embed_scale": 1.0, "qkv_bias": False, "qk_norm": "flat"},
+    _LLAMA | {"block": "post_norm", "qkv_bias": False, "qk_norm": "flat"},
     norm="post_attention_layernorm",
     mlp_norm="post_feedforward_layernorm",
-    defaults={"tie_word_embeddings": False, "rms_norm_eps": 1e-5, "rope_theta": 10_000.0},
+    defaults=_DEFAULTS | {"rms_norm_eps": 1e-5},
     write=lambda c: {"attention_bias": False},
     required=_SILU | {"clip_qkv": (None,)},
     splits_width=True,
 )
 
+_GELU = "gelu_pytorch_tanh"
+
 GEMMA = Architecture(
     "GemmaForCausalLM",
     "gemma",
     _RMS | {"norm_offset": 1.0, "block": "sequential", "gate": "gelu", "qkv_bias": False, "qk_norm": "none"},
-    defaults={
-        "tie_word_embeddings": True,
-        "rms_norm_eps": 1e-6,
-        "num_key_value_heads": 16,
-        "head_dim": 256,
-        "rope_theta": 10_000.0,
-    },
+    defaults=_DEFAULTS | {"tie_word_embeddings": True, "num_key_value_heads": 16, "head_dim": 256},
     read=lambda s: {"embed_scale": float(s["hidden_size"]) ** 0.5},
-    write=lambda c: {
-        "hidden_act": "gelu_pytorch_tanh",
-        "hidden_activation": "gelu_pytorch_tanh",
-        "attention_bias": False,
-    },
+    write=lambda c: {"hidden_act": _GELU, "hidden_activation": _GELU, "attention_bias": False},
     required={
-        "hidden_act": ("gelu", "gelu_pytorch_tanh"),  # the first files say gelu for the tanh form that Gemma has
-        "hidden_activation": (None, "gelu_pytorch_tanh"),
+        "hidden_act": ("gelu", _GELU),  # the first files say gelu for the tanh form that Gemma has
+        "hidden_activation": (None, _GELU),
         "attention_bias": (False,),
         "use_bidirectional_attention": (None, False),
     },
@@ -201,8 +188,8 @@ def architecture_for(config: ModelConfig) -> Architecture:
     if not differing[nearest]:
         return ARCHITECTURES[nearest]
     row = ARCHITECTURES[nearest]
-    options = row.options | row.read(row.write(config) | {"hidden_size": config.d_model})
-    options |= {"d_head": config.d_model // config.n_heads} | ({"qk_norm": "none"} if row is COHERE else {})
+    options = row.options_for(config) | {"d_head": config.d_model // config.n_heads}
+    options |= {"qk_norm": "none"} if row is COHERE else {}
     wanted = ", ".join(f"--start.model.{k.replace('_', '-')} {options[k]}" for k in differing[nearest])
     have = ", ".join(f"{k} {getattr(config, k)}" for k in differing[nearest])
     raise ValueError(
@@ -226,28 +213,19 @@ def model_config(settings: Settings, source: object) -> ModelConfig:
     values = _Values(row.defaults | settings, source)
     rope = _Values(values.rope(), source)
     _refuse(values, rope, row)
-    size, n_heads = values.size, values.size("num_attention_heads")
-    config = {
-        "vocab_size": size("vocab_size"),
-        "d_model": size("hidden_size"),
-        "n_layers": size("num_hidden_layers"),
-        "n_heads": n_heads,
-        "d_head": size("head_dim", size("hidden_size") // n_heads),
-        "d_ff": size("intermediate_size"),
-        "seq_len": min(size("max_position_embeddings"), _window(values) or size("max_position_embeddings")),
-        "n_kv_heads": size("num_key_value_heads", n_heads),
+    n_heads, n_positions = values.size("num_attention_heads"), values.size("max_position_embeddings")
+    defaults = {"head_dim": values.size("hidden_size") // n_heads, "num_key_value_heads": n_heads}
+    config: dict[str, Any] = {name: values.size(key, defaults.get(key)) for name, key in _SIZES.items()}
+    config |= {
+        "seq_len": min(n_positions, _window(values) or n_positions),
         "norm_eps": values.number(row.eps_key),
         "rope_theta": rope.number("rope_theta", values.settings.get("rope_theta")),
         "tied_head": bool(values.settings["tie_word_embeddings"]),
     }
     config |= row.options | row.read(values.settings)
     if _rope_kind(rope) == "llama3":
-        config |= {
-            "rope_factor": rope.number("factor"),
-            "rope_low_freq_factor": rope.number("low_freq_factor"),
-            "rope_high_freq_factor": rope.number("high_freq_factor"),
-            "rope_original_seq_len": rope.size("original_max_position_embeddings"),
-        }
+        config |= {name: rope.number(key) for name, key in _LLAMA3_ROPE.items()}
+        config["rope_original_seq_len"] = rope.size("original_max_position_embeddings")
     try:
         return ModelConfig(**config)
     except ValueError as e:
@@ -330,23 +308,11 @@ def settings_of(config: ModelConfig, row: Architecture, dtype: str) -> dict[str,
     """Return the config.json of a model as one of an architecture, without its token ids."""
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": config.rope_theta}
     if config.rope_factor != 1:
-        rope |= {
-            "rope_type": "llama3",
-            "factor": config.rope_factor,
-            "low_freq_factor": config.rope_low_freq_factor,
-            "high_freq_factor": config.rope_high_freq_factor,
-            "original_max_position_embeddings": config.rope_original_seq_len,
-        }
+        rope |= {"rope_type": "llama3"} | {key: getattr(config, name) for name, key in _LLAMA3_ROPE.items()}
     return {
         "architectures": [row.name],
         "model_type": row.model_type,
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.d_model,
-        "intermediate_size": config.d_ff,
-        "num_hidden_layers": config.n_layers,
-        "num_attention_heads": config.n_heads,
-        "num_key_value_heads": config.n_kv_heads,
-        "head_dim": config.d_head,
+        **{key: getattr(config, name) for name, key in _SIZES.items()},
         "hidden_act": "silu",
         "max_position_embeddings": config.seq_len,
         row.eps_key: config.norm_eps,
