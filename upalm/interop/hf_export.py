@@ -15,7 +15,7 @@ from upalm._version import __version__
 from upalm.checkpoints.arrays import to_arrays
 from upalm.checkpoints.config_json import description
 from upalm.checkpoints.folder import WEIGHTS, load_model, open_checkpoint
-from upalm.checkpoints.lineage import CheckpointInfo, read_info
+from upalm.checkpoints.lineage import CheckpointInfo
 from upalm.data.hf_tokenizer import JsonTokenizer
 from upalm.data.tokenizer import SentencePiece, Tokenizer
 from upalm.interop.architectures import (
@@ -73,11 +73,9 @@ def export_hf(
         ValueError: options that no architecture of the table has, with those that avoid it; no checkpoint; a
             destination that exists.
     """
-    stored = description(checkpoint)
-    config = ModelConfig(**stored["model"])
-    row, source = _target(config, checkpoint)
-    with ExitStack() as stack, new_folder(dest) as folder:
-        arrays, tokenizer = stack.enter_context(_open_arrays(checkpoint))
+    config, tokenizer, info = open_checkpoint(checkpoint)
+    row, source = _target(config, tokenizer, checkpoint)
+    with _open_arrays(checkpoint) as arrays, new_folder(dest) as folder:
         wanted = None if dtype == "keep" else DTYPES[next(k for k, v in TORCH_NAMES.items() if v == dtype)]
         dtypes = {name: wanted or arrays(name, None) for name in to_arrays(empty_model(config))}
         n_bytes = _write_shards(folder, arrays, config, row, dtypes, shard_bytes, progress)
@@ -89,17 +87,16 @@ def export_hf(
             files["generation_config.json"] = _dump(_token_ids(tokenizer)).encode()
         for name, content in files.items():
             (folder / name).write_bytes(content)
-        (folder / "README.md").write_text(_card(checkpoint, config, row, tokenizer))
+        (folder / "README.md").write_text(_card(checkpoint, config, row, tokenizer, info))
     return Exported(dest, row.name, written_dtype, n_bytes)
 
 
-def _target(config: ModelConfig, checkpoint: Path) -> tuple[Architecture, Settings]:
+def _target(config: ModelConfig, tokenizer: Tokenizer, checkpoint: Path) -> tuple[Architecture, Settings]:
     """Return the architecture to write, and the config.json that the model came with (empty without one).
 
     Raises:
         ValueError: options that no architecture of the table has.
     """
-    _, tokenizer, _ = open_checkpoint(checkpoint)
     content = tokenizer.files.get(SOURCE_CONFIG)
     if content is None:
         return architecture_for(config), {}
@@ -132,17 +129,15 @@ def _token_ids(tokenizer: Tokenizer) -> dict[str, int]:
 
 
 @contextmanager
-def _open_arrays(checkpoint: Path) -> Iterator[tuple[Callable[[str, int | None], Any], Tokenizer]]:
-    """Yield a function from name and layer (-1: the whole array, None: its dtype) to the array; and the tokenizer."""
+def _open_arrays(checkpoint: Path) -> Iterator[Callable[[str, int | None], Any]]:
+    """Yield a function from name and layer (-1: the whole array, None: its dtype) to the array."""
     weights = checkpoint / WEIGHTS
     with ExitStack() as stack:
         if weights.is_file():
-            _, tokenizer, _ = open_checkpoint(checkpoint)
             file = stack.enter_context(open_safetensors(weights))
             slices = {name: file.get_slice(name) for name in file.keys()}
         else:
-            model, tokenizer, _ = load_model(checkpoint)
-            slices = {name: np.asarray(leaf) for name, leaf in to_arrays(model).items()}
+            slices = {name: np.asarray(leaf) for name, leaf in to_arrays(load_model(checkpoint).model).items()}
 
         def arrays(name: str, layer: int | None) -> Any:
             array = slices[name]
@@ -150,7 +145,7 @@ def _open_arrays(checkpoint: Path) -> Iterator[tuple[Callable[[str, int | None],
                 return array.dtype if isinstance(array, np.ndarray) else DTYPES[array.get_dtype()]
             return array[:] if layer < 0 else array[layer : layer + 1][0]
 
-        yield arrays, tokenizer
+        yield arrays
 
 
 def _write_shards(
@@ -215,9 +210,8 @@ def _tensor(arrays, name: str, layer: int, config: ModelConfig, row: Architectur
 # --- The model card -------------------------------------------------------------------------------
 
 
-def _card(checkpoint: Path, config: ModelConfig, row: Architecture, tokenizer: Tokenizer) -> str:
+def _card(checkpoint: Path, config: ModelConfig, row: Architecture, tokenizer: Tokenizer, info: CheckpointInfo) -> str:
     """Return the model card: the model, its training, how to prompt it, whom to cite."""
-    info = read_info(checkpoint)
     return f"""---
 library_name: transformers
 tags: [upalm, ul2r, infilling]

@@ -6,8 +6,8 @@ Dims: D d_model, N heads, K key-value heads, H d_head, F d_ff, V vocabulary, L l
 """
 
 import re
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -116,9 +116,17 @@ def import_hf(
     if norm == "rms" and row is not COHERE:
         raise ValueError(f"{source} is a {row.name}: only {COHERE.name} has a LayerNorm to fold; leave --norm out.")
     config = fold_layernorm(unfolded) if norm == "rms" else unfolded
+    is_own_export = (source / JsonTokenizer.ROLES_FILE).is_file()  # of which nothing says what it was trained on
     files = _weight_files(source)
     places, dtypes, ignored = _check_tensors(files, unfolded, row)
-    tokenizer = _import_tokenizer(source, settings, config, sentinels)
+
+    def roles_of(content: bytes) -> Roles:
+        if is_own_export and sentinels == "auto":
+            return Roles.read((source / JsonTokenizer.ROLES_FILE).read_bytes())
+        bos_id, eos_id = (_token_id(settings, key) for key in ("bos_token_id", "eos_token_id"))
+        return choose_roles(content, bos_id=bos_id, eos_id=eos_id, n_rows=config.vocab_size, sentinels=sentinels)
+
+    tokenizer = import_tokenizer(source, config.vocab_size, roles_of, _companions(source, is_own_export))
     with new_folder(dest) as folder:
         arrays = {}
         for name, leaf in to_arrays(empty_model(config)).items():
@@ -128,14 +136,10 @@ def import_hf(
         compute = "float32" if all(dtype == np.float32 for dtype in dtypes.values()) else "bfloat16"
         config = replace(config, compute_dtype=compute)
         run = {"imported": row.name, "norm": norm}
-        is_own_export = (source / JsonTokenizer.ROLES_FILE).is_file()  # which says nothing of its training
         info = CheckpointInfo(gaps_trained=None if is_own_export else False)
         describe(folder, config, tokenizer, run, info)
-        writer = ArrayWriter(folder / WEIGHTS, arrays)
-        try:
+        with closing(ArrayWriter(folder / WEIGHTS, arrays)) as writer:
             _copy(files, places, writer, unfolded, row, norm == "rms", progress)
-        finally:
-            writer.close()
     dtype = "/".join(sorted({DTYPE_NAMES[d] for d in dtypes.values()}))
     return Imported(dest, config, tokenizer, dtype, ignored, longest_row_is(settings, row))
 
@@ -199,8 +203,7 @@ COMPANIONS = ("*.json", "*.jinja", "*.txt", "*.md", "*.model", "LICENSE*", "NOTI
 _NOT_COMPANIONS = ("*.index.json", JsonTokenizer.FILE, JsonTokenizer.ROLES_FILE)
 
 
-def _companions(source: Path) -> dict[str, bytes]:
-    is_own_export = (source / JsonTokenizer.ROLES_FILE).is_file()
+def _companions(source: Path, is_own_export: bool) -> dict[str, bytes]:
     left_out = (*_NOT_COMPANIONS, "README.md") if is_own_export else _NOT_COMPANIONS
     paths = [path for path in sorted(source.iterdir()) if path.is_file() and not path.name.startswith(".")]
     return {
@@ -210,26 +213,31 @@ def _companions(source: Path) -> dict[str, bytes]:
     }
 
 
-def _import_tokenizer(source: Path, settings: Settings, config: ModelConfig, sentinels: SentinelChoice) -> Tokenizer:
-    path = source / JsonTokenizer.FILE
+def import_tokenizer(
+    folder: Path, n_embeddings: int, roles_of: Callable[[bytes], Roles], companions: Mapping[str, bytes]
+) -> JsonTokenizer:
+    """Open the tokenizer.json of a folder.
+
+    Args:
+        folder: of the file.
+        n_embeddings: rows of the model's table.
+        roles_of: chooses the roles of a file's content.
+        companions: files that go out with it.
+
+    Raises:
+        ValueError: no tokenizer, or one that is damaged, not lossless, or larger than the table.
+    """
+    path = folder / JsonTokenizer.FILE
     if not path.is_file():
         raise ValueError(f"no {path}: the tokenizer is read from it.")
-    content, stored = path.read_bytes(), source / JsonTokenizer.ROLES_FILE
+    content = path.read_bytes()
     try:
-        if stored.is_file() and sentinels == "auto":  # exported by this project
-            roles = Roles.read(stored.read_bytes())
-        else:
-            bos_id, eos_id = (_token_id(settings, key) for key in ("bos_token_id", "eos_token_id"))
-            roles = choose_roles(content, bos_id=bos_id, eos_id=eos_id, n_rows=config.vocab_size, sentinels=sentinels)
-        tokenizer = JsonTokenizer(content, roles, _companions(source))
-    except ValueError as e:
-        raise ValueError(f"{path}: {e}") from e
-    if tokenizer.vocab_size > config.vocab_size:
-        raise ValueError(
-            f"{source}: the tokenizer has {tokenizer.vocab_size} subwords, the model {config.vocab_size} embeddings: "
-            "they do not belong together."
-        )
-    try:
+        tokenizer = JsonTokenizer(content, roles_of(content), companions)
+        if tokenizer.vocab_size > n_embeddings:
+            raise ValueError(
+                f"the tokenizer has {tokenizer.vocab_size} subwords, the model {n_embeddings} embeddings: they do not "
+                "belong together."
+            )
         tokenizer.check_lossless()
     except ValueError as e:
         raise ValueError(f"{path}: {e}") from e

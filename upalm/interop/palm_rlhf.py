@@ -5,6 +5,8 @@ Dims: D d_model, N heads, H d_head, F d_ff.
 
 import re
 from collections.abc import Mapping
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,10 @@ import numpy as np
 from upalm.checkpoints.arrays import to_arrays
 from upalm.checkpoints.folder import WEIGHTS, describe
 from upalm.checkpoints.lineage import CheckpointInfo
-from upalm.data.hf_tokenizer import JsonTokenizer, companions
+from upalm.data.hf_tokenizer import companions
 from upalm.data.roles import choose_roles
 from upalm.interop.files import ArrayWriter, new_folder
-from upalm.interop.hf_import import Imported
+from upalm.interop.hf_import import Imported, import_tokenizer
 from upalm.model.config import ModelConfig
 from upalm.model.palm import empty_model
 
@@ -30,13 +32,7 @@ _COMPUTED = re.compile(r".*\.(beta|inv_freq|scale|pos_emb|pos_emb_scale|mask)")
 
 
 def import_palm(
-    source: Path,
-    dest: Path,
-    *,
-    tokenizer: Path,
-    xpos_scale_base: int = 512,
-    seq_len: int = 2048,
-    eos_id: int = 0,
+    source: Path, dest: Path, *, tokenizer: Path, xpos_scale_base: int = 512, seq_len: int = 2048, eos_id: int = 0
 ) -> Imported:
     """Read a `.pt` file of that class into a folder that `load_model` opens. The file is never unpickled.
 
@@ -54,15 +50,8 @@ def import_palm(
     """
     arrays = _Arrays(_state_dict(source), source)
     config = _config(arrays, xpos_scale_base, seq_len)
-    content = tokenizer / JsonTokenizer.FILE
-    if not content.is_file():
-        raise ValueError(f"no {content}: give the folder of the model's tokenizer.json.")
-    roles = choose_roles(content.read_bytes(), bos_id=eos_id, eos_id=eos_id, n_rows=config.vocab_size)
-    vocabulary = JsonTokenizer(content.read_bytes(), roles, companions(tokenizer))
-    if vocabulary.vocab_size > config.vocab_size:
-        n_subwords = vocabulary.vocab_size
-        raise ValueError(f"the tokenizer has {n_subwords} subwords, the model {config.vocab_size} embeddings.")
-    vocabulary.check_lossless()
+    roles_of = partial(choose_roles, bos_id=eos_id, eos_id=eos_id, n_rows=config.vocab_size)
+    vocabulary = import_tokenizer(tokenizer, config.vocab_size, roles_of, companions(tokenizer))
     named = {"embed": arrays.take("token_emb.weight"), "norm": arrays.take("norm.gamma")}
     layers = [_block(arrays, i, config) for i in range(config.n_layers)]
     named |= {f"blocks.{name}": np.stack([layer[name] for layer in layers]) for name in layers[0]}
@@ -70,10 +59,10 @@ def import_palm(
     wanted = {name: named[name] for name in to_arrays(empty_model(config))}
     with new_folder(dest) as folder:
         describe(folder, config, vocabulary, {"imported": "PaLM-rlhf-pytorch"}, CheckpointInfo(gaps_trained=False))
-        writer = ArrayWriter(folder / WEIGHTS, {name: (a.dtype, a.shape) for name, a in wanted.items()})
-        for name, array in wanted.items():
-            writer.write(name, 0, array)
-        writer.close()
+        layout = {name: (a.dtype, a.shape) for name, a in wanted.items()}
+        with closing(ArrayWriter(folder / WEIGHTS, layout)) as writer:
+            for name, array in wanted.items():
+                writer.write(name, 0, array)
     return Imported(dest, config, vocabulary, "F32", sorted(arrays.computed), "--seq-len")
 
 
