@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.cohere import logits, oracle
@@ -18,6 +19,7 @@ from upalm.inference.grammar import Rules
 from upalm.inference.language_model import load
 from upalm.interop.hf_export import export_hf
 from upalm.interop.hf_import import import_hf
+from upalm.model.attention import key_range
 from upalm.ul2r.rows import Batch
 from upalm.ul2r.symbols import Symbols
 
@@ -81,6 +83,11 @@ def test_logits_and_greedy_tokens_equal_those_of_transformers(base, source_text)
     batch = Batch.empty(1, 256)
     batch.input_tokens[:], batch.segment_ids[:], batch.positions[:] = ids, 1, np.arange(256)
     expected = logits(model, batch.input_tokens).detach().numpy()
+    np.testing.assert_allclose(ours.model(batch), expected, rtol=0, atol=3e-4)
+    batch.segment_ids[:], batch.positions[:] = np.arange(256) // 128 + 1, np.arange(256) % 128
+    batch.prefix_mask[:] = batch.positions < 64
+    mask = np.asarray(key_range(jnp.asarray(batch.segment_ids), jnp.asarray(batch.prefix_mask)).mask(256))
+    expected = logits(model, batch.input_tokens, mask, batch.positions).detach().numpy()
     np.testing.assert_allclose(ours.model(batch), expected, rtol=0, atol=3e-4)
     prompt = ids[:24]
     assert our_greedy_tokens(ours.model, prompt, 256, 49152) == greedy_tokens(model, prompt, 256)
