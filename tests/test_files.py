@@ -23,3 +23,14 @@ def test_checksum_is_that_of_the_whole_file(tmp_path):
     content = bytes(range(256)) * 10_000
     (tmp_path / "a").write_bytes(content)
     assert files.sha256_file(tmp_path / "a") == hashlib.sha256(content).hexdigest()
+
+
+@pytest.mark.parametrize("content", [b"\xff", b"", "", b"{", "[" * 100_000, b"[" * 100_000, b"1" * 10_000])
+def test_unreadable_json_is_a_plain_error(content):
+    with pytest.raises(ValueError) as e:
+        files.parse_json(content)
+    assert type(e.value) is ValueError
+
+
+def test_a_byte_order_mark_is_no_json():
+    assert files.parse_json(b'\xef\xbb\xbf{"a": "\xc3\xa9"}') == {"a": "é"}

@@ -1,6 +1,8 @@
-"""Files that are written whole or not at all, and their checksums; on disks and in object stores."""
+"""Files that are written whole or not at all, their checksums and their JSON; on disks and in object stores."""
 
 import hashlib
+import json
+from typing import Any
 
 from etils import epath
 
@@ -31,3 +33,15 @@ def sha256_file(path: epath.PathLike) -> str:
         while piece := f.read(1 << 20):
             digest.update(piece)
     return digest.hexdigest()
+
+
+def parse_json(content: str | bytes) -> Any:
+    """Parse JSON, in UTF-8 where it is bytes; a byte-order mark in front is left out.
+
+    Raises:
+        ValueError: not UTF-8, not JSON, or nested deeper than Python reads.
+    """
+    try:
+        return json.loads(content if isinstance(content, str) else content.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as e:  # plain, so that commands show one line
+        raise ValueError(str(e)) from e

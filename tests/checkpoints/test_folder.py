@@ -53,6 +53,10 @@ def damage_export(folder, how):
         (folder / "manifest.json").write_text("[1, 2")
     elif how == "json":
         (folder / "config.json").write_text("{")
+    elif how == "deep":
+        (folder / "config.json").write_text("[" * 100_000)
+    elif how == "deep manifest":
+        (folder / "manifest.json").write_text("[" * 100_000)
     elif how == "absent":
         (folder / "config.json").unlink()
 
@@ -65,6 +69,8 @@ def damage_export(folder, how):
         ("tokenizer", "put the right tokenizer there"),
         ("size", "has shape"),
         ("json", r"config\.json is damaged"),
+        ("deep", r"config\.json is damaged"),
+        ("deep manifest", r"manifest\.json is damaged"),
         ("newer", r"a model that this version does not know \(.*n_experts"),
         ("theirs", "is not the config.json of an upalm checkpoint; `upalm import-hf`"),
         ("list", "is not the config.json of an upalm checkpoint"),

@@ -161,6 +161,7 @@ def edit_manifest(folder, **changes):
         (lambda p: (p / "train-00000.lengths").write_bytes(b"1234"), "train-00000.lengths is damaged"),
         (lambda p: (p / "manifest.json").write_text('{"shards": 1}'), "manifest.json is no manifest"),
         (lambda p: (p / "manifest.json").write_bytes(b'"shards"\xff'), "manifest.json is no manifest"),
+        (lambda p: (p / "manifest.json").write_bytes(b"[" * 100_000), "manifest.json is no manifest"),
         (lambda p: edit_manifest(p, block_tokens=[1]), "count differently"),
         (lambda p: (p / "manifest.json").unlink(), "no shards at"),
     ],

@@ -74,6 +74,7 @@ DAMAGE = {
     ),
     "expected a weight_map": lambda d: (d / "model.safetensors.index.json").write_text("{}"),
     "no .*tokenizer.json": lambda d: (d / "tokenizer.json").unlink(),
+    "tokenizer.json: not a tokenizer.json with": lambda d: (d / "tokenizer.json").write_text("[" * 100_000),
     "tokenizer.json: not a tokenizer.json": lambda d: (d / "tokenizer.json").write_text("{}"),
     "705 subwords, the model 704 embeddings": lambda d: edit(d / "tokenizer.json", **with_more_tokens(d)),
     "config.json has eos_token_id 'x', expected an id": lambda d: edit(d / "config.json", eos_token_id="x"),

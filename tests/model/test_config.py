@@ -61,6 +61,10 @@ def test_small_sizes():
         ({"xpos_scale_base": -1}, "xpos_scale_base is -1"),
         ({"rope_factor": 0.5}, "rope_factor 0.5.*at least 1"),
         ({"rope_low_freq_factor": 4.0}, "low < high"),
+        ({"logit_scale": float("nan")}, "logit_scale is nan, expected a finite number"),
+        ({"rope_factor": float("nan")}, "rope_factor is nan, expected a finite number"),
+        ({"norm_offset": float("-inf")}, "norm_offset is -inf, expected a finite number"),
+        ({"rope_theta": float("inf")}, "rope_theta is inf, expected a finite number"),
     ],
 )
 def test_impossible_shapes_are_refused(change, message):

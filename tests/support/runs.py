@@ -50,7 +50,7 @@ def steps_of(folder: Path) -> list[int]:
 
 
 def damage_checkpoint(step: Path, how: str) -> None:
-    """Damage the folder of one checkpoint: truncated, flipped, missing file or undescribed."""
+    """Damage the folder of one checkpoint: truncated, flipped, missing file, undescribed or described by null."""
     files = [p for p in (step / "model").rglob("*") if p.is_file()]
     largest = max(files, key=lambda p: p.stat().st_size)
     if how == "truncated":
@@ -63,3 +63,5 @@ def damage_checkpoint(step: Path, how: str) -> None:
         largest.unlink()
     elif how == "undescribed":
         (step / "about" / "metadata").write_text("{")
+    elif how == "described by null":
+        (step / "about" / "metadata").write_text("null")

@@ -18,7 +18,7 @@ from upalm.training.config import CheckpointConfig, Scratch
 from upalm.training.launch import run
 
 
-@pytest.mark.parametrize("how", ["truncated", "flipped", "missing file", "undescribed"])
+@pytest.mark.parametrize("how", ["truncated", "flipped", "missing file", "undescribed", "described by null"])
 def test_damaged_checkpoint_is_named_and_passed_over(config, capsys, how):
     run(config)
     whole, log = params(config.out), log_lines(config.out)
@@ -132,12 +132,13 @@ def test_damaged_files_of_a_run_are_named_or_left_out(config):
     run(dataclasses.replace(config, n_steps=3))
     log = log_lines(config.out)
     with (config.out / "metrics.jsonl").open("ab") as file:
-        file.write(b'\0\0\0\n[]\n{"step": 4, "lo')  # what a crash of the machine leaves
+        file.write(b"\0\0\0\n[]\n" + b"[" * 100_000 + b'\n{"step": 4, "lo')  # what a crash of the machine leaves
     run(dataclasses.replace(config, n_steps=3))
     assert log_lines(config.out) == log
-    (config.out / "skipped.json").write_text("[")
-    with pytest.raises(ValueError, match=r"skipped\.json is damaged: expected \[\[step, batches\]"):
-        run(dataclasses.replace(config, n_steps=3))
+    for damage in (b"[", b"\xff", b"[" * 100_000):
+        (config.out / "skipped.json").write_bytes(damage)
+        with pytest.raises(ValueError, match=r"skipped\.json is damaged: expected \[\[step, batches\]"):
+            run(dataclasses.replace(config, n_steps=3))
     (config.out / "config.json").write_text("[1]")
     with pytest.raises(ValueError, match=r"config\.json is not the config\.json of an upalm checkpoint"):
         run(dataclasses.replace(config, n_steps=3))

@@ -1,10 +1,9 @@
 """config.json of a checkpoint folder: the model's shape, and the run that trained it."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-from upalm.files import is_remote
+from upalm.files import is_remote, parse_json
 
 FORMAT = 1
 
@@ -32,7 +31,7 @@ def description(folder: Path) -> dict[str, Any]:
         what = "holds no config.json" if folder.is_dir() else "does not exist"
         raise ValueError(f"no checkpoint at {folder}: the folder {what}.")
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = parse_json(path.read_bytes())
     except ValueError as e:
         raise ValueError(f"{path} is damaged: {e}.") from e
     if not isinstance(stored, dict) or "format" not in stored:

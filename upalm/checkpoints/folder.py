@@ -28,7 +28,7 @@ from upalm.data.hf_tokenizer import load_tokenizer
 from upalm.data.tokenizer import Tokenizer
 from upalm.distributed.processes import is_first
 from upalm.distributed.runtime import versions
-from upalm.files import sha256_file, write_atomically
+from upalm.files import parse_json, sha256_file, write_atomically
 from upalm.model.config import ModelConfig
 from upalm.model.palm import Decoder, empty_model, param_shardings
 
@@ -169,7 +169,7 @@ def _check_manifest(folder: Path) -> None:
     if not manifest.is_file():
         return
     try:
-        checksums = {folder / name: entry["sha256"] for name, entry in json.loads(manifest.read_text()).items()}
+        checksums = {folder / name: entry["sha256"] for name, entry in parse_json(manifest.read_bytes()).items()}
     except (ValueError, AttributeError, KeyError, TypeError) as e:
         raise ValueError(f"{manifest} is damaged: {e!r}.") from e
     for path, checksum in checksums.items():

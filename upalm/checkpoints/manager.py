@@ -95,7 +95,11 @@ class Checkpoints:
             about = self._manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))["about"]
         except _READ_ERRORS as e:
             raise ValueError(f"{self.folder}/{step} is damaged: {e}") from e
-        return dict(about)
+        if not isinstance(about, dict):
+            raise ValueError(
+                f"{self.folder}/{step} is damaged: expected an object in about/metadata, got {about!r:.50}."
+            )
+        return about
 
     def restore(self, item: str, template: Any, step: int | None = None) -> Any:
         """Read the `model` or `optimizer` of a checkpoint in the shapes and layout of `template`.

@@ -16,6 +16,7 @@ from etils import epy
 from upalm.checkpoints.shipped import PALM_TINY
 from upalm.cli import options
 from upalm.cli.answers import FILL, Answers
+from upalm.files import parse_json
 
 if TYPE_CHECKING:
     from upalm.checkpoints.lineage import CheckpointInfo
@@ -326,8 +327,8 @@ def _read_json_lines(file: Iterable[bytes], name: str) -> Iterator[Input]:
         if not line:
             continue
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as e:
+            record = parse_json(line)
+        except ValueError as e:
             raise ValueError(f"{source}: not JSON: {e}.") from e
         text = record.get("text", record.get("parts")) if isinstance(record, dict) else None
         if isinstance(text, list) and all(isinstance(part, str) for part in text):

@@ -13,6 +13,7 @@ from etils import epath
 from upalm.data.hf_vocabulary import Vocabulary, without_changes_of_text
 from upalm.data.roles import Roles
 from upalm.data.tokenizer import LOW_LINE, SentencePiece, Tokenizer
+from upalm.files import parse_json
 from upalm.ul2r.symbols import MODES, N_SENTINELS, Symbols
 
 
@@ -78,7 +79,7 @@ class JsonTokenizer(Tokenizer):
     @property
     def hashes(self) -> tuple[str, ...]:
         """See `Tokenizer`. Earlier versions hashed the bytes of all files, companions included."""
-        described = json.loads(self.files[self.FILE])
+        described = parse_json(self.files[self.FILE])
         deciding = {key: described.get(key) for key in ("model", "added_tokens", "normalizer", "pre_tokenizer")}
         roles = {k: v for k, v in asdict(self.roles).items() if k != "sentinels_are"}
         identity = json.dumps([deciding, roles], sort_keys=True).encode()
@@ -179,7 +180,7 @@ def _open(content: bytes, special: set[int]) -> Any:
         import tokenizers
     except ImportError as e:
         raise ValueError("a tokenizer.json needs the `tokenizers` package: pip install 'upalm[hf]'.") from e
-    described = without_changes_of_text(json.loads(content))
+    described = without_changes_of_text(parse_json(content))
     for token in described["added_tokens"]:
         token["special"] = token["special"] or token["id"] in special
     try:

@@ -5,6 +5,7 @@ import re
 from typing import Any, NamedTuple
 
 from upalm.data.tokenizer import LOW_LINE
+from upalm.files import parse_json
 
 _BYTE_PIECE = re.compile(r"^<0x([0-9A-F]{2})>$")
 _NEVER_IN_UTF8 = {0xC0, 0xC1, *range(0xF5, 0x100)}
@@ -32,7 +33,7 @@ class Vocabulary(NamedTuple):
             ValueError: no vocabulary in it, or one without pieces for bytes.
         """
         try:
-            described = json.loads(content)
+            described = parse_json(content)
             pieces = described["model"]["vocab"]
             if isinstance(pieces, list):  # unigram: [piece, score]
                 pieces = {piece: i for i, (piece, _) in enumerate(pieces)}

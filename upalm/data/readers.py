@@ -6,12 +6,13 @@ Every reader streams: a document is given before the next is read. A file that i
 import codecs
 import gzip
 import io
-import json
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from upalm.files import parse_json
 
 DOCUMENT_CHARS = 8192
 """Plain text is cut into documents of about this length, so that some can be held out."""
@@ -196,8 +197,8 @@ def _read_json_lines(file: SourceFile, skipped: list[str] | None) -> Iterator[Do
                 _skip(f"{where} is not UTF-8 ({e.reason} at byte {e.start} of the line)", skipped)
                 continue
             try:
-                row = json.loads(text) if text.strip() else {"text": ""}
-            except (ValueError, RecursionError) as e:
+                row = parse_json(text) if text.strip() else {"text": ""}
+            except ValueError as e:
                 raise ValueError(f"{where}: not JSON ({e}), expected one object per line.") from e
             yield from _row_document(f"{file.name}:{n}", row, where, skipped)
 

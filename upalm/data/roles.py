@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 from upalm.data.hf_vocabulary import Vocabulary
+from upalm.files import parse_json
 from upalm.ul2r.symbols import MODES, N_SENTINELS
 
 SentinelChoice = Literal["auto", "named", "reserved", "reserved-last", "unused-rows", "subwords", "levanter"]
@@ -42,7 +43,7 @@ class Roles:
             ValueError: damaged, or an id that is no number.
         """
         try:
-            return cls(**json.loads(content))
+            return cls(**parse_json(content))
         except (ValueError, TypeError, AttributeError) as e:
             raise ValueError(f"the symbols.json beside it is damaged: {e}") from e
 

@@ -24,7 +24,7 @@ from upalm.data import sources
 from upalm.data.readers import Document
 from upalm.data.tokenizer import Tokenizer
 from upalm.data.tokens import BUILD_APART, Tokens, encode
-from upalm.files import LOCK, is_remote, sha256_file, write_atomically
+from upalm.files import LOCK, is_remote, parse_json, sha256_file, write_atomically
 
 SPLITS = ("train", "validation")
 
@@ -110,7 +110,7 @@ class Manifest:
         if not path.exists():
             raise ValueError(f"no shards at {folder}: it has no manifest.json. Build them with `upalm data build`.")
         try:
-            content = json.loads(path.read_text())
+            content = parse_json(path.read_bytes())
             shards = [Shard(**shard) for shard in content.pop("shards")]
             manifest = cls(**content, shards=shards)
         except (ValueError, KeyError, TypeError, AttributeError) as e:

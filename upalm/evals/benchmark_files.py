@@ -4,12 +4,13 @@ A row knows its location, so that errors name file, line and field.
 """
 
 import gzip
-import json
 import math
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from upalm import files
 
 
 class BenchmarkRow(NamedTuple):
@@ -156,6 +157,6 @@ def parse_json(content: bytes, location: str) -> Any:
         ValueError: not JSON in UTF-8; `location` is named.
     """
     try:
-        return json.loads(content.decode("utf-8"))
-    except (ValueError, RecursionError) as e:
+        return files.parse_json(content)
+    except ValueError as e:
         raise ValueError(f"{location}: not JSON in UTF-8 ({e}).") from e

@@ -17,7 +17,7 @@ from upalm.evals.bootstrap import Estimate, f1, mean
 from upalm.evals.scorer import Prompt
 from upalm.evals.task import Generated, LoadedTask, Question, Ranked, RowsTooShort, Task
 from upalm.evals.text_metrics import Metric
-from upalm.files import write_atomically
+from upalm.files import parse_json, write_atomically
 from upalm.inference.scoring import Likelihood
 
 Progress = Callable[[int], None]
@@ -304,7 +304,7 @@ class _Journal:
 
 def _parse_record(line: bytes) -> dict[str, Any] | None:
     try:
-        record = json.loads(line)
+        record = parse_json(line)
     except ValueError:
         return None
     return record if isinstance(record, dict) else None

@@ -13,6 +13,8 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
+from upalm.files import parse_json
+
 DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
 
 
@@ -85,7 +87,7 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"no {path}.")
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_bytes())
     except ValueError as e:
         raise ValueError(f"{path} is damaged: {e}.") from e
     if not isinstance(content, dict):

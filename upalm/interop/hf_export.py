@@ -18,6 +18,7 @@ from upalm.checkpoints.folder import WEIGHTS, load_model, open_checkpoint
 from upalm.checkpoints.lineage import CheckpointInfo
 from upalm.data.hf_tokenizer import JsonTokenizer
 from upalm.data.tokenizer import SentencePiece, Tokenizer
+from upalm.files import parse_json
 from upalm.interop.architectures import (
     Architecture,
     Settings,
@@ -100,7 +101,7 @@ def _target(config: ModelConfig, tokenizer: Tokenizer, checkpoint: Path) -> tupl
     content = tokenizer.files.get(SOURCE_CONFIG)
     if content is None:
         return architecture_for(config), {}
-    source = json.loads(content)
+    source = parse_json(content)
     row = architecture_of(source, checkpoint)
     return (row, source) if not row.differing(config) else (architecture_for(config), {})
 

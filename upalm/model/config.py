@@ -3,6 +3,7 @@
 Dims: D d_model, N heads, K key-value heads, H d_head, F d_ff, V vocabulary, L layers.
 """
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal, get_args, get_origin, get_type_hints
 
@@ -72,6 +73,9 @@ class ModelConfig:
         for name, kind in get_type_hints(ModelConfig).items():
             if get_origin(kind) is Literal and getattr(self, name) not in get_args(kind):
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(get_args(kind))}.")
+        for name, value in vars(self).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{name} is {value}, expected a finite number.")
         for name in ("vocab_size", "d_model", "n_layers", "n_heads", "d_head", "d_ff", "seq_len", "n_kv_heads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1.")

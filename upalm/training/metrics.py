@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from upalm.distributed.processes import is_first
-from upalm.files import write_atomically
+from upalm.files import parse_json, write_atomically
 
 
 class Writer(Protocol):
@@ -128,6 +128,6 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 def _parse(line: str) -> Any:
     try:
-        return json.loads(line)
+        return parse_json(line)
     except ValueError:
         return None

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from upalm.distributed.processes import broadcast_from_first
-from upalm.files import write_atomically
+from upalm.files import parse_json, write_atomically
 
 _FILE = "skipped.json"
 
@@ -113,9 +113,9 @@ def read_skips(folder: Path) -> list[Skip]:
         ValueError: skipped.json is damaged.
     """
     path = folder / _FILE
-    text = broadcast_from_first(path.read_text() if path.is_file() else "[]")
+    text = broadcast_from_first(path.read_text(errors="replace") if path.is_file() else "[]")
     try:
-        return [Skip(int(at_step), int(n_batches)) for at_step, n_batches in json.loads(text)]
+        return [Skip(int(at_step), int(n_batches)) for at_step, n_batches in parse_json(text)]
     except (TypeError, ValueError) as e:
         raise ValueError(f"{path} is damaged: expected [[step, batches], ...], got {text[:50]!r}.") from e
 
