@@ -62,7 +62,7 @@ def build_plan(case: Case) -> float:
     from upalm.data.config import DataConfig  # isort: skip
 
     model = PALM[case.size]
-    data = DataConfig("", "causal", seq_len=model.seq_len, batch_size=case.batch)
+    data = DataConfig("stdlib", "causal", seq_len=model.seq_len, batch_size=case.batch)
     config = replace(TrainConfig("", Scratch(model)), data=data)  # pyright: ignore[reportArgumentType]
     return plan(training(config, model, None), model, target_of("here"), None).memory_gib["total"] * 2**30
 
