@@ -20,7 +20,10 @@ from upalm.model import flash_attention
 
 
 class KeyRange(NamedTuple):
-    """The keys `start <= s < end` that a query sees. Every mask of this project is such an interval."""
+    """The keys `start <= s < end` that a query sees. Every mask of this project is such an interval, and none is empty.
+
+    Attention to no key has another output on each platform, and cuDNN's gradient of it may be NaN.
+    """
 
     start: Int[Array, "B T"]
     end: Int[Array, "B T"]
@@ -207,18 +210,27 @@ def _fastest(
     kernels = {}
     if flash_attention.fits(t * n // k, s, h, k_BKSH.dtype.itemsize):
         kernels["tpu"] = tpu
-    if t % 2 == s % 2 == 0 and h % 8 == 0 and h <= max_library_head() and k_BKSH.dtype == jnp.bfloat16:
+    if library_fits(t, s, h, k_BKSH.dtype):
         kernels["cuda"] = cuda
     return lax.platform_dependent(**kernels, default=plain) if kernels else plain()
 
 
+def library_fits(n_queries: int, n_keys: int, d_head: int, dtype: Any) -> bool:
+    """Whether cuDNN's attention and its gradient take these shapes on this machine's GPU. It knows no fp32.
+
+    Keys fill blocks of 128, because the gradient of cuDNN before 9.15.1 can read beyond other numbers of keys.
+    """
+    whole = n_queries % 2 == 0 and n_keys % 128 == 0 and d_head % 8 == 0
+    return whole and dtype == jnp.bfloat16 and d_head <= max_library_head()
+
+
 def max_library_head() -> int:
-    """Widest head that cuDNN's attention takes on this machine's GPU; 0 without an NVIDIA GPU that has bf16."""
+    """Widest head whose gradient cuDNN has on this machine's GPU; 0 without an NVIDIA GPU that has bf16."""
     device = jax.local_devices()[0]
-    if not device.device_kind.startswith("NVIDIA"):
+    if "cuda" not in device.client.platform_version:
         return 0
-    capability = float(device.compute_capability)  # 8 is Ampere, 9 is Hopper
-    return 256 if capability >= 9 else 128 if capability >= 8 else 0
+    generation = int(device.compute_capability.split(".")[0])  # 8 is Ampere and Ada, 9 Hopper, 10 and 12 Blackwell
+    return 256 if generation == 9 else 128 if generation >= 8 else 0
 
 
 def library_attention(
