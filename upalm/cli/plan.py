@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Plan:
-    """Plan a recipe on TPUs or GPUs that need not be at hand.
+    """Plan a recipe on TPUs that need not be at hand, or on this machine.
 
     `upalm plan ul2r_540b 540b --topology v4:8x8x8` prints memory, FLOPs and collectives of a step, and its least time.
     Further options change the recipe, as for `upalm run`: `--mesh.model 8 --data.batch-size 64`.

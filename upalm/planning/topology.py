@@ -1,4 +1,4 @@
-"""Described TPU slices and GPU nodes: devices without hardware."""
+"""Described TPU slices: devices without hardware."""
 
 import re
 from collections.abc import Sequence
