@@ -11,6 +11,7 @@ from support.cohere import logits, oracle, save, small_cohere
 from upalm.checkpoints.folder import export, load_model
 from upalm.checkpoints.shipped import PALM_TINY
 from upalm.data.hf_tokenizer import load_tokenizer
+from upalm.data.tokenizer import AWKWARD_TEXTS
 from upalm.inference.config import GenerationConfig
 from upalm.inference.language_model import LanguageModel
 from upalm.interop.hf_export import export_hf
@@ -116,6 +117,13 @@ def test_texts_that_look_like_bytes_come_back(layernorm, tokenizer):
     for text in (f"x<0x{byte:02X}>y" for byte in range(256)):
         ids = theirs(text, add_special_tokens=False)["input_ids"]
         assert theirs.decode(ids) == text == tokenizer.decode(ids)
+
+
+def test_exported_tokenizers_give_awkward_texts_back(layernorm):
+    """U+2581 too, which SentencePiece writes for a space."""
+    theirs = oracle("transformers").AutoTokenizer.from_pretrained(layernorm[1])
+    for text in AWKWARD_TEXTS:
+        assert theirs.decode(theirs(text, add_special_tokens=False)["input_ids"]) == text
 
 
 def test_weights_of_an_export_are_readable_by_others(layernorm):

@@ -59,9 +59,10 @@ def _config(bos: str, eos: str, others: dict[str, str]) -> bytes:
 def _unigram(tokenizer: SentencePiece) -> dict[str, Any]:
     sentinels = {i: f"<extra_id_{n}>" for n, i in enumerate(tokenizer.symbols.sentinels)}
     byte_pieces = {i for i in range(tokenizer.vocab_size) if tokenizer.is_byte(i)}
+    pieces = [tokenizer.piece(i).replace(LOW_LINE, " ") for i in range(tokenizer.vocab_size)]  # U+2581 becomes bytes
     vocabulary = [
-        (sentinels.get(i, tokenizer.piece(i)), BYTE_PIECE_SCORE if i in byte_pieces else tokenizer.piece_score(i))
-        for i in range(tokenizer.vocab_size)
+        (sentinels.get(i, piece), BYTE_PIECE_SCORE if i in byte_pieces else tokenizer.piece_score(i))
+        for i, piece in enumerate(pieces)
     ]
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     special = sorted((BOS_ID, EOS_ID, UNK_ID, *sentinels))
@@ -69,7 +70,7 @@ def _unigram(tokenizer: SentencePiece) -> dict[str, Any]:
     return {
         "version": "1.0",
         "added_tokens": [{"id": i, "content": vocabulary[i][0], **flags} for i in special],
-        "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": LOW_LINE},
+        "normalizer": None,
         "pre_tokenizer": {
             "type": "Split",
             "pattern": {"Regex": _BYTE_NAME_START},
@@ -87,13 +88,6 @@ def _unigram(tokenizer: SentencePiece) -> dict[str, Any]:
             ],
             "special_tokens": {bos: {"id": bos, "ids": [BOS_ID], "tokens": [bos]}},
         },
-        "decoder": {
-            "type": "Sequence",
-            "decoders": [
-                {"type": "Replace", "pattern": {"String": LOW_LINE}, "content": " "},
-                {"type": "ByteFallback"},
-                {"type": "Fuse"},
-            ],
-        },
+        "decoder": {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]},
         "model": {"type": "Unigram", "unk_id": UNK_ID, "vocab": vocabulary, "byte_fallback": True},
     }
