@@ -14,7 +14,7 @@ from upalm.data.hf_tokenizer import load_tokenizer
 from upalm.data.tokenizer import AWKWARD_TEXTS
 from upalm.inference.config import GenerationConfig
 from upalm.inference.language_model import LanguageModel
-from upalm.interop.hf_export import export_hf
+from upalm.interop.hf_export import SOURCE_CONFIG, export_hf
 from upalm.interop.hf_import import import_hf
 from upalm.model.config import ModelConfig
 from upalm.model.palm import Decoder
@@ -144,6 +144,16 @@ def test_logits_of_own_layernorm_models_equal_those_of_transformers(layernorm):
     batch = Batch.empty(1, 40)
     batch.input_tokens[:], batch.segment_ids[:], batch.positions[:] = ids, 1, np.arange(40)
     np.testing.assert_allclose(logits(opened, ids).detach().numpy(), load_model(folder).model(batch), atol=1e-5)
+
+
+@pytest.mark.parametrize("damage", [b"{", b"[]", b"[" * 100_000, b"\xff"])
+def test_damaged_config_of_the_source_is_named(tmp_path, source_text, damage):
+    """It lies in the folder of the import, and decides how the model goes out."""
+    import_hf(save(small_cohere(), tmp_path / "hf", source_text), tmp_path / "ours")
+    (tmp_path / "ours" / SOURCE_CONFIG).write_bytes(damage)
+    with pytest.raises(ValueError, match=f"ours/{SOURCE_CONFIG} is damaged"):
+        export_hf(tmp_path / "ours", tmp_path / "back")
+    assert not (tmp_path / "back").exists()
 
 
 def test_imports_and_their_exports_cut_text_alike(tmp_path, source_text):

@@ -86,13 +86,22 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise ValueError(f"no {path}.")
+    return parse_object(path.read_bytes(), path)
+
+
+def parse_object(content: bytes, path: object) -> dict[str, Any]:
+    """Parse the JSON object that a file has.
+
+    Raises:
+        ValueError: no object; `path` is named.
+    """
     try:
-        content = parse_json(path.read_bytes())
+        value = parse_json(content)
     except ValueError as e:
         raise ValueError(f"{path} is damaged: {e}.") from e
-    if not isinstance(content, dict):
+    if not isinstance(value, dict):
         raise ValueError(f"{path} is damaged: expected an object.")
-    return content
+    return value
 
 
 def pieces(tensor: Any) -> Iterator[tuple[int, np.ndarray]]:

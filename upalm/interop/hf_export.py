@@ -18,7 +18,6 @@ from upalm.checkpoints.folder import WEIGHTS, load_model, open_checkpoint
 from upalm.checkpoints.lineage import CheckpointInfo
 from upalm.data.hf_tokenizer import JsonTokenizer
 from upalm.data.tokenizer import SentencePiece, Tokenizer
-from upalm.files import parse_json
 from upalm.interop.architectures import (
     Architecture,
     Settings,
@@ -27,7 +26,7 @@ from upalm.interop.architectures import (
     model_config,
     settings_of,
 )
-from upalm.interop.files import DTYPE_NAMES, DTYPES, TORCH_NAMES, new_folder, open_safetensors
+from upalm.interop.files import DTYPE_NAMES, DTYPES, TORCH_NAMES, new_folder, open_safetensors, parse_object
 from upalm.interop.hf_import import Progress, no_progress
 from upalm.interop.hf_tokenizer_files import SOURCE_CARD, tokenizer_files
 from upalm.interop.weights import TOP, hf_names, hf_shape, to_hf_layout
@@ -96,12 +95,12 @@ def _target(config: ModelConfig, tokenizer: Tokenizer, checkpoint: Path) -> tupl
     """Return the architecture to write, and the config.json that the model came with (empty without one).
 
     Raises:
-        ValueError: options that no architecture of the table has.
+        ValueError: options that no architecture of the table has, or a damaged config.json of the source.
     """
     content = tokenizer.files.get(SOURCE_CONFIG)
     if content is None:
         return architecture_for(config), {}
-    source = parse_json(content)
+    source = parse_object(content, checkpoint / SOURCE_CONFIG)
     row = architecture_of(source, checkpoint)
     return (row, source) if not row.differing(config) else (architecture_for(config), {})
 
