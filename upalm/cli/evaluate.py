@@ -20,7 +20,7 @@ with epy.lazy_imports():  # once the options are read: they import JAX
     from upalm.checkpoints import folder as checkpoint_folder
     from upalm.data import sources
     from upalm.distributed import runtime
-    from upalm.evals import paper_numbers, savings, suites, text_table
+    from upalm.evals import bootstrap, paper_numbers, savings, suites, text_table
     from upalm.evals import scorer as scorer_module
     from upalm.evals.infilling import held_out
     from upalm.evals.infilling import suite as infilling_suite
@@ -110,8 +110,7 @@ class Eval:
         )
         estimates = measurement.estimates()
         if self.json is not None:
-            numbers = {name: estimate._asdict() for name, estimate in estimates.items()}
-            write_atomically(self.json, json.dumps(numbers, indent=1) + "\n")
+            write_atomically(self.json, json.dumps(bootstrap.to_json(estimates), indent=1) + "\n")
         print(_format_metrics(f"{self.checkpoint} on {len(documents)} held-out documents", estimates))
         print(
             f"mode token {measurement.infill_mode} for gaps, {measurement.left_only_format} for continuations: its best"

@@ -1,5 +1,6 @@
 """Means with bootstrap intervals over rows."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -42,6 +43,11 @@ def ratio(numerators: np.ndarray, denominators: np.ndarray, *, seed: int = 0) ->
     low, high = np.quantile(draws, [0.025, 0.975])
     pooled = float(numerators.sum() / denominators.sum()) if denominators.sum() else 0.0
     return Estimate(pooled, float(low), float(high), n, float(draws.std()))
+
+
+def to_json(estimates: Mapping[str, Estimate]) -> dict[str, dict[str, float]]:
+    """Return estimates as plain values, for JSON."""
+    return {name: estimate._asdict() for name, estimate in estimates.items()}
 
 
 def mean(values: np.ndarray, *, seed: int = 0) -> Estimate:

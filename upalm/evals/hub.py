@@ -8,8 +8,9 @@ every file, and a copy of that record makes another folder fetch the same bytes.
 import gzip
 import json
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, NamedTuple, TypeVar
 
 from upalm.evals.benchmark_files import parse_json
 from upalm.evals.hub_sources import ELSEWHERE, SOURCES, HubSource
@@ -26,19 +27,6 @@ class HubError(ValueError):
     """Raised when the hub does not give a file."""
 
 
-@runtime_checkable
-class Hub(Protocol):
-    """A place that has data sets in the hub's layout."""
-
-    def resolve(self, repo: str) -> tuple[str, str]:
-        """Return the newest commit of a data set's Parquet branch, and its licence."""
-        ...
-
-    def download(self, repo: str, commit: str, folder: str) -> list[Path]:
-        """Return local copies of the Parquet files in a folder CONFIG/SPLIT, in order."""
-        ...
-
-
 class LocalHub:
     """Data sets on disk: `ROOT/OWNER/NAME/CONFIG/SPLIT/*.parquet`, beside files `commit` and `licence`.
 
@@ -52,6 +40,7 @@ class LocalHub:
         self._root = root
 
     def resolve(self, repo: str) -> tuple[str, str]:
+        """Return the newest commit of a data set's Parquet branch, and its licence."""
         if not (self._root / repo).is_dir():
             raise HubError(f"{self._root} has no data set {repo}")
         paths = (self._root / repo / name for name in ("commit", "licence"))
@@ -59,6 +48,7 @@ class LocalHub:
         return commit, licence
 
     def download(self, repo: str, commit: str, folder: str) -> list[Path]:
+        """Return local copies of the Parquet files in a folder CONFIG/SPLIT, in order."""
         newest, _ = self.resolve(repo)
         if newest != commit:
             raise HubError(f"{self._root / repo} is at commit {newest}, and {RECORD} pins {commit}")
@@ -89,11 +79,8 @@ class OnlineHub:
     def download(self, repo: str, commit: str, folder: str) -> list[Path]:
         files = self._ask(repo, lambda: self._api.list_repo_files(repo, revision=commit, repo_type="dataset"))
         names = sorted(n for n in files if n.rpartition("/")[0] == folder and n.endswith(".parquet"))
-
-        def download_file(name: str) -> Path:
-            return Path(self._api.hf_hub_download(repo, name, revision=commit, repo_type="dataset"))
-
-        return [self._ask(repo, lambda n=name: download_file(n)) for name in _check_found(names, repo, folder)]
+        download = partial(self._api.hf_hub_download, repo, revision=commit, repo_type="dataset")
+        return [Path(self._ask(repo, partial(download, name))) for name in _check_found(names, repo, folder)]
 
     def _ask(self, repo: str, call: Callable[[], T]) -> T:
         """Call the hub. It fails without a network, a data set, or the user's consent to the terms."""
@@ -101,6 +88,9 @@ class OnlineHub:
             return call()
         except self._errors as e:
             raise HubError(f"{repo}: {(str(e) or type(e).__name__).strip().splitlines()[0]}") from e
+
+
+Hub = LocalHub | OnlineHub
 
 
 def _check_found(files: list[T], repo: str, folder: str) -> list[T]:
@@ -165,7 +155,8 @@ def fetch(files: Iterable[str], folder: Path, hub: Hub) -> Iterator[Outcome]:
 
 def _fetch_file(source: HubSource, path: Path, hub: Hub, commit: str, licence: str) -> Fetched:
     try:
-        rows = list(source.convert(_read_parquet(hub.download(source.repo, commit, source.split))))
+        table = _read_parquet(hub.download(source.repo, commit, source.split))
+        rows = [source.convert(row) for row in source.gather(table)]
     except (KeyError, IndexError, TypeError, AttributeError) as e:
         raise HubError(f"{source.repo}, {source.split}: its columns have changed ({e!r})") from e
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
 """Sources of benchmark files on the Hugging Face hub, and the conversion of their columns to the suites'.
 
-A conversion takes the rows of a split and yields the rows of our file (docs/evals.md has their columns).
+A conversion takes a row of a split and returns a row of our file (docs/evals.md has their columns).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -11,7 +11,7 @@ from upalm.evals.infilling.humaneval import FILES
 from upalm.evals.tasks.mmlu import SUBJECTS
 
 Row = Mapping[str, Any]
-Convert = Callable[[Iterable[Row]], Iterator[dict[str, Any]]]
+Convert = Callable[[Row], dict[str, Any]]
 
 
 class HubSource(NamedTuple):
@@ -22,20 +22,14 @@ class HubSource(NamedTuple):
     split: str
     """CONFIG/SPLIT on the Parquet branch."""
     convert: Convert
-
-
-def _map(convert: Callable[[Row], dict[str, Any]]) -> Convert:
-    """Make a conversion of a split from the conversion of a row."""
-
-    def convert_all(rows: Iterable[Row]) -> Iterator[dict[str, Any]]:
-        return map(convert, rows)
-
-    return convert_all
+    """Makes a row of our file."""
+    gather: Callable[[Iterable[Row]], Iterable[Row]] = iter
+    """Joins rows of the hub first, where several make one of ours."""
 
 
 def _copy(*columns: str) -> Convert:
     """Make a conversion that keeps some columns."""
-    return _map(lambda row: {name: row[name] for name in columns})
+    return lambda row: {name: row[name] for name in columns}
 
 
 # --- Questions with choices -----------------------------------------------------------------------
@@ -78,11 +72,6 @@ def _hellaswag(row: Row) -> dict[str, Any]:
     return columns | {"endings": list(row["endings"]), "label": int(row["label"])}
 
 
-def _race(row: Row) -> dict[str, Any]:
-    columns = {name: row[name] for name in ("article", "question", "answer")}
-    return columns | {"options": list(row["options"])}
-
-
 # --- SuperGLUE and ANLI ---------------------------------------------------------------------------
 
 
@@ -100,7 +89,7 @@ def _wsc(row: Row) -> dict[str, Any]:
     return {"text": row["text"], "target": spans, "label": bool(row["label"])}
 
 
-def _multirc(rows: Iterable[Row]) -> Iterator[dict[str, Any]]:
+def _gather_multirc(rows: Iterable[Row]) -> Iterator[dict[str, Any]]:
     """Gather the hub's rows, one per answer, by passage and question."""
     passages: dict[int, dict[str, Any]] = {}
     for row in rows:
@@ -152,64 +141,52 @@ def _mgsm_exemplar(row: Row) -> dict[str, Any]:
     return {"question": row["question"], "cot_answer": row["answer"], "answer_number": row["answer_number"]}
 
 
-def _mmlu(row: Row) -> dict[str, Any]:
-    return {"question": row["question"], "choices": list(row["choices"]), "answer": row["answer"]}
-
-
 # --- Files ----------------------------------------------------------------------------------------
 
 _GLUE = "aps/super_glue"
 _NLI = ("entailment", "contradiction", "neutral")
+_RACE = _copy("article", "question", "answer", "options")
+_ARC = partial(_labelled, "question", "Question: ")
 _HUMANEVAL = {"single-line": "SingleLine", "multi-line": "MultiLine", "random-span": "RandomSpan"}
 
 SOURCES: dict[str, HubSource] = {
-    "nlp/boolq.jsonl": HubSource("google/boolq", "default/validation", _map(_boolq)),
-    "nlp/piqa.jsonl": HubSource("ybisk/piqa", "plain_text/validation", _map(_piqa)),
-    "nlp/arc_easy.jsonl": HubSource(
-        "allenai/ai2_arc", "ARC-Easy/test", _map(partial(_labelled, "question", "Question: "))
-    ),
-    "nlp/arc_challenge.jsonl": HubSource(
-        "allenai/ai2_arc", "ARC-Challenge/test", _map(partial(_labelled, "question", "Question: "))
-    ),
-    "nlp/openbook_qa.jsonl": HubSource(
-        "allenai/openbookqa", "main/test", _map(partial(_labelled, "question_stem", ""))
-    ),
-    "nlp/winograd_wsc.jsonl": HubSource("ErnestSDavis/winograd_wsc", "wsc273/test", _map(_winograd)),
-    "nlp/winogrande.jsonl": HubSource("allenai/winogrande", "winogrande_xl/validation", _map(_winogrande)),
-    "nlp/hellaswag.jsonl": HubSource("Rowan/hellaswag", "default/validation", _map(_hellaswag)),
+    "nlp/boolq.jsonl": HubSource("google/boolq", "default/validation", _boolq),
+    "nlp/piqa.jsonl": HubSource("ybisk/piqa", "plain_text/validation", _piqa),
+    "nlp/arc_easy.jsonl": HubSource("allenai/ai2_arc", "ARC-Easy/test", _ARC),
+    "nlp/arc_challenge.jsonl": HubSource("allenai/ai2_arc", "ARC-Challenge/test", _ARC),
+    "nlp/openbook_qa.jsonl": HubSource("allenai/openbookqa", "main/test", partial(_labelled, "question_stem", "")),
+    "nlp/winograd_wsc.jsonl": HubSource("ErnestSDavis/winograd_wsc", "wsc273/test", _winograd),
+    "nlp/winogrande.jsonl": HubSource("allenai/winogrande", "winogrande_xl/validation", _winogrande),
+    "nlp/hellaswag.jsonl": HubSource("Rowan/hellaswag", "default/validation", _hellaswag),
     "superglue/COPA/val.jsonl": HubSource(
         _GLUE, "copa/validation", _copy("premise", "question", "choice1", "choice2", "label")
     ),
     "superglue/RTE/val.jsonl": HubSource(
-        _GLUE,
-        "rte/validation",
-        _map(partial(_with_label, ("premise", "hypothesis"), ("entailment", "not_entailment"))),
+        _GLUE, "rte/validation", partial(_with_label, ("premise", "hypothesis"), ("entailment", "not_entailment"))
     ),
-    "superglue/CB/val.jsonl": HubSource(
-        _GLUE, "cb/validation", _map(partial(_with_label, ("premise", "hypothesis"), _NLI))
-    ),
+    "superglue/CB/val.jsonl": HubSource(_GLUE, "cb/validation", partial(_with_label, ("premise", "hypothesis"), _NLI)),
     "superglue/WiC/val.jsonl": HubSource(
-        _GLUE,
-        "wic/validation",
-        _map(partial(_with_label, ("word", "sentence1", "sentence2"), (False, True))),
+        _GLUE, "wic/validation", partial(_with_label, ("word", "sentence1", "sentence2"), (False, True))
     ),
-    "superglue/WSC/val.jsonl": HubSource(_GLUE, "wsc.fixed/validation", _map(_wsc)),
-    "superglue/MultiRC/val.jsonl": HubSource(_GLUE, "multirc/validation", _multirc),
-    "superglue/ReCoRD/val.jsonl": HubSource(_GLUE, "record/validation", _map(_record)),
-    **{f"anli/R{i}/dev.jsonl": HubSource("facebook/anli", f"plain_text/dev_r{i}", _map(_anli)) for i in (1, 2, 3)},
-    "race/middle.jsonl": HubSource("ehovy/race", "middle/test", _map(_race)),
-    "race/high.jsonl": HubSource("ehovy/race", "high/test", _map(_race)),
-    "nlp/triviaqa.jsonl": HubSource("mandarjoshi/trivia_qa", "unfiltered.nocontext/validation", _map(_trivia)),
+    "superglue/WSC/val.jsonl": HubSource(_GLUE, "wsc.fixed/validation", _wsc),
+    "superglue/MultiRC/val.jsonl": HubSource(_GLUE, "multirc/validation", dict, _gather_multirc),
+    "superglue/ReCoRD/val.jsonl": HubSource(_GLUE, "record/validation", _record),
+    **{f"anli/R{i}/dev.jsonl": HubSource("facebook/anli", f"plain_text/dev_r{i}", _anli) for i in (1, 2, 3)},
+    "race/middle.jsonl": HubSource("ehovy/race", "middle/test", _RACE),
+    "race/high.jsonl": HubSource("ehovy/race", "high/test", _RACE),
+    "nlp/triviaqa.jsonl": HubSource("mandarjoshi/trivia_qa", "unfiltered.nocontext/validation", _trivia),
     "nlp/nq_open.jsonl": HubSource(
         "google-research-datasets/nq_open", "nq_open/validation", _copy("question", "answer")
     ),
     "nlp/webquestions.jsonl": HubSource("stanfordnlp/web_questions", "default/test", _copy("question", "answers")),
-    "nlp/squad_v2.jsonl": HubSource("rajpurkar/squad_v2", "squad_v2/validation", _map(_squad)),
-    "nlp/lambada_openai.jsonl": HubSource("EleutherAI/lambada_openai", "default/test", _map(_lambada)),
+    "nlp/squad_v2.jsonl": HubSource("rajpurkar/squad_v2", "squad_v2/validation", _squad),
+    "nlp/lambada_openai.jsonl": HubSource("EleutherAI/lambada_openai", "default/test", _lambada),
     "gsm8k/test.jsonl": HubSource("openai/gsm8k", "main/test", _copy("question", "answer")),
-    "nlp/commonsense_qa.jsonl": HubSource("tau/commonsense_qa", "default/validation", _map(_commonsense)),
+    "nlp/commonsense_qa.jsonl": HubSource("tau/commonsense_qa", "default/validation", _commonsense),
     **{
-        f"mmlu/{subject}_{split}.jsonl": HubSource("cais/mmlu", f"{subject}/{split}", _map(_mmlu))
+        f"mmlu/{subject}_{split}.jsonl": HubSource(
+            "cais/mmlu", f"{subject}/{split}", _copy("question", "choices", "answer")
+        )
         for subject in SUBJECTS
         for split in ("test", "dev")
     },
@@ -218,12 +195,12 @@ SOURCES: dict[str, HubSource] = {
         for language in ("en", "es", "fr", "de", "ru", "zh", "ja", "th", "sw", "bn", "te")
         for file, split, convert in (
             (f"mgsm/{language}.jsonl", "test", _copy("question", "answer_number")),
-            (f"mgsm/{language}_exemplars.json", "train", _map(_mgsm_exemplar)),
+            (f"mgsm/{language}_exemplars.json", "train", _mgsm_exemplar),
         )
     },
-    "tydiqa/goldp_dev.jsonl": HubSource("google-research-datasets/tydiqa", "secondary_task/validation", _map(_squad)),
+    "tydiqa/goldp_dev.jsonl": HubSource("google-research-datasets/tydiqa", "secondary_task/validation", _squad),
     **{
-        f"xquad/{language}.jsonl": HubSource("google/xquad", f"xquad.{language}/validation", _map(_squad))
+        f"xquad/{language}.jsonl": HubSource("google/xquad", f"xquad.{language}/validation", _squad)
         for language in ("en", "ar", "de", "el", "es", "hi", "ru", "th", "tr", "vi", "zh", "ro")
     },
     **{

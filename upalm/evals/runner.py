@@ -64,14 +64,6 @@ class Result(NamedTuple):
         return next(iter(self.estimates.values()))
 
 
-class _Requests(NamedTuple):
-    """The questions of a task as prompts."""
-
-    prompts: list[list[Prompt]]
-    """Per question: one prompt, or one per choice; then the unconditional prompt, if the task has one."""
-    sha256: str
-
-
 def evaluate(
     answerer: Answerer, task: Task, loaded: LoadedTask, records: Path, *, progress: Progress | None = None
 ) -> Result:
@@ -88,26 +80,29 @@ def evaluate(
         ValueError: a choice without tokens, or records that are damaged or of another evaluation.
         RowsTooShort: an answer fits no row of the model, or no exemplar of any question does.
     """
-    requests = _build_requests(answerer, task, loaded)
-    identity = answerer.fingerprint | {"task": task.name, "asked": requests.sha256}
+    prompts, sha256 = _build_prompts(answerer, task, loaded)
+    identity = answerer.fingerprint | {"task": task.name, "asked": sha256}
     with _Journal(records, identity, lambda i, record: _is_complete(task, loaded.questions, i, record)) as journal:
         remaining = [i for i in range(len(loaded.questions)) if i not in journal.records]
         answer = _rank if isinstance(task, Ranked) else _generate
-        for i, record in answer(answerer, task, loaded.questions, requests.prompts, remaining):
-            journal.write(i, {"prompt": _hash_ids(requests.prompts[i][0].ids), **record})
+        for i, record in answer(answerer, task, loaded.questions, prompts, remaining):
+            journal.write(i, {"prompt": _hash_ids(prompts[i][0].ids), **record})
             if progress is not None:
                 progress(len(journal.records))
     answered = [journal.records[i] for i in range(len(loaded.questions))]
     estimates, chance = score_records(task, loaded.questions, answered)
-    first = [prompts[0] for prompts in requests.prompts]
-    n_dropped, n_cut = sum(p.n_dropped > 0 for p in first), sum(p.n_cut > 0 for p in first)
-    return Result(estimates, chance, len(loaded.shots), n_dropped, n_cut, requests.sha256)
+    n_dropped, n_cut = sum(some[0].n_dropped > 0 for some in prompts), sum(some[0].n_cut > 0 for some in prompts)
+    return Result(estimates, chance, len(loaded.shots), n_dropped, n_cut, sha256)
 
 
 # --- Answers --------------------------------------------------------------------------------------
 
 
-def _build_requests(answerer: Answerer, task: Task, loaded: LoadedTask) -> _Requests:
+def _build_prompts(answerer: Answerer, task: Task, loaded: LoadedTask) -> tuple[list[list[Prompt]], str]:
+    """Return each question's prompts, and the hash of all prompts and choices.
+
+    A question has one prompt, or one per choice; then the unconditional prompt, if the task has one.
+    """
     shots = [shot + task.separator for shot in loaded.shots]
     prompts, digest = [], hashlib.sha256()
     for question in loaded.questions:
@@ -130,7 +125,7 @@ def _build_requests(answerer: Answerer, task: Task, loaded: LoadedTask) -> _Requ
         )
     if isinstance(task, Generated):
         digest.update(repr((task.max_new_tokens, task.stop)).encode())
-    return _Requests(prompts, digest.hexdigest())
+    return prompts, digest.hexdigest()
 
 
 def _rank(
@@ -142,12 +137,11 @@ def _rank(
         """Return the choices that prompt j precedes: its own one, or all."""
         return question.choices[j : j + 1] if j < len(question.contexts) else question.choices
 
+    for q in (questions[i] for i in indices):
+        if empty := [choice for choice in q.choices if answerer.count_new(choice) == answerer.count_new(0)]:
+            raise ValueError(f"{q.location}: the choice {empty[0]!r} has no tokens.")
     units = [(i, j, prompt) for i in indices for j, prompt in enumerate(prompts[i])]
     choices = [choices_after(questions[i], j) for i, j, _ in units]
-    for (i, _, _), some in zip(units, choices, strict=True):
-        for choice in some:
-            if answerer.count_new(choice) == answerer.count_new(0):
-                raise ValueError(f"{questions[i].location}: the choice {choice!r} has no tokens.")
     by_question: dict[int, dict[int, list[Likelihood]]] = {i: {} for i in indices}
     for unit, likelihoods in answerer.rank([prompt for _, _, prompt in units], choices):
         i, j, _ = units[unit]
@@ -249,9 +243,8 @@ def _is_complete(task: Task, questions: Sequence[Question], i: Any, record: dict
         return False
     if isinstance(task, Generated):
         return isinstance(record.get("text"), str)
-    columns = [
-        record.get(name) for name in ("log_probs", "n_tokens", *(("unconditional",) if task.unconditional else ()))
-    ]
+    names = ("log_probs", "n_tokens", "unconditional")[: 3 if task.unconditional else 2]
+    columns = [record.get(name) for name in names]
     return all(
         isinstance(column, list)
         and len(column) == len(questions[i].choices)
@@ -281,7 +274,11 @@ class _Journal:
         for number, line in enumerate(lines, 1):
             record = _parse_record(line)
             if number == 1 and record is not None:
-                _check_identity(path, record, identity)
+                if names := sorted(k for k in record.keys() | identity.keys() if record.get(k) != identity.get(k)):
+                    raise ValueError(
+                        f"{path} holds records of another evaluation ({', '.join(names)} differ): choose another "
+                        "--out, or delete it."
+                    )
             elif record is None or not is_complete(record.get("i"), record):
                 raise ValueError(f"{path}, line {number} is no record of this task: {_DAMAGED}")
             else:
@@ -308,12 +305,3 @@ def _parse_record(line: bytes) -> dict[str, Any] | None:
     except ValueError:
         return None
     return record if isinstance(record, dict) else None
-
-
-def _check_identity(path: Path, recorded: dict[str, Any], identity: dict[str, Any]) -> None:
-    if recorded != identity:
-        names = sorted(k for k in recorded.keys() | identity.keys() if recorded.get(k) != identity.get(k))
-        raise ValueError(
-            f"{path} holds records of another evaluation ({', '.join(names)} differ): choose another --out, or delete "
-            "it."
-        )

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from upalm.evals import paper_numbers
+from upalm.evals.bootstrap import to_json
 from upalm.evals.runner import Answerer, Result, evaluate
 from upalm.evals.task import Generated, LoadedTask, NoQuestions, Ranked, RowsTooShort, Task
 from upalm.evals.tasks import bigbench, english, extras, mmlu, multilingual, reasoning, synthetic
@@ -191,7 +192,7 @@ class SuiteResult:
         result, printed = self.results[task.name], paper_numbers.TASKS.get(task.name)
         return {
             "score": self.score(task.name)[0],
-            "metrics": {name: e._asdict() for name, e in result.estimates.items()},
+            "metrics": to_json(result.estimates),
             "chance": result.chance,
             "n": result.score.n,
             "n_official": task.n_official,

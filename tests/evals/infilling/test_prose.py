@@ -39,7 +39,7 @@ def test_oracle_is_perfect_and_order_of_spans_matters():
 
 
 @pytest.mark.parametrize("n_spans", [1, 3])
-def test_prose_is_cut_as_defined(n_spans, source_text, tmp_path):
+def test_prose_is_cut_as_defined(n_spans, source_text):
     texts = [" ".join(source_text.split()[i * 80 : (i + 1) * 80]) for i in range(40)] + ["too short"]
     cut = prose.Cut(n_spans)
     rows, n_short = prose.cut_rows("test", texts, cut)
@@ -52,25 +52,12 @@ def test_prose_is_cut_as_defined(n_spans, source_text, tmp_path):
     assert {len(span.split()) for row in rows for span in row.spans} >= {1, 10}
     assert rows[:7] == prose.cut_rows("test", texts[:7], cut)[0]
     assert rows != prose.cut_rows("other", texts, cut)[0]
-    prose.save(tmp_path / "rows.jsonl", rows)
-    assert prose.load(tmp_path / "rows.jsonl") == rows
 
 
 @pytest.mark.parametrize("options", [{"n_spans": 0}, {"max_words": 0}, {"margin": -1}, {"apart": -1}])
 def test_cuts_without_spans_are_refused(options):
     with pytest.raises(ValueError, match="at least one span of at least one word"):
         prose.Cut(**options)
-
-
-def test_damaged_prose_rows_are_named(tmp_path):
-    path = tmp_path / "rows.jsonl"
-    for line, message in (
-        ("{}", "line 2: field 'parts' is missing"),
-        ('{"parts": ["a"], "spans": ["b"]}', "line 2: 1 parts"),
-    ):
-        path.write_text('{"parts": ["a", "c"], "spans": ["b"]}\n' + line + "\n")
-        with pytest.raises(ValueError, match=message):
-            prose.load(path)
 
 
 def test_rows_that_do_not_fit_are_counted(tokenizer, model):

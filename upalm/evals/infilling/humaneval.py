@@ -15,7 +15,7 @@ from upalm.evals import text_metrics
 from upalm.evals.benchmark_files import read
 from upalm.evals.bootstrap import Estimate, mean
 from upalm.evals.infilling.gaps import Gap
-from upalm.evals.infilling.scores import decode_rows, drop_too_long, score_spans
+from upalm.evals.infilling.scores import fill_and_score
 from upalm.inference.config import Mode
 from upalm.model.palm import Decoder
 from upalm.spelling import suggest
@@ -95,14 +95,8 @@ def evaluate(
     Raises:
         RowsTooShort: no row fits the model.
     """
-    rows = drop_too_long(model, tokenizer, benchmark.rows, mode, inputs_eos)
     stop = ("\n",) if benchmark.kind == "single-line" else ()
-    filled = decode_rows(model, tokenizer, rows, mode, stop=stop, inputs_eos=inputs_eos)
-    predictions = [spans[0] for spans in filled.spans]
-    estimates = (
-        match_estimates(benchmark._replace(rows=rows), predictions)
-        | score_spans(model, tokenizer, rows, mode, inputs_eos).estimates()
-    )
-    free = decode_rows(model, tokenizer, rows, mode, constrained=False, inputs_eos=inputs_eos)
-    estimates["format_ok"] = mean(free.format_ok)
+    rows, spans, scored = fill_and_score(model, tokenizer, benchmark.rows, mode, stop=stop, inputs_eos=inputs_eos)
+    predictions = [span for span, *_ in spans]
+    estimates = match_estimates(benchmark._replace(rows=rows), predictions) | scored
     return Result(estimates, predictions, benchmark.n_blank, len(benchmark.rows) - len(rows))

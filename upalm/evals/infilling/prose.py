@@ -1,20 +1,16 @@
-"""Infilling of prose: random spans of a few words, stored in a file so that every model sees the same."""
+"""Infilling of prose: random spans of a few words, the same for every model."""
 
-import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from upalm.data.tokenizer import Tokenizer
 from upalm.evals import text_metrics
-from upalm.evals.benchmark_files import read
 from upalm.evals.bootstrap import Estimate, mean
 from upalm.evals.infilling.gaps import Gap
-from upalm.evals.infilling.scores import decode_rows, drop_too_long, score_spans
-from upalm.files import write_atomically
+from upalm.evals.infilling.scores import fill_and_score
 from upalm.inference.config import Mode
 from upalm.model.palm import Decoder
 
@@ -59,27 +55,6 @@ def cut_rows(name: str, texts: Sequence[str], cut: Cut = Cut()) -> tuple[list[Ga
     return rows, len(texts) - len(rows)
 
 
-def save(path: Path, rows: Sequence[Gap]) -> None:
-    """Write rows as JSON lines."""
-    lines = [json.dumps({"parts": row.parts, "spans": row.spans}, ensure_ascii=False) for row in rows]
-    write_atomically(path, "".join(line + "\n" for line in lines))
-
-
-def load(path: Path) -> list[Gap]:
-    """Read rows that `save` wrote.
-
-    Raises:
-        ValueError: a line is no row, by its number; or the file has none.
-    """
-    rows = []
-    for line in read(path):
-        row = Gap(line.texts("parts"), line.texts("spans"))
-        if len(row.parts) != len(row.spans) + 1:
-            raise ValueError(f"{line.location}: {len(row.parts)} parts around {len(row.spans)} spans.")
-        rows.append(row)
-    return rows
-
-
 def match_estimates(rows: Sequence[Gap], predictions: Sequence[Sequence[str]]) -> dict[str, Estimate]:
     """Estimate the agreement of predicted with true spans: over spans, and `em_all` over rows.
 
@@ -88,10 +63,7 @@ def match_estimates(rows: Sequence[Gap], predictions: Sequence[Sequence[str]]) -
     """
     pairs = [pair for row, spans in zip(rows, predictions, strict=True) for pair in zip(spans, row.spans, strict=True)]
     estimates = {name: mean(np.array([f(p, g) for p, g in pairs], float)) for name, f in _METRICS.items()}
-    exact = [
-        all(text_metrics.match_words(p, g) for p, g in zip(spans, row.spans, strict=True))
-        for row, spans in zip(rows, predictions, strict=True)
-    ]
+    exact = [all(map(text_metrics.match_words, spans, row.spans)) for row, spans in zip(rows, predictions, strict=True)]
     estimates["em_all"] = mean(np.array(exact, float))
     estimates["len_ratio"] = mean(np.array([len(p) / max(len(g), 1) for p, g in pairs]))
     for name, lengths in _WORD_COUNTS.items():
@@ -111,12 +83,5 @@ def evaluate(
     Raises:
         RowsTooShort: no row fits the model.
     """
-    fitting = drop_too_long(model, tokenizer, rows, mode, inputs_eos)
-    filled = decode_rows(model, tokenizer, fitting, mode, inputs_eos=inputs_eos)
-    estimates = (
-        match_estimates(fitting, filled.spans) | score_spans(model, tokenizer, fitting, mode, inputs_eos).estimates()
-    )
-    estimates["format_ok"] = mean(
-        decode_rows(model, tokenizer, fitting, mode, constrained=False, inputs_eos=inputs_eos).format_ok
-    )
-    return estimates, len(rows) - len(fitting)
+    fitting, spans, estimates = fill_and_score(model, tokenizer, rows, mode, inputs_eos=inputs_eos)
+    return match_estimates(fitting, spans) | estimates, len(rows) - len(fitting)

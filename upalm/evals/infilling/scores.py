@@ -159,13 +159,9 @@ def drop_too_long(
     Raises:
         RowsTooShort: no row fits.
     """
-
-    def count(row: Gap) -> int:
-        return (
-            len(prompt_ids(tokenizer, row.parts, mode, inputs_eos)) + sum(_limits(tokenizer, row)) + len(row.parts) + 1
-        )
-
-    lengths = [count(row) for row in rows]
+    prompts = [prompt_ids(tokenizer, row.parts, mode, inputs_eos) for row in rows]
+    added = [sum(_limits(tokenizer, row)) + len(row.parts) + 1 for row in rows]
+    lengths = [len(ids) + n for ids, n in zip(prompts, added, strict=True)]
     fitting = [row for row, n in zip(rows, lengths, strict=True) if n <= model.config.seq_len]
     if not fitting:
         raise RowsTooShort(
@@ -173,6 +169,27 @@ def drop_too_long(
             f"the shortest takes {min(lengths, default=0)}."
         )
     return fitting
+
+
+def fill_and_score(
+    model: Decoder,
+    tokenizer: Tokenizer,
+    rows: Sequence[Gap],
+    mode: Mode,
+    *,
+    stop: Sequence[str] = (),
+    inputs_eos: bool = False,
+) -> tuple[list[Gap], list[tuple[str, ...]], dict[str, Estimate]]:
+    """Return the rows that fit, their greedy fills, and `SpanScores.estimates` with `format_ok` without the grammar.
+
+    Raises:
+        RowsTooShort: no row fits the model.
+    """
+    fitting = drop_too_long(model, tokenizer, rows, mode, inputs_eos)
+    filled = decode_rows(model, tokenizer, fitting, mode, stop=stop, inputs_eos=inputs_eos)
+    free = decode_rows(model, tokenizer, fitting, mode, constrained=False, inputs_eos=inputs_eos)
+    estimates = score_spans(model, tokenizer, fitting, mode, inputs_eos).estimates()
+    return fitting, filled.spans, estimates | {"format_ok": mean(free.format_ok)}
 
 
 def match_lines(fills: Fills, rows: Sequence[Gap]) -> np.ndarray:

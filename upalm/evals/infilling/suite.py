@@ -8,7 +8,7 @@ from typing import Any
 
 from upalm.checkpoints.folder import Checkpoint
 from upalm.evals.benchmark_files import parse_json, read
-from upalm.evals.bootstrap import Estimate
+from upalm.evals.bootstrap import Estimate, to_json
 from upalm.evals.infilling import humaneval, prose
 from upalm.evals.task import RowsTooShort
 from upalm.files import sha256_file, write_atomically
@@ -33,7 +33,7 @@ class InfillingResult:
         return {
             "suite": NAME,
             "tasks": {
-                name: {"metrics": {k: e._asdict() for k, e in metrics.items()}, "left_out": self.n_left_out[name]}
+                name: {"metrics": to_json(metrics), "left_out": self.n_left_out[name]}
                 for name, metrics in self.estimates.items()
             },
             "not_run": dict(self.not_run),
@@ -81,8 +81,7 @@ def run(
             except RowsTooShort as e:
                 not_run[name] = str(e)
                 continue
-            metrics = {k: e._asdict() for k, e in estimates[name].items()}
-            record = {"fingerprint": identity, "left_out": n_left_out[name], "metrics": metrics}
+            record = {"fingerprint": identity, "left_out": n_left_out[name], "metrics": to_json(estimates[name])}
             out.mkdir(parents=True, exist_ok=True)
             write_atomically(path, json.dumps(record, indent=1) + "\n")
     if not estimates:

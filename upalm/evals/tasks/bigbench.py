@@ -45,26 +45,22 @@ def build_foundry(row: BenchmarkRow) -> Question:
 
 
 _OTHER_SOURCES = {
-    "navigate": Source("bbh/navigate.json", _build_hard, "examples", shots=_SHOTS),
-    "hyperbaton": Source("bbh/hyperbaton.json", _build_hard, "examples", shots=_SHOTS),
-    "geometric_shapes": Source("bbh/geometric_shapes.json", _build_hard, "examples", shots=_SHOTS),
-    "snarks": Source("bbh/snarks.json", _build_hard, "examples", shots=_SHOTS),
-    "causal_judgment": Source("bbh/causal_judgement.json", _build_hard, "examples", shots=_SHOTS),
-    "strategyqa": Source("bigbench/task_json/strategyqa_600.json", build_question, "examples", shots=_SHOTS),
-    "understanding_fables": Source("bigbench/foundry/understanding_fables.jsonl", build_foundry, shots=_SHOTS),
-    "language_identification": Source(
-        "bigbench/foundry/language_identification_300.jsonl", build_foundry, shots=_SHOTS
-    ),
+    "navigate": ("bbh/navigate.json", _build_hard, "examples"),
+    "hyperbaton": ("bbh/hyperbaton.json", _build_hard, "examples"),
+    "geometric_shapes": ("bbh/geometric_shapes.json", _build_hard, "examples"),
+    "snarks": ("bbh/snarks.json", _build_hard, "examples"),
+    "causal_judgment": ("bbh/causal_judgement.json", _build_hard, "examples"),
+    "strategyqa": ("bigbench/task_json/strategyqa_600.json", build_question, "examples"),
+    "understanding_fables": ("bigbench/foundry/understanding_fables.jsonl", build_foundry),
+    "language_identification": ("bigbench/foundry/language_identification_300.jsonl", build_foundry),
 }
 
 
 def _build_task(name: str) -> Task:
-    own = [
-        Source(place, build_question, "examples", shots=_SHOTS)
-        for place in (f"bigbench/task_json/{name}.json", f"bigbench/{name}/task.json")
-    ]
-    other = [_OTHER_SOURCES[name]] if name in _OTHER_SOURCES else []
-    return Ranked(f"bbes_{name}", (*own, *other))
+    places = (f"bigbench/task_json/{name}.json", f"bigbench/{name}/task.json")
+    sources = [(place, build_question, "examples") for place in places]
+    sources += [_OTHER_SOURCES[name]] if name in _OTHER_SOURCES else []
+    return Ranked(f"bbes_{name}", tuple(Source(*source, shots=_SHOTS) for source in sources))
 
 
 TASKS: tuple[Task, ...] = tuple(map(_build_task, NAMES))

@@ -198,18 +198,16 @@ def _first_word(text: str) -> str:
     return next(iter(text.split()), "")
 
 
+_NATURAL = Source("nlp/nq_open.jsonl", _from_open_question("answer"), shots=1)
+_WEB = Source("nlp/webquestions.jsonl", _from_open_question("answers"), shots=1)
 _SQUAD = {"em": text_metrics.squad_exact, "f1": text_metrics.squad_f1}
 _TRIVIA = {"em": text_metrics.trivia_exact, "f1": text_metrics.trivia_f1}
 
 
 GENERATED: tuple[Task, ...] = (
     Generated("triviaqa", (Source("nlp/triviaqa.jsonl", _build_trivia, shots=1),), metrics=_TRIVIA, n_official=11_313),
-    Generated(
-        "natural_questions", (Source("nlp/nq_open.jsonl", _from_open_question("answer"), shots=1),), n_official=3610
-    ),
-    Generated(
-        "webquestions", (Source("nlp/webquestions.jsonl", _from_open_question("answers"), shots=1),), n_official=2032
-    ),
+    Generated("natural_questions", (_NATURAL,), n_official=3610),
+    Generated("webquestions", (_WEB,), n_official=2032),
     Generated("squad_v2", (Source("nlp/squad_v2.jsonl", _build_squad, shots=1),), metrics=_SQUAD, n_official=11_873),
     Generated(
         "lambada",

@@ -52,10 +52,7 @@ TASKS: tuple[Task, ...] = (
         for name in _GENERATED
     ),
     Generated(
-        "svamp",
-        (Source("nlp/svamp.jsonl", _build_problem, shots=1),),
-        extract=last_number,
-        metrics={"em": same_number},
+        "svamp", (Source("nlp/svamp.jsonl", _build_problem, shots=1),), extract=last_number, metrics={"em": same_number}
     ),
     Generated("aqua", (Source("nlp/aqua.jsonl", _build_aqua, shots=1),), metrics={"em": _match_tokens}),
     build_mgsm("en"),

@@ -32,22 +32,16 @@ def _build_question(row: BenchmarkRow) -> Question:
     return Question(f"{row.text('question').strip()}\n{listed}Answer:", letters, (row.choice("answer", len(choices)),))
 
 
-def _load_shots(subject: str, folder: Path) -> list[str]:
-    return [_build_question(row).as_exemplar() for row in read(folder / f"mmlu/{subject}_dev.jsonl")]
+def _load_shots(file: str, folder: Path) -> list[str]:
+    return [_build_question(row).as_exemplar() for row in read(folder / file)]
 
 
-TASKS: tuple[Task, ...] = tuple(
-    Ranked(
-        f"mmlu_{subject}",
-        (
-            Source(
-                f"mmlu/{subject}_test.jsonl",
-                _build_question,
-                shots=partial(_load_shots, subject),
-                needs=(f"mmlu/{subject}_dev.jsonl",),
-            ),
-        ),
-        preamble=f"The following are multiple choice questions (with answers) about {subject.replace('_', ' ')}.\n\n",
-    )
-    for subject in SUBJECTS
-)
+def _build_task(subject: str) -> Task:
+    dev = f"mmlu/{subject}_dev.jsonl"
+    source = Source(f"mmlu/{subject}_test.jsonl", _build_question, shots=partial(_load_shots, dev), needs=(dev,))
+    about = subject.replace("_", " ")
+    preamble = f"The following are multiple choice questions (with answers) about {about}.\n\n"
+    return Ranked(f"mmlu_{subject}", (source,), preamble)
+
+
+TASKS: tuple[Task, ...] = tuple(map(_build_task, SUBJECTS))

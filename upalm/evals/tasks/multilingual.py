@@ -24,16 +24,12 @@ def _find_label(row: BenchmarkRow, field: str) -> str:
     return label[0]
 
 
-def _read_exemplars(language: str, folder: Path) -> list[BenchmarkRow]:
-    return read(folder / f"mgsm/{language}_exemplars.json")
+def _load_shots(file: str, folder: Path) -> list[str]:
+    return [f"{row.text('question')}\n{row.text('cot_answer')}" for row in read(folder / file)]
 
 
-def _load_shots(language: str, folder: Path) -> list[str]:
-    return [f"{row.text('question')}\n{row.text('cot_answer')}" for row in _read_exemplars(language, folder)]
-
-
-def _make_builder(language: str, folder: Path) -> BuildQuestion:
-    first = _read_exemplars(language, folder)[0]
+def _make_builder(file: str, folder: Path) -> BuildQuestion:
+    first = read(folder / file)[0]
     question, answer = _find_label(first, "question"), _find_label(first, "cot_answer").rstrip()
 
     def build(row: BenchmarkRow) -> Question:
@@ -46,16 +42,11 @@ def _make_builder(language: str, folder: Path) -> BuildQuestion:
 def build_mgsm(language: str) -> Task:
     """Build the task of the 250 problems in one language."""
     decimal: DecimalMark = "," if language in _DECIMAL_COMMA else "."
+    exemplars = f"mgsm/{language}_exemplars.json"
+    build_from, shots = partial(_make_builder, exemplars), partial(_load_shots, exemplars)
     return Generated(
         f"mgsm_{language}",
-        (
-            Source(
-                f"mgsm/{language}.jsonl",
-                build_from=partial(_make_builder, language),
-                shots=partial(_load_shots, language),
-                needs=(f"mgsm/{language}_exemplars.json",),
-            ),
-        ),
+        (Source(f"mgsm/{language}.jsonl", build_from=build_from, shots=shots, needs=(exemplars,)),),
         max_new_tokens=256,
         stop=("\n\n",),
         extract=partial(last_number, decimal=decimal),

@@ -11,14 +11,8 @@ from pathlib import Path
 
 from upalm.evals import text_metrics
 from upalm.evals.benchmark_files import BenchmarkRow, read, read_text
-from upalm.evals.task import Generated, Question, Source, Task
-from upalm.evals.text_metrics import canonical_number, last_number, same_number
-
-_NEXT_QUESTION = ("\n\nQ:",)
-
-
-_MAX_TOKENS = 256
-
+from upalm.evals.task import BuildQuestion, Generated, Question, Source, Task
+from upalm.evals.text_metrics import Metric, canonical_number, last_number, same_number
 
 _ANSWER_IS = re.compile(r"answer is[: ]*(.*?)(?:\.(?:\s|$)|\n|$)")
 _DENIALS = ("not ", "unclear", "unknown")
@@ -73,10 +67,16 @@ def _load_gsm8k_shots(folder: Path) -> list[str]:
 # --- Common sense --------------------------------------------------------------------
 
 
-def _load_shots(name: str, n: int, build: Callable[[BenchmarkRow], Question], folder: Path) -> list[str]:
+def _load_shots(file: str, n: int, folder: Path) -> list[str]:
     """Read the first `n` rows of a pool as exemplars with their rationale."""
-    rows = read(folder / f"nlp/{name}_cot_train_300.jsonl")[:n]
-    return [build(row).prompt + f" {row.text('rationale')} So the answer is {row.text('answer')}." for row in rows]
+    return [
+        f"Q: {row.text('question')}\nA: {row.text('rationale')} So the answer is {row.text('answer')}."
+        for row in read(folder / file)[:n]
+    ]
+
+
+def _pool_source(file: str, build: BuildQuestion, pool: str, n_shots: int, field: str = "") -> Source:
+    return Source(file, build, field, shots=partial(_load_shots, pool, n_shots), needs=(pool,))
 
 
 def _build_strategy(row: BenchmarkRow) -> Question:
@@ -84,10 +84,6 @@ def _build_strategy(row: BenchmarkRow) -> Question:
     scores = row.numbers("target_scores")
     right = max(scores, key=lambda answer: scores[answer]).lower()
     return Question(f"Q: {row.text('input')}\nA:", answers=(right,), solution=f" The answer is {right}.")
-
-
-def _build_strategy_exemplar(row: BenchmarkRow) -> Question:
-    return Question(f"Q: {row.text('question')}\nA:", answers=(row.text("answer"),))
 
 
 def _build_commonsense(row: BenchmarkRow) -> Question:
@@ -139,73 +135,40 @@ def _match_symbols(prediction: str, answer: str) -> bool:
     return "".join(prediction.lower().split()) == "".join(answer.lower().split())
 
 
-def _build_bbh_task(name: str) -> Task:
-    family = next((f for f in ("logical_deduction", "tracking_shuffled_objects") if name.startswith(f)), name)
+def _build_task(
+    name: str, source: Source, extract: Callable[[str], str], metric: Metric, n: int, group: str = ""
+) -> Task:
+    """Build a task that is answered after a chain of thought, and has `n` published questions."""
     return Generated(
-        f"bbh_{name}",
-        (
-            Source(
-                f"bbh/{name}.json",
-                _build_bbh,
-                field="examples",
-                shots=partial(_load_bbh_shots, name),
-                needs=(f"bbh/cot-prompts/{name}.txt",),
-            ),
-        ),
-        max_new_tokens=_MAX_TOKENS,
-        stop=_NEXT_QUESTION,
-        extract=final_answer,
-        metrics={"em": _match_symbols},
-        n_official=_SIZES.get(name, 250),
-        group=f"bbh_{family}",
+        name,
+        (source,),
+        max_new_tokens=256,
+        stop=("\n\nQ:",),
+        extract=extract,
+        metrics={"em": metric},
+        n_official=n,
+        group=group,
     )
 
 
+def _build_bbh_task(name: str) -> Task:
+    family = next((f for f in ("logical_deduction", "tracking_shuffled_objects") if name.startswith(f)), name)
+    prompt = f"bbh/cot-prompts/{name}.txt"
+    source = Source(f"bbh/{name}.json", _build_bbh, "examples", partial(_load_bbh_shots, name), needs=(prompt,))
+    return _build_task(f"bbh_{name}", source, final_answer, _match_symbols, _SIZES.get(name, 250), f"bbh_{family}")
+
+
+_GSM8K = Source("gsm8k/test.jsonl", _build_gsm8k, shots=_load_gsm8k_shots, needs=("gsm8k/cot_8shot.json",))
+_STRATEGY = _pool_source(
+    "bigbench/task_json/strategyqa_600.json", _build_strategy, "nlp/strategyqa_cot_train_300.jsonl", 6, "examples"
+)
+_COMMONSENSE = _pool_source("nlp/commonsense_qa.jsonl", _build_commonsense, "nlp/commonsense_qa_cot_train_300.jsonl", 7)
+
 BBH_TASKS: tuple[Task, ...] = tuple(map(_build_bbh_task, BBH))
 
-
 TASKS: tuple[Task, ...] = (
-    Generated(
-        "gsm8k",
-        (Source("gsm8k/test.jsonl", _build_gsm8k, shots=_load_gsm8k_shots, needs=("gsm8k/cot_8shot.json",)),),
-        max_new_tokens=_MAX_TOKENS,
-        stop=_NEXT_QUESTION,
-        extract=final_number,
-        metrics={"em": same_number},
-        n_official=1319,
-    ),
-    Generated(
-        "strategyqa",
-        (
-            Source(
-                "bigbench/task_json/strategyqa_600.json",
-                _build_strategy,
-                field="examples",
-                shots=partial(_load_shots, "strategyqa", 6, _build_strategy_exemplar),
-                needs=("nlp/strategyqa_cot_train_300.jsonl",),
-            ),
-        ),
-        max_new_tokens=_MAX_TOKENS,
-        stop=_NEXT_QUESTION,
-        extract=final_answer,
-        metrics={"em": text_metrics.match_words},
-        n_official=2290,
-    ),
-    Generated(
-        "commonsense_qa",
-        (
-            Source(
-                "nlp/commonsense_qa.jsonl",
-                _build_commonsense,
-                shots=partial(_load_shots, "commonsense_qa", 7, lambda row: Question(f"Q: {row.text('question')}\nA:")),
-                needs=("nlp/commonsense_qa_cot_train_300.jsonl",),
-            ),
-        ),
-        max_new_tokens=_MAX_TOKENS,
-        stop=_NEXT_QUESTION,
-        extract=final_answer,
-        metrics={"em": text_metrics.match_words},
-        n_official=1221,
-    ),
+    _build_task("gsm8k", _GSM8K, final_number, same_number, 1319),
+    _build_task("strategyqa", _STRATEGY, final_answer, text_metrics.match_words, 2290),
+    _build_task("commonsense_qa", _COMMONSENSE, final_answer, text_metrics.match_words, 1221),
     *BBH_TASKS,
 )

@@ -8,8 +8,8 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
-from upalm.evals.benchmark_files import BenchmarkRow
-from upalm.evals.task import Question, Ranked, Source, Task
+from upalm.evals.task import Ranked, Source, Task
+from upalm.evals.tasks.bigbench import build_foundry
 
 _SHOTS = 3
 
@@ -108,11 +108,6 @@ def write(folder: Path, n: int = 200) -> None:
         (folder / "synthetic" / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
-def _build_question(row: BenchmarkRow) -> Question:
-    choices = tuple(" " + c for c in row.texts("choices"))
-    return Question(row.text("query"), choices, (row.choice("gold", len(choices)),))
-
-
 TASKS: tuple[Task, ...] = tuple(
-    Ranked(f"synthetic_{name}", (Source(f"synthetic/{name}.jsonl", _build_question),)) for name in GENERATORS
+    Ranked(f"synthetic_{name}", (Source(f"synthetic/{name}.jsonl", build_foundry),)) for name in GENERATORS
 )
