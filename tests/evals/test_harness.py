@@ -17,7 +17,7 @@ from lm_eval.tasks import TaskManager
 from upalm.checkpoints.folder import export
 from upalm.evals.harness import UpalmLM
 from upalm.evals.runner import evaluate
-from upalm.evals.scorer import PromptFormat
+from upalm.evals.scorer import PromptFormat, Scorer
 from upalm.evals.task import Generated, Ranked, Source
 from upalm.evals.tasks.english import _from_foundry, _from_open_question
 from upalm.inference.prompts import prompt_ids
@@ -143,7 +143,7 @@ def test_long_contexts_lose_their_front_and_keep_the_mode(tokenizer, checkpoint)
 def test_every_token_of_a_text_is_predicted_once(model, tokenizer, checkpoint, source_text):
     """With a model that gives all tokens the same probability, log-likelihood counts them."""
     lm = UpalmLM(checkpoint)
-    lm._scorer._model = jax.tree.map(lambda x: x * 0, lm._scorer._model)
+    lm._scorer = Scorer(jax.tree.map(lambda x: x * 0, model), tokenizer)
     texts = [source_text[:n] for n in (1, 40, 900, 3000)]
     found = lm.loglikelihood_rolling(requests(*((t,) for t in texts)))
     counts = [len(tokenizer.encode(t)) for t in texts]

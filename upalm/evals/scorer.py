@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -78,8 +78,9 @@ class Scorer:
         tokens_per_batch: int = 4096,
     ):
         self.tokenizer, self.prompt_format, self.config = tokenizer, prompt_format, model.config
-        self._tokens_per_batch = tokens_per_batch
-        self._model = DecodingModel.of(model)
+        self._model, self._tokens_per_batch = DecodingModel.of(model), tokens_per_batch
+        bos_id = tokenizer.symbols.bos_id
+        self._rank = partial(rank, self._model, bos_id=bos_id, tokens_per_batch=tokens_per_batch)
         weights = {name: int(x) for name, x in jax.device_get(checksums(to_arrays(model))).items()}
         total = sum((i + 1) * weights[name] for i, name in enumerate(sorted(weights))) % (1 << 64)
         identity = {"weights": f"{total:016x}", "tokenizer": tokenizer.hash}
@@ -135,26 +136,14 @@ class Scorer:
         """Score choices that are token ids already."""
         given = self.tokenizer.symbols.sentinels[:1] if self.prompt_format.infill else ()
         ids = [[(*given, *choice) for choice in group] for group in choices]
-        return self._rank([prompt.ids for prompt in prompts], ids, self.prompt_format.attention, len(given))
+        attention = self.prompt_format.attention
+        return self._rank([prompt.ids for prompt in prompts], ids, attention=attention, n_given=len(given))
 
     def rank_causal(
         self, prompts: Sequence[Ids], choices: Sequence[Sequence[Ids]]
     ) -> Iterator[tuple[int, list[Likelihood]]]:
         """Score as a causal language model does: no prompt format, and a causal mask."""
-        return self._rank(prompts, choices, "causal", 0)
-
-    def _rank(
-        self, prompts: Sequence[Ids], choices: Sequence[Sequence[Ids]], attention: Attention, n_given: int
-    ) -> Iterator[tuple[int, list[Likelihood]]]:
-        return rank(
-            self._model,
-            prompts,
-            choices,
-            attention=attention,
-            bos_id=self.tokenizer.symbols.bos_id,
-            n_given=n_given,
-            tokens_per_batch=self._tokens_per_batch,
-        )
+        return self._rank(prompts, choices, attention="causal")
 
     def generate(
         self, prompts: Sequence[Prompt], max_new_tokens: int, stop: Sequence[str]
@@ -167,12 +156,10 @@ class Scorer:
             n_rows = max(1, min(MAX_GENERATED_ROWS, self._tokens_per_batch // length))
             for first in range(0, len(indices), n_rows):
                 batch = indices[first : first + n_rows]
+                attention, in_gap = self.prompt_format.attention, self.prompt_format.infill
                 config = GenerationConfig(
-                    max_new_tokens=max_new_tokens,
-                    stop=stop,
-                    attention=self.prompt_format.attention,
-                    batch_size=n_rows,
+                    max_new_tokens=max_new_tokens, stop=stop, attention=attention, batch_size=n_rows
                 )
-                ids, in_gap = [prompts[i].ids for i in batch], self.prompt_format.infill
+                ids = [prompts[i].ids for i in batch]
                 completions = complete(self._model, self.tokenizer, ids, config, in_gap=in_gap, n_positions=length)
                 yield from ((i, completion.text) for i, completion in zip(batch, completions, strict=True))

@@ -184,10 +184,6 @@ class Ranked(_Task):
     """Score by F1 over the questions in place of accuracy; choice 1 is the positive class (MultiRC's F1a)."""
 
 
-def _strip(prediction: str) -> str:
-    return prediction.strip()
-
-
 @dataclass(frozen=True)
 class Generated(_Task):
     """Greedy generation, compared with the right answers; the best comparison counts."""
@@ -195,7 +191,7 @@ class Generated(_Task):
     max_new_tokens: int = 32
     stop: tuple[str, ...] = ("\n",)
     """Strings that end the answer."""
-    extract: Callable[[str], str] = _strip
+    extract: Callable[[str], str] = str.strip
     """Finds the answer in the generated text."""
     metrics: dict[str, Metric] = field(default_factory=lambda: {"em": text_metrics.squad_exact})
     """Metrics by name; the first is the headline."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -146,19 +147,8 @@ def measure(
             f"no gap fits rows of {model.config.seq_len} tokens with the text after another gap: give longer text."
         )
     decoded = lines[:n_decoded]
-
-    def decode(constrained: bool) -> scores.Fills:
-        return scores.decode_rows(
-            model,
-            tokenizer,
-            decoded,
-            mode,
-            max_new_tokens=_MAX_SPAN_TOKENS,
-            constrained=constrained,
-            inputs_eos=inputs_eos,
-        )
-
-    filled = decode(constrained=True)
+    decode = partial(scores.decode_rows, model, tokenizer, decoded, mode, inputs_eos=inputs_eos)
+    filled = decode(max_new_tokens=_MAX_SPAN_TOKENS)
     return Measurement(
         causal=scores.score_texts(model, tokenizer, texts),
         infill=infills[mode],
@@ -168,7 +158,7 @@ def measure(
         left_only_format=left_only_format,
         shuffled=scores.score_spans(model, tokenizer, [shuffled[i] for i in fitting], mode, inputs_eos).bits,
         shuffled_rows=np.array(fitting),
-        free=decode(constrained=False),
+        free=decode(max_new_tokens=_MAX_SPAN_TOKENS, constrained=False),
         filled=filled,
         exact=scores.match_lines(filled, decoded),
     )
