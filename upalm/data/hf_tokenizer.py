@@ -98,9 +98,7 @@ class JsonTokenizer(Tokenizer):
     def _encode_text(self, text: str) -> list[int]:
         self._check_bytes(text)
         if LOW_LINE in text and not self._vocabulary.is_byte_level:  # the vocabulary takes it for a space
-            first, *rest = (self._encode_text(part) for part in text.split(LOW_LINE))
-            low_line = self._vocabulary.spell(LOW_LINE.encode())
-            return first + [i for part in rest for i in (*low_line, *part)]
+            return self._encode_around_low_lines(text, self._vocabulary.spell(LOW_LINE.encode()))
         return self._spell_sentinels(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def _encode_texts(self, texts: list[str]) -> list[list[int]]:

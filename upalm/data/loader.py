@@ -236,14 +236,13 @@ class Statistics(NamedTuple):
 
 def statistics(loader: Loader, n_rows: int) -> Statistics:
     """Count what the first `n_rows` rows hold."""
-    counts = {i: [0, 0, 0, 0] for i in range(len(loader.mixture))}
-    filled = 0
+    counts, filled = np.zeros((len(loader.mixture), 4), int), 0
     for row in range(n_rows):
         for segment, example in loader.segments(row):
-            n_sentinels = loader.mixture[segment.denoiser_id].n_sentinels(segment.end - segment.start)
-            new = (1, segment.end - segment.start, len(example.targets), n_sentinels)
-            counts[segment.denoiser_id] = [a + b for a, b in zip(counts[segment.denoiser_id], new, strict=True)]
+            n = segment.end - segment.start
+            n_sentinels = loader.mixture[segment.denoiser_id].n_sentinels(n)
+            counts[segment.denoiser_id] += (1, n, len(example.targets), n_sentinels)
             filled += len(example.inputs) + len(example.targets)
     positions = n_rows * loader.config.seq_len
-    names = [d.name for d in loader.mixture]
-    return Statistics(n_rows, positions, positions - filled, [DenoiserCounts(names[i], *c) for i, c in counts.items()])
+    by_denoiser = [DenoiserCounts(d.name, *c) for d, c in zip(loader.mixture, counts.tolist(), strict=True)]
+    return Statistics(n_rows, positions, positions - filled, by_denoiser)

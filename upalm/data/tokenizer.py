@@ -65,6 +65,11 @@ class Tokenizer(ABC):
     def _encode_texts(self, texts: list[str]) -> list[list[int]]:
         """Encode texts that UTF-8 can hold, on all cores."""
 
+    def _encode_around_low_lines(self, text: str, low_line: list[int]) -> list[int]:
+        """Encode the parts between low lines, which become the ids `low_line`."""
+        first, *rest = (self._encode_text(part) for part in text.split(LOW_LINE))
+        return first + [i for part in rest for i in (*low_line, *part)]
+
     @abstractmethod
     def _decode_text(self, ids: list[int]) -> str:
         """Decode ids without sentinels."""
@@ -172,7 +177,7 @@ class SentencePiece(Tokenizer):
     uses one of those subwords, `encode` spells that subword in bytes instead.
 
     Args:
-        model: SentencePiece.
+        model: SentencePiece; `processor` is the library's view of it.
 
     Raises:
         ValueError: the vocabulary is not byte-complete, too small, or a mode token does not resolve.
@@ -182,13 +187,13 @@ class SentencePiece(Tokenizer):
 
     def __init__(self, model: bytes):
         self.files = {self.FILE: model}
-        self._sp = sentencepiece.SentencePieceProcessor(model_proto=model)
-        self.vocab_size = self._sp.vocab_size()
-        self._byte_ids = [self._sp.piece_to_id(f"<0x{b:02X}>") for b in range(256)]
+        self.processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        self.vocab_size = self.processor.vocab_size()
+        self._byte_ids = [self.processor.piece_to_id(f"<0x{b:02X}>") for b in range(256)]
         self._check()
 
     def _check(self) -> None:
-        ids = (self._sp.pad_id(), self._sp.eos_id(), self._sp.unk_id())
+        ids = (self.processor.pad_id(), self.processor.eos_id(), self.processor.unk_id())
         if ids != (PAD_ID, EOS_ID, UNK_ID):
             raise ValueError(f"pad, eos, unk are {ids}, expected {(PAD_ID, EOS_ID, UNK_ID)}.")
         if UNK_ID in self._byte_ids:
@@ -220,33 +225,19 @@ class SentencePiece(Tokenizer):
     def token_bytes(self) -> list[bytes]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """See `Tokenizer`."""
         ids = range(self.first_sentinel)
-        texts = [b"" if self._sp.is_control(i) else self._text(i) for i in ids]
+        texts = [b"" if self.processor.is_control(i) else self._text(i) for i in ids]
         for byte, i in enumerate(self._byte_ids):
             texts[i] = bytes([byte])
         texts[UNK_ID] = b""
         return texts + [b""] * N_SENTINELS
 
-    def piece(self, i: int) -> str:
-        """Return a subword as the model stores it, with `LOW_LINE` for each space."""
-        return self._sp.id_to_piece(i)
-
-    def piece_score(self, i: int) -> float:
-        """Return the log-probability of a subword."""
-        return self._sp.get_score(i)
-
-    def is_byte(self, i: int) -> bool:
-        """Return whether a piece is one byte, such as `<0x0A>`."""
-        return self._sp.is_byte(i)
-
     def _encode_text(self, text: str) -> list[int]:
         if LOW_LINE in text:  # the model takes it for a space
-            first, *rest = (self._encode_text(part) for part in text.split(LOW_LINE))
-            low_line = [self._byte_ids[b] for b in LOW_LINE.encode()]
-            return first + [i for part in rest for i in (*low_line, *part)]
-        return self._spell_sentinels(self._sp.encode(text))
+            return self._encode_around_low_lines(text, [self._byte_ids[b] for b in LOW_LINE.encode()])
+        return self._spell_sentinels(self.processor.encode(text))
 
     def _encode_texts(self, texts: list[str]) -> list[list[int]]:
-        ids = self._sp.encode(texts, num_threads=-1)
+        ids = self.processor.encode(texts, num_threads=-1)
         return [
             self._encode_text(text) if LOW_LINE in text else self._spell_sentinels(some)
             for text, some in zip(texts, ids, strict=True)
@@ -262,10 +253,10 @@ class SentencePiece(Tokenizer):
         return spelt
 
     def _text(self, i: int) -> bytes:
-        return self._sp.id_to_piece(i).replace(LOW_LINE, " ").encode()
+        return self.processor.id_to_piece(i).replace(LOW_LINE, " ").encode()
 
     def _decode_text(self, ids: list[int]) -> str:
-        return self._sp.decode([i for i in ids if i not in (PAD_ID, EOS_ID)])
+        return self.processor.decode([i for i in ids if i not in (PAD_ID, EOS_ID)])
 
     @classmethod
     def train(

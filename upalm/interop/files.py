@@ -20,10 +20,6 @@ DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.d
 
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
-
-TORCH_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-
-
 _PIECE_BYTES = 64 << 20
 
 

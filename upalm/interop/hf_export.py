@@ -26,7 +26,7 @@ from upalm.interop.architectures import (
     model_config,
     settings_of,
 )
-from upalm.interop.files import DTYPE_NAMES, DTYPES, TORCH_NAMES, new_folder, open_safetensors, parse_object
+from upalm.interop.files import DTYPES, new_folder, open_safetensors, parse_object
 from upalm.interop.hf_import import Progress, no_progress
 from upalm.interop.hf_tokenizer_files import SOURCE_CARD, tokenizer_files
 from upalm.interop.weights import TOP, hf_names, hf_shape, to_hf_layout
@@ -76,10 +76,10 @@ def export_hf(
     config, tokenizer, info = open_checkpoint(checkpoint)
     row, source = _target(config, tokenizer, checkpoint)
     with _open_arrays(checkpoint) as arrays, new_folder(dest) as folder:
-        wanted = None if dtype == "keep" else DTYPES[next(k for k, v in TORCH_NAMES.items() if v == dtype)]
+        wanted = None if dtype == "keep" else np.dtype(dtype)
         dtypes = {name: wanted or arrays(name, None) for name in to_arrays(empty_model(config))}
         n_bytes = _write_shards(folder, arrays, config, row, dtypes, shard_bytes, progress)
-        names = {TORCH_NAMES[DTYPE_NAMES[d]] for d in dtypes.values()}
+        names = {d.name for d in dtypes.values()}
         written_dtype = "float32" if len(names) > 1 else names.pop()
         files = tokenizer_files(tokenizer)
         (folder / "config.json").write_text(_settings(config, row, source, tokenizer, written_dtype))

@@ -34,10 +34,10 @@ def tokenizer_files(tokenizer: Tokenizer) -> dict[str, bytes]:
         if "README.md" in files:
             files[SOURCE_CARD] = files.pop("README.md")
         return {CONFIG_FILE: _config_of(tokenizer), **files}
-    unused = {"unk_token": tokenizer.piece(UNK_ID), "pad_token": tokenizer.piece(UNK_ID)}
+    bos, eos, unk = tokenizer.processor.id_to_piece([BOS_ID, EOS_ID, UNK_ID])
     return {
         JsonTokenizer.FILE: json.dumps(_unigram(tokenizer), ensure_ascii=False).encode(),
-        CONFIG_FILE: _config(tokenizer.piece(BOS_ID), tokenizer.piece(EOS_ID), unused),
+        CONFIG_FILE: _config(bos, eos, {"unk_token": unk, "pad_token": unk}),
     }
 
 
@@ -58,15 +58,15 @@ def _config(bos: str, eos: str, others: dict[str, str]) -> bytes:
 
 def _unigram(tokenizer: SentencePiece) -> dict[str, Any]:
     sentinels = {i: f"<extra_id_{n}>" for n, i in enumerate(tokenizer.symbols.sentinels)}
-    byte_pieces = {i for i in range(tokenizer.vocab_size) if tokenizer.is_byte(i)}
-    pieces = [tokenizer.piece(i).replace(LOW_LINE, " ") for i in range(tokenizer.vocab_size)]  # U+2581 becomes bytes
-    vocabulary = [
-        (sentinels.get(i, piece), BYTE_PIECE_SCORE if i in byte_pieces else tokenizer.piece_score(i))
+    model = tokenizer.processor
+    pieces = [piece.replace(LOW_LINE, " ") for piece in model.id_to_piece(list(range(tokenizer.vocab_size)))]
+    vocabulary = [  # U+2581 in text becomes bytes
+        (sentinels.get(i, piece), BYTE_PIECE_SCORE if model.is_byte(i) else model.get_score(i))
         for i, piece in enumerate(pieces)
     ]
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     special = sorted((BOS_ID, EOS_ID, UNK_ID, *sentinels))
-    bos = tokenizer.piece(BOS_ID)
+    bos = model.id_to_piece(BOS_ID)
     return {
         "version": "1.0",
         "added_tokens": [{"id": i, "content": vocabulary[i][0], **flags} for i in special],
