@@ -56,15 +56,7 @@ class Block(eqx.Module):
     }
     """Logical axes of each parameter; `sharding.PARAM_RULES` maps them to the mesh."""
 
-    N_INPUT_AXES: ClassVar[dict[str, int]] = {
-        "wq": 1,
-        "wk": 1,
-        "wv": 1,
-        "wo": 2,
-        "w_gate": 1,
-        "w_up": 1,
-        "w_down": 1,
-    }
+    N_INPUT_AXES: ClassVar[dict[str, int]] = {"wq": 1, "wk": 1, "wv": 1, "wo": 2, "w_gate": 1, "w_up": 1, "w_down": 1}
     """The weight matrices, and how many of their first axes are inputs."""
 
     norm: Float[Array, " D"]
@@ -284,11 +276,6 @@ LOGICAL_AXES: dict[str, LogicalAxes] = {
 def param_shardings(model: Decoder, mesh: Mesh | AbstractMesh) -> Decoder:
     """Sharding of every parameter, as a tree like `model` (of arrays, or of shapes only)."""
     return shardings(model, LOGICAL_AXES, mesh)
-
-
-def shard(model: Decoder, mesh: Mesh) -> Decoder:
-    """Lay out the model's parameters on the mesh."""
-    return jax.device_put(model, param_shardings(model, mesh))
 
 
 def empty_model(config: ModelConfig) -> Decoder:

@@ -35,14 +35,7 @@ class Feed:
         mesh: the devices, or None for a single one.
     """
 
-    def __init__(
-        self,
-        config: TrainConfig,
-        symbols: Symbols,
-        train: Corpora,
-        validation: Corpora,
-        mesh: Mesh | None,
-    ):
+    def __init__(self, config: TrainConfig, symbols: Symbols, train: Corpora, validation: Corpora, mesh: Mesh | None):
         self._config, self._mesh = config, mesh
         sizes, make = config.data.batch_sizes(), partial(Loader, symbols=symbols, seed=config.seed)
         rows = {n: rows_here(mesh, n, config.accumulation) for n in sizes}

@@ -33,11 +33,6 @@ class LossSums(NamedTuple):
     """Loss tokens."""
 
 
-def token_log_probs(logits: Float[Array, "B T V"], targets: Array) -> tuple[Array, Array]:
-    """Return the log-probability of each target, and log Z; both [B, T]."""
-    return _token_log_probs(logits, is_target(logits.shape[-1], targets, 0), ())
-
-
 def _token_log_probs(logits, hits, vocab_axes):
     highest = lax.stop_gradient(jnp.max(logits, -1, keepdims=True))
     highest = lax.pmax(highest, vocab_axes) if vocab_axes else highest

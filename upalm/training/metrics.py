@@ -4,22 +4,10 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from upalm.distributed.processes import is_first
 from upalm.files import parse_json, write_atomically
-
-
-class Writer(Protocol):
-    """A place that metrics are written to, beside metrics.jsonl."""
-
-    def write(self, step: int, values: dict[str, float]) -> None:
-        """Write the numbers after `step` steps, by name."""
-        ...
-
-    def close(self) -> None:
-        """Finish writing."""
-        ...
 
 
 class TensorBoard:
@@ -33,12 +21,12 @@ class TensorBoard:
         self._writer = SummaryWriter(str(folder / "tensorboard"))
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """See `Writer`."""
+        """Write the numbers after `step` steps, by name."""
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """See `Writer`."""
+        """Finish writing."""
         self._writer.close()
 
 
@@ -54,11 +42,11 @@ class Wandb:
         self._run = wandb.init(dir=str(folder), name=folder.name, id=number, resume="allow")
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """See `Writer`."""
+        """Write the numbers after `step` steps, by name."""
         self._run.log(values, step=step)
 
     def close(self) -> None:
-        """See `Writer`."""
+        """Finish writing."""
         self._run.finish()
 
 
@@ -66,6 +54,7 @@ OF_THE_MACHINE = {"tokens_per_second", "mfu", "data_wait", "checkpoint_seconds",
 """Metrics that differ between equal runs, because they measure the machine."""
 
 WRITERS = {"tensorboard": TensorBoard, "wandb": Wandb}
+"""Places that metrics are written to, beside metrics.jsonl."""
 
 
 class Metrics:

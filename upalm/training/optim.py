@@ -215,10 +215,7 @@ def clip_by_layer_rms(threshold: float = 1.0) -> optax.GradientTransformation:
         rms = jnp.sqrt(jnp.mean(jnp.square(update), axes, keepdims=True))
         return update / jnp.maximum(rms / threshold, 1)
 
-    def update(updates, state, params=None):
-        return _map_by_layer(clip, updates), state
-
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)  # pyright: ignore[reportArgumentType]
+    return optax.stateless(lambda updates, _: _map_by_layer(clip, updates))
 
 
 def scale_by_layer_rms(floor: float = 1e-3) -> optax.GradientTransformation:
@@ -234,10 +231,7 @@ def scale_by_layer_rms(floor: float = 1e-3) -> optax.GradientTransformation:
         rms = jnp.sqrt(jnp.mean(jnp.square(param), axes, keepdims=True))
         return update * jnp.maximum(rms, floor)
 
-    def update(updates, state, params):
-        return _map_by_layer(scale, params, updates), state
-
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)  # pyright: ignore[reportArgumentType]
+    return optax.stateless(lambda updates, params: _map_by_layer(scale, params, updates))
 
 
 def decay_by_squared_learning_rate(schedule: optax.Schedule) -> optax.GradientTransformation:
