@@ -2,17 +2,21 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import tyro
+from etils import epy
 
 from upalm.checkpoints.shipped import PALM_TINY
 from upalm.cli import options
 from upalm.terminal import console
 
-if TYPE_CHECKING:
-    from upalm.data.sources import TextSource
-    from upalm.data.tokenizer import Tokenizer
+with epy.lazy_imports():  # once the options are read: some import JAX and matplotlib
+    from upalm.checkpoints import lock
+    from upalm.cli import rows
+    from upalm.data import config, hf_tokenizer, loader, shards, sources
+    from upalm.data import tokenizer as tokenizer_module
+    from upalm.training import progress
 
 VOCAB_SIZE = 32_000
 MIN_VOCAB_SIZE, MAX_VOCAB_SIZE = 360, 1_000_000
@@ -53,16 +57,11 @@ class Build:
             )
 
     def __call__(self) -> None:
-        from upalm.checkpoints import lock  # imports JAX
-        from upalm.data import shards, sources
-        from upalm.training.progress import Count
-
         text = sources.TextSource(self.data, self.include, self.skip_undecodable, options.TEXT_OPTIONS)
         trained_vocab_size = 0 if self.tokenizer is not None else self.vocab_size
-        with lock.hold(self.out), Count("tokenised", ("documents", "tokens")) as count:
-            tokenizer = self._tokenizer(text)
+        with lock.hold(self.out), progress.Count("tokenised", ("documents", "tokens")) as count:
             manifest = shards.build(
-                text, self.out, tokenizer, trained_vocab_size=trained_vocab_size, progress=count.update
+                text, self.out, self._tokenizer(text), trained_vocab_size=trained_vocab_size, progress=count.update
             )
         counts = ", ".join(f"{manifest.n_tokens(split):,} {split} tokens" for split in shards.SPLITS)
         print(f"{manifest.documents:,} documents, {counts}, {len(manifest.shards)} shards in {self.out}")
@@ -70,24 +69,20 @@ class Build:
         for note in text.notes():
             print(f"{note} (all are listed in manifest.json)" if manifest.skipped else note)
 
-    def _tokenizer(self, text: "TextSource") -> "Tokenizer":
+    def _tokenizer(self, text: "sources.TextSource") -> "tokenizer_module.Tokenizer":
         """Open the given tokenizer or that of shards to resume, or train one on the text."""
-        from upalm.data import shards, sources
-        from upalm.data.hf_tokenizer import load_tokenizer
-        from upalm.data.tokenizer import SentencePiece
-
         if self.tokenizer is not None:
-            return load_tokenizer(self.tokenizer)
+            return hf_tokenizer.load_tokenizer(self.tokenizer)
         if shards.is_folder_of_shards(self.out):
-            return load_tokenizer(self.out)
+            return hf_tokenizer.load_tokenizer(self.out)
         pieces = sources.sample(text.documents())
         try:
-            tokenizer = SentencePiece.train(pieces, self.vocab_size, at_most=True)
+            trained = tokenizer_module.SentencePiece.train(pieces, self.vocab_size, at_most=True)
         except ValueError as e:
             raise ValueError(f"{e} Give more text, or the tokenizer of a checkpoint with --tokenizer.") from e
-        if tokenizer.vocab_size < self.vocab_size:
-            print(f"the text supports a vocabulary of {tokenizer.vocab_size:,}, not of {self.vocab_size:,}")
-        return tokenizer
+        if trained.vocab_size < self.vocab_size:
+            print(f"the text supports a vocabulary of {trained.vocab_size:,}, not of {self.vocab_size:,}")
+        return trained
 
 
 @dataclass(frozen=True)
@@ -98,13 +93,10 @@ class Check:
     """Folder that `upalm data build` wrote."""
 
     def __call__(self) -> None:
-        from upalm.data import shards
-        from upalm.data.hf_tokenizer import load_tokenizer
-
         shards.Manifest.read(self.data)  # first says what else a folder is
-        tokenizer = load_tokenizer(self.data)
+        hashes = hf_tokenizer.load_tokenizer(self.data).hashes
         for split in shards.SPLITS:
-            corpus = shards.Shards(self.data, split, *tokenizer.hashes)
+            corpus = shards.Shards(self.data, split, *hashes)
             corpus.check()
             print(f"{split}: {len(corpus.shards)} shards, {corpus.n_tokens:,} tokens: whole")
 
@@ -147,9 +139,7 @@ class Show:
             raise ValueError(f"no folder {self.mask.absolute().parent} for the file {self.mask.name} of --mask.")
 
     def __call__(self) -> None:
-        from upalm.data.config import DataConfig, built_folders, open_source
-
-        config = DataConfig(
+        settings = config.DataConfig(
             self.data,
             self.mixture,
             self.seq_len,
@@ -159,24 +149,19 @@ class Show:
             include=self.include,
             skip_undecodable=self.skip_undecodable,
         )
-        from upalm.cli import rows  # imports JAX and matplotlib
-        from upalm.data.hf_tokenizer import load_tokenizer
-        from upalm.data.loader import Loader, statistics
-
-        folders = built_folders(config.source)
+        folders = config.built_folders(settings.source)
         if folders and self.tokenizer is not None:
             raise ValueError(
                 f"{next(iter(folders))} holds shards, and with them their tokenizer: leave out --tokenizer."
             )
-        tokenizer = load_tokenizer(next(iter(folders), self.tokenizer or PALM_TINY))
-        loader = Loader(
-            open_source(config, tokenizer, options.TEXT_OPTIONS)[0], config, tokenizer.symbols, seed=self.seed
-        )
+        opened = hf_tokenizer.load_tokenizer(next(iter(folders), self.tokenizer or PALM_TINY))
+        train, _ = config.open_source(settings, opened, options.TEXT_OPTIONS)
+        packed = loader.Loader(train, settings, opened.symbols, seed=self.seed)
         output = console()
         output.print(rows.legend())
         for number in range(self.rows):
-            output.print(rows.row(loader, tokenizer, number))
-        output.print(rows.statistics_table(statistics(loader, self.count)))
+            output.print(rows.row(packed, opened, number))
+        output.print(rows.statistics_table(loader.statistics(packed, self.count)))
         if self.mask is not None:
-            rows.save_mask(self.mask, loader)
+            rows.save_mask(self.mask, packed)
             print(f"masks: {self.mask}")

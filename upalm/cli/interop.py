@@ -2,14 +2,16 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import tyro
+from etils import epy
 
 from upalm.cli import options
 
-if TYPE_CHECKING:
-    from upalm.interop.hf_import import Imported
+with epy.lazy_imports():  # once the options are read: they import JAX
+    from upalm.interop import hf_export, hf_import, palm_rlhf
+    from upalm.training import progress
 
 
 @dataclass(frozen=True)
@@ -30,10 +32,7 @@ class ImportHf:
     the table without a subword, its last subwords, or Levanter's choice. `auto` is the first that there are 100 of."""
 
     def __call__(self) -> None:
-        from upalm.interop import hf_import
-        from upalm.training.progress import Bar
-
-        with Bar("import", 1) as bar:
+        with progress.Bar("import", 1) as bar:
             found = hf_import.import_hf(
                 self.source, self.out, norm=self.norm, sentinels=self.sentinels, progress=bar.set_total
             )
@@ -61,9 +60,7 @@ class ImportPalm:
     """Token that begins and ends texts."""
 
     def __call__(self) -> None:
-        from upalm.interop.palm_rlhf import import_palm
-
-        found = import_palm(
+        found = palm_rlhf.import_palm(
             self.source,
             self.out,
             tokenizer=self.tokenizer,
@@ -89,15 +86,12 @@ class ExportHf:
     """Data type of the weights; `keep` is what the checkpoint has, float32 for a run."""
 
     def __call__(self) -> None:
-        from upalm.interop import hf_export
-        from upalm.training.progress import Bar
-
-        with Bar("export", 1) as bar:
+        with progress.Bar("export", 1) as bar:
             found = hf_export.export_hf(self.checkpoint, self.out, dtype=self.dtype, progress=bar.set_total)
         print(f"{found.folder}: {found.n_bytes / 1e6:,.1f} MB of {found.dtype}, as {found.architecture}")
 
 
-def _report(found: "Imported") -> None:
+def _report(found: "hf_import.Imported") -> None:
     config, tokenizer = found.config, found.tokenizer
     print(f"{found.folder}: {config.n_params / 1e6:,.2f}M parameters, weights {found.dtype}")
     print(f"rows of up to {config.seq_len} tokens: {found.longest_row_is}")
