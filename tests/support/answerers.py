@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from upalm.evals.scorer import Prompt
+from upalm.evals.scorer import Prompt, Scorer
 from upalm.evals.task import LoadedTask
 from upalm.inference.scoring import Likelihood
 
 
-class StandIn:
+class StandIn(Scorer):
     """Answers by a rule; its prompts are indices of texts."""
 
     fingerprint = {"stand-in": True}

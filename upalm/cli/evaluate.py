@@ -1,20 +1,14 @@
 """`upalm eval`."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from etils import epy
 
 from upalm.cli import options
 from upalm.files import write_atomically
-
-if TYPE_CHECKING:
-    from upalm.evals.bootstrap import Estimate
-    from upalm.evals.paper_numbers import Printed
-    from upalm.evals.suites import Suite, SuiteResult
 
 with epy.lazy_imports():  # once the options are read: they import JAX
     from upalm.checkpoints import folder as checkpoint_folder
@@ -73,10 +67,8 @@ class Eval:
         self._check_options()
         if self.suite == _HELD_OUT:
             self._measure_held_out()
-        elif self.suite == INFILLING:
-            self._run_infilling()
         else:
-            self._run_suite(suites.find_suite(self.suite).select(self.tasks))
+            self._run_suite()
 
     def _check_options(self) -> None:
         """Refuse options that would be ignored, and numbers below 1."""
@@ -116,36 +108,28 @@ class Eval:
             f"mode token {measurement.infill_mode} for gaps, {measurement.left_only_format} for continuations: its best"
         )
 
-    def _run_infilling(self) -> None:
-        folder, checkpoint, scorer, identity = self._prepare(INFILLING, self.mode or "nlg")
-        with progress.Bar(INFILLING, 1) as bar:
-            result = infilling_suite.run(
-                checkpoint,
-                Path(self.data),
-                folder,
-                scorer.prompt_format.mode,
-                scorer.fingerprint,
-                self.limit,
-                lambda name, n, total: bar.set_total(n, total, name),
-            )
-        suites.save_results(folder / "results.json", identity | result.to_json())
-        print("\n\n".join(_format_metrics(name, estimates) for name, estimates in result.estimates.items()))
-        _print_end(result.not_run, folder / "results.json")
+    def _run_suite(self) -> None:
+        suite = None if self.suite == INFILLING else suites.find_suite(self.suite).select(self.tasks)
+        name, mode = (INFILLING, "nlg") if suite is None else (suite.name, "none")
+        folder, checkpoint, scorer, identity = self._prepare(name, self.mode or mode)
+        data, mode = Path(self.data), scorer.prompt_format.mode
+        with progress.Bar(name, 1) as bar:
 
-    def _run_suite(self, suite: "Suite") -> None:
-        folder, _, scorer, identity = self._prepare(suite.name, self.mode or "none")
-        with progress.Bar(suite.name, 1) as bar:
-            result = suites.run_suite(
-                scorer,
-                suite,
-                Path(self.data),
-                folder,
-                limit=self.limit,
-                progress=lambda name, n, total: bar.set_total(n, total, name),
-            )
+            def report(task: str, n: int, total: int) -> None:
+                bar.set_total(n, total, task)
+
+            if suite is None:
+                result = infilling_suite.run(checkpoint, data, folder, mode, scorer.fingerprint, self.limit, report)
+            else:
+                result = suites.run_suite(scorer, suite, data, folder, limit=self.limit, progress=report)
         suites.save_results(folder / "results.json", identity | result.to_json())
-        print(_format_suite(result))
-        _print_end(result.not_run, folder / "results.json")
+        if isinstance(result, suites.SuiteResult):
+            print(_format_suite(result))
+        else:
+            print("\n\n".join(_format_metrics(name, estimates) for name, estimates in result.estimates.items()))
+        for name, reason in result.not_run.items():
+            print(f"not run: {name}: {reason}")
+        print(f"results: {folder / 'results.json'}, with a record of every task beside it")
 
     def _prepare(self, name: str, mode: Literal["none", "s2s", "nlu", "nlg"]):
         """Check the folders, then load the model and describe it."""
@@ -165,18 +149,12 @@ class Eval:
         return folder, checkpoint, scorer, identity
 
 
-def _print_end(not_run: Mapping[str, str], results: Path) -> None:
-    for name, reason in not_run.items():
-        print(f"not run: {name}: {reason}")
-    print(f"results: {results}, with a record of every task beside it")
-
-
-def _format_metrics(title: str, estimates: "dict[str, Estimate]") -> str:
+def _format_metrics(title: str, estimates: "dict[str, bootstrap.Estimate]") -> str:
     rows = [(name, str(estimate), str(estimate.n)) for name, estimate in estimates.items()]
     return text_table.format_table(("metric", "mean [95% interval]", "rows"), rows, title=title)
 
 
-def _format_suite(result: "SuiteResult") -> str:
+def _format_suite(result: "suites.SuiteResult") -> str:
     """Return scores beside the paper's, in percent, and what did not fit the model's rows."""
     rows, notes = [], []
     for name, r in result.results.items():
@@ -184,24 +162,15 @@ def _format_suite(result: "SuiteResult") -> str:
         n = f"{r.score.n}" + (f" of {task.n_official}" if task.n_official not in (None, r.score.n) else "")
         score = f"{r.score.mean:.1%} [{r.score.low:.1%}, {r.score.high:.1%}]"
         rows.append((name, score, f"{r.chance:.1%}", n, *_format_printed(paper)))
-        counts = [
-            f"{k} {what}" for k, what in ((r.n_dropped, f"with fewer than {r.n_shots} exemplars"), (r.n_cut, "cut"))
-        ]
-        if r.n_dropped or r.n_cut:
-            notes.append(f"{name}: {' and '.join(c for c in counts if not c.startswith('0'))} of {r.score.n}, to fit")
+        counts = {f"with fewer than {r.n_shots} exemplars": r.n_dropped, "cut": r.n_cut}
+        if changed := " and ".join(f"{k} {what}" for what, k in counts.items() if k):
+            notes.append(f"{name}: {changed} of {r.score.n}, to fit")
     average, paper = result.average(), paper_numbers.SUITES.get(result.suite.name)
     if average is not None:
         name = "average" if average.is_whole else f"mean of {average.n_tasks} of {result.suite.n_tasks} tasks"
         name += ", normalised" if result.suite.normalised else ""
-        rows.append(
-            (
-                name,
-                f"{average.mean:.1%} ± {average.se:.1%}",
-                "",
-                "",
-                *_format_printed(paper if average.is_whole else None),
-            )
-        )
+        printed = _format_printed(paper if average.is_whole else None)
+        rows.append((name, f"{average.mean:.1%} ± {average.se:.1%}", "", "", *printed))
     header: tuple[Any, ...] = ("task", "score [95% interval]", "chance", "questions", "PaLM", "U-PaLM")
     if not any(cell for row in rows for cell in row[4:]):
         header, rows = header[:4], [row[:4] for row in rows]
@@ -209,5 +178,5 @@ def _format_suite(result: "SuiteResult") -> str:
     return "\n".join([table, *notes])
 
 
-def _format_printed(printed: "Printed | None") -> tuple[str, str]:
+def _format_printed(printed: "paper_numbers.Printed | None") -> tuple[str, str]:
     return (f"{printed.palm:.1f}", f"{printed.u_palm:.1f}") if printed is not None else ("", "")

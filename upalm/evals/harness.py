@@ -90,20 +90,16 @@ class UpalmLM(LM):
 
         Continuations of one context share one prefill.
         """
-        by_context: dict[str, list[int]] = {}
+        by_context: dict[tuple[int, ...], list[tuple[int, tuple[int, ...]]]] = {}
         for i, request in enumerate(requests):
-            by_context.setdefault(str(_get_arguments(request)[0]), []).append(i)
-        units, unit_requests = [], []
-        for context, indices in by_context.items():
-            pairs = [self._encode_pair(context, str(_get_arguments(requests[i])[1])) for i in indices]
-            for ids in dict.fromkeys(context_ids for context_ids, _ in pairs):
-                same = [(i, target) for i, (c, target) in zip(indices, pairs, strict=True) if c == ids]
-                longest = max(len(target) for _, target in same)
-                units.append((self._fit_prompt(ids, longest), [target for _, target in same]))
-                unit_requests.append([i for i, _ in same])
+            context, target = self._encode_pair(*map(str, _get_arguments(request)))
+            by_context.setdefault(context, []).append((i, target))
+        targets = [[target for _, target in pairs] for pairs in by_context.values()]
+        prompts = [self._fit_prompt(ids, max(map(len, some))) for ids, some in zip(by_context, targets, strict=True)]
+        numbers = [[i for i, _ in pairs] for pairs in by_context.values()]
         answers: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
-        for unit, likelihoods in self._scorer.rank_ids([p for p, _ in units], [t for _, t in units]):
-            for i, x in zip(unit_requests[unit], likelihoods, strict=True):
+        for unit, likelihoods in self._scorer.rank_ids(prompts, targets):
+            for i, x in zip(numbers[unit], likelihoods, strict=True):
                 answers[i] = (x.log_prob, x.is_greedy)
         return answers
 

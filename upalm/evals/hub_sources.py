@@ -147,7 +147,6 @@ _GLUE = "aps/super_glue"
 _NLI = ("entailment", "contradiction", "neutral")
 _RACE = _copy("article", "question", "answer", "options")
 _ARC = partial(_labelled, "question", "Question: ")
-_HUMANEVAL = {"single-line": "SingleLine", "multi-line": "MultiLine", "random-span": "RandomSpan"}
 
 SOURCES: dict[str, HubSource] = {
     "nlp/boolq.jsonl": HubSource("google/boolq", "default/validation", _boolq),
@@ -206,10 +205,10 @@ SOURCES: dict[str, HubSource] = {
     **{
         f"humaneval_infilling/{file}": HubSource(
             "loubnabnl/humaneval_infilling",
-            f"HumanEval-{_HUMANEVAL[kind]}Infilling/test",
+            f"{file.removesuffix('.jsonl.gz')}/test",
             _copy("task_id", "prompt", "suffix", "canonical_solution"),
         )
-        for kind, file in FILES.items()
+        for file in FILES.values()
     },
 }
 """Hub sources by the file that they become, below the data folder."""

@@ -250,17 +250,11 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]], css: str 
 
 def format_estimates(models: Mapping[str, Mapping[str, Estimate]]) -> str:
     """Return metrics by model as an HTML table with intervals and numbers of rows."""
-    first = next(iter(models.values()))
-    rows = [
-        [
-            f"{html.escape(name.replace('_', ' '))} <small>n={first[name].n}</small>",
-            *(
-                f"{e.mean:.3f}<br><small>[{e.low:.3f}, {e.high:.3f}]</small>"
-                for e in (m[name] for m in models.values())
-            ),
-        ]
-        for name in first
-    ]
+    rows = []
+    for name, first in next(iter(models.values())).items():
+        estimates = [metrics[name] for metrics in models.values()]
+        cells = [f"{e.mean:.3f}<br><small>[{e.low:.3f}, {e.high:.3f}]</small>" for e in estimates]
+        rows.append([f"{html.escape(name.replace('_', ' '))} <small>n={first.n}</small>", *cells])
     return format_table(("", *models), rows)
 
 

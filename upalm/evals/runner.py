@@ -9,12 +9,12 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from upalm.evals.bootstrap import Estimate, f1, mean
-from upalm.evals.scorer import Prompt
+from upalm.evals.scorer import Prompt, Scorer
 from upalm.evals.task import Generated, LoadedTask, Question, Ranked, RowsTooShort, Task
 from upalm.evals.text_metrics import Metric
 from upalm.files import parse_json, write_atomically
@@ -22,25 +22,6 @@ from upalm.inference.scoring import Likelihood
 
 Progress = Callable[[int], None]
 """Receives the number of answered questions."""
-
-
-@runtime_checkable
-class Answerer(Protocol):
-    """A model that answers: `scorer.Scorer`, or a stand-in in tests."""
-
-    fingerprint: dict[str, Any]
-
-    def build_prompt(self, preamble: str, shots: Sequence[str], question: str, n_new: int) -> Prompt: ...
-
-    def count_new(self, answer: str | int) -> int: ...
-
-    def rank(
-        self, prompts: Sequence[Prompt], choices: Sequence[Sequence[str]]
-    ) -> Iterator[tuple[int, list[Likelihood]]]: ...
-
-    def generate(
-        self, prompts: Sequence[Prompt], max_new_tokens: int, stop: Sequence[str]
-    ) -> Iterator[tuple[int, str]]: ...
 
 
 class Result(NamedTuple):
@@ -65,12 +46,12 @@ class Result(NamedTuple):
 
 
 def evaluate(
-    answerer: Answerer, task: Task, loaded: LoadedTask, records: Path, *, progress: Progress | None = None
+    scorer: Scorer, task: Task, loaded: LoadedTask, records: Path, *, progress: Progress | None = None
 ) -> Result:
     """Answer the questions of a task that `records` does not hold yet, and score all of them.
 
     Args:
-        answerer: the model.
+        scorer: the model.
         task: the format of the questions, and the metrics.
         loaded: questions and exemplars.
         records: JSON lines, one per question, written as answers come.
@@ -80,12 +61,12 @@ def evaluate(
         ValueError: a choice without tokens, or records that are damaged or of another evaluation.
         RowsTooShort: an answer fits no row of the model, or no exemplar of any question does.
     """
-    prompts, sha256 = _build_prompts(answerer, task, loaded)
-    identity = answerer.fingerprint | {"task": task.name, "asked": sha256}
+    prompts, sha256 = _build_prompts(scorer, task, loaded)
+    identity = scorer.fingerprint | {"task": task.name, "asked": sha256}
     with _Journal(records, identity, lambda i, record: _is_complete(task, loaded.questions, i, record)) as journal:
         remaining = [i for i in range(len(loaded.questions)) if i not in journal.records]
         answer = _rank if isinstance(task, Ranked) else _generate
-        for i, record in answer(answerer, task, loaded.questions, prompts, remaining):
+        for i, record in answer(scorer, task, loaded.questions, prompts, remaining):
             journal.write(i, {"prompt": _hash_ids(prompts[i][0].ids), **record})
             if progress is not None:
                 progress(len(journal.records))
@@ -98,7 +79,7 @@ def evaluate(
 # --- Answers --------------------------------------------------------------------------------------
 
 
-def _build_prompts(answerer: Answerer, task: Task, loaded: LoadedTask) -> tuple[list[list[Prompt]], str]:
+def _build_prompts(scorer: Scorer, task: Task, loaded: LoadedTask) -> tuple[list[list[Prompt]], str]:
     """Return each question's prompts, and the hash of all prompts and choices.
 
     A question has one prompt, or one per choice; then the unconditional prompt, if the task has one.
@@ -106,14 +87,14 @@ def _build_prompts(answerer: Answerer, task: Task, loaded: LoadedTask) -> tuple[
     shots = [shot + task.separator for shot in loaded.shots]
     prompts, digest = [], hashlib.sha256()
     for question in loaded.questions:
-        n_new = max((answerer.count_new(choice) for choice in question.choices), default=0)
+        n_new = max((scorer.count_new(choice) for choice in question.choices), default=0)
         if isinstance(task, Generated):
-            n_new = answerer.count_new(task.max_new_tokens)
+            n_new = scorer.count_new(task.max_new_tokens)
         try:
             contexts = question.contexts or (question.prompt,)
-            some = [answerer.build_prompt(task.preamble, shots, text, n_new) for text in contexts]
+            some = [scorer.build_prompt(task.preamble, shots, text, n_new) for text in contexts]
             if isinstance(task, Ranked) and task.unconditional:
-                some.append(answerer.build_prompt("", (), task.unconditional, n_new))
+                some.append(scorer.build_prompt("", (), task.unconditional, n_new))
         except RowsTooShort as e:
             raise RowsTooShort(f"{question.location}: {e}") from e
         prompts.append(some)
@@ -129,7 +110,7 @@ def _build_prompts(answerer: Answerer, task: Task, loaded: LoadedTask) -> tuple[
 
 
 def _rank(
-    answerer: Answerer, task: Task, questions: list[Question], prompts: list[list[Prompt]], indices: list[int]
+    scorer: Scorer, task: Task, questions: list[Question], prompts: list[list[Prompt]], indices: list[int]
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Score the choices of questions, and once more after the unconditional prompt if the task has one."""
 
@@ -138,12 +119,12 @@ def _rank(
         return question.choices[j : j + 1] if j < len(question.contexts) else question.choices
 
     for q in (questions[i] for i in indices):
-        if empty := [choice for choice in q.choices if answerer.count_new(choice) == answerer.count_new(0)]:
+        if empty := [choice for choice in q.choices if scorer.count_new(choice) == scorer.count_new(0)]:
             raise ValueError(f"{q.location}: the choice {empty[0]!r} has no tokens.")
     units = [(i, j, prompt) for i in indices for j, prompt in enumerate(prompts[i])]
     choices = [choices_after(questions[i], j) for i, j, _ in units]
     by_question: dict[int, dict[int, list[Likelihood]]] = {i: {} for i in indices}
-    for unit, likelihoods in answerer.rank([prompt for _, _, prompt in units], choices):
+    for unit, likelihoods in scorer.rank([prompt for _, _, prompt in units], choices):
         i, j, _ = units[unit]
         by_question[i][j] = likelihoods
         if len(by_question[i]) == len(prompts[i]):
@@ -168,11 +149,11 @@ def _ranked_record(question: Question, parts: list[list[Likelihood]]) -> dict[st
 
 
 def _generate(
-    answerer: Answerer, task: Task, questions: list[Question], prompts: list[list[Prompt]], indices: list[int]
+    scorer: Scorer, task: Task, questions: list[Question], prompts: list[list[Prompt]], indices: list[int]
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Generate text for questions, and extract the answers."""
     assert isinstance(task, Generated)
-    for unit, text in answerer.generate([prompts[i][0] for i in indices], task.max_new_tokens, task.stop):
+    for unit, text in scorer.generate([prompts[i][0] for i in indices], task.max_new_tokens, task.stop):
         i = indices[unit]
         yield i, {"text": text, "prediction": task.extract(text), "answers": list(questions[i].answers)}
 

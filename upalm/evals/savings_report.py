@@ -33,19 +33,11 @@ class Analysis(NamedTuple):
     def format(self) -> str:
         """Return the tables as text, within 80 columns."""
         header = ("size", "family", "from FLOPs", "to FLOPs", "score", "savings rate [95%]")
-        tables = [
-            text_table.format_table(
-                header,
-                [
-                    (_format_size(s.n_params), s.family, f"{s.start_flops:.3g}", f"{s.flops:.3g}")
-                    + (f"{s.score:.4g}", str(s))
-                    for s in savings
-                ],
-                title=measure.replace("_", " "),
-                n_left=2,
-            )
-            for measure, savings in self.savings.items()
-        ]
+        tables = []
+        for measure, savings in self.savings.items():
+            numbers = [(f"{s.start_flops:.3g}", f"{s.flops:.3g}", f"{s.score:.4g}", str(s)) for s in savings]
+            rows = [(_format_size(s.n_params), s.family, *row) for s, row in zip(savings, numbers, strict=True)]
+            tables.append(text_table.format_table(header, rows, title=measure.replace("_", " "), n_left=2))
         return "\n\n".join([*tables, f"figure: {self.figure}\nreport: {self.report}"])
 
 

@@ -11,7 +11,8 @@ import numpy as np
 
 from upalm.evals import paper_numbers
 from upalm.evals.bootstrap import to_json
-from upalm.evals.runner import Answerer, Result, evaluate
+from upalm.evals.runner import Result, evaluate
+from upalm.evals.scorer import Scorer
 from upalm.evals.task import Generated, LoadedTask, NoQuestions, Ranked, RowsTooShort, Task
 from upalm.evals.tasks import bigbench, english, extras, mmlu, multilingual, reasoning, synthetic
 from upalm.files import write_atomically
@@ -205,13 +206,7 @@ class SuiteResult:
 
 
 def run_suite(
-    answerer: Answerer,
-    suite: Suite,
-    folder: Path,
-    out: Path,
-    *,
-    limit: int | None = None,
-    progress: Progress | None = None,
+    scorer: Scorer, suite: Suite, folder: Path, out: Path, *, limit: int | None = None, progress: Progress | None = None
 ) -> SuiteResult:
     """Evaluate the tasks whose files are in `folder`. Questions that `out` has records of are not answered again.
 
@@ -241,7 +236,7 @@ def run_suite(
                 progress(name, before + n, n_all)
 
         try:
-            results[task.name] = evaluate(answerer, task, questions, out / f"{task.name}.jsonl", progress=report)
+            results[task.name] = evaluate(scorer, task, questions, out / f"{task.name}.jsonl", progress=report)
         except RowsTooShort as e:
             not_run[task.name] = str(e)
         n_before += len(questions.questions)

@@ -16,7 +16,10 @@ from upalm.inference.config import Mode
 
 NAME = "infilling"
 _PROSE = "nlp/lambada_openai.jsonl"
-_TASKS = [*(f"humaneval_{kind.replace('-', '_')}" for kind in humaneval.FILES), "prose_1_span", "prose_3_spans"]
+_KINDS = {f"humaneval_{kind.replace('-', '_')}": kind for kind in humaneval.FILES}
+_TASKS = {name: f"humaneval_infilling/{humaneval.FILES[kind]}" for name, kind in _KINDS.items()}
+_TASKS |= {"prose_1_span": _PROSE, "prose_3_spans": _PROSE}
+"""File of each task, below the data folder."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +71,9 @@ def run(
     for number, name in enumerate(_TASKS):
         if progress is not None:
             progress(name, number, len(_TASKS))
-        path, file = out / f"{name}.json", folder / _find_file(name)
+        path, file = out / f"{name}.json", folder / _TASKS[name]
         if not file.is_file():
-            not_run[name] = f"no {_find_file(name)}"
+            not_run[name] = f"no {_TASKS[name]}"
             continue
         identity = {**fingerprint, "mode": mode, "limit": limit, "data": sha256_file(file)}
         if path.is_file():
@@ -106,8 +109,8 @@ def _evaluate(
     name: str, checkpoint: Checkpoint, folder: Path, mode: Mode, limit: int | None
 ) -> tuple[dict[str, Estimate], dict[str, int]]:
     model, tokenizer, info = checkpoint
-    if name.startswith("humaneval"):
-        benchmark = humaneval.load(folder / "humaneval_infilling", _find_kind(name))
+    if name in _KINDS:
+        benchmark = humaneval.load(folder / "humaneval_infilling", _KINDS[name])
         benchmark = benchmark._replace(rows=benchmark.rows[:limit])
         result = humaneval.evaluate(model, tokenizer, benchmark, mode=mode, inputs_eos=info.inputs_eos)
         return result.estimates, {"blank": result.n_blank, "too_long": result.n_too_long}
@@ -119,13 +122,4 @@ def _evaluate(
 
 def list_files() -> list[str]:
     """List the files of the suite, below the data folder."""
-    return list(dict.fromkeys(map(_find_file, _TASKS)))
-
-
-def _find_kind(name: str) -> str:
-    return name.removeprefix("humaneval_").replace("_", "-")
-
-
-def _find_file(name: str) -> str:
-    """Return the file of a task, below the data folder."""
-    return f"humaneval_infilling/{humaneval.FILES[_find_kind(name)]}" if name.startswith("humaneval") else _PROSE
+    return list(dict.fromkeys(_TASKS.values()))
