@@ -45,3 +45,18 @@ def parse_json(content: str | bytes) -> Any:
         return json.loads(content if isinstance(content, str) else content.decode("utf-8-sig"))
     except (ValueError, RecursionError) as e:  # plain, so that commands show one line
         raise ValueError(str(e)) from e
+
+
+def parse_object(content: bytes, path: object) -> dict[str, Any]:
+    """Parse the JSON object that a file has.
+
+    Raises:
+        ValueError: no object; `path` is named.
+    """
+    try:
+        value = parse_json(content)
+    except ValueError as e:
+        raise ValueError(f"{path} is damaged: {e}.") from e
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} is damaged: expected an object.")
+    return value

@@ -73,7 +73,7 @@ def damage_export(folder, how):
         ("deep manifest", r"manifest\.json is damaged"),
         ("newer", r"a model that this version does not know \(.*n_experts"),
         ("theirs", "is not the config.json of an upalm checkpoint; `upalm import-hf`"),
-        ("list", "is not the config.json of an upalm checkpoint"),
+        ("list", r"config\.json is damaged: expected an object"),
         ("keys", "lacks model, run, tokenizer_hash"),
         ("manifest", r"manifest\.json is damaged"),
         ("absent", r"holds no config\.json"),

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from upalm.files import is_remote, parse_json
+from upalm.files import is_remote, parse_object
 
 FORMAT = 1
 
@@ -30,11 +30,8 @@ def description(folder: Path) -> dict[str, Any]:
             raise ValueError(f"no checkpoint at {folder}: it is a file, expected the folder of a run or of weights.")
         what = "holds no config.json" if folder.is_dir() else "does not exist"
         raise ValueError(f"no checkpoint at {folder}: the folder {what}.")
-    try:
-        stored = parse_json(path.read_bytes())
-    except ValueError as e:
-        raise ValueError(f"{path} is damaged: {e}.") from e
-    if not isinstance(stored, dict) or "format" not in stored:
+    stored = parse_object(path.read_bytes(), path)
+    if "format" not in stored:
         raise ValueError(f"{path} is not the config.json of an upalm checkpoint; `upalm import-hf` opens others.")
     if stored["format"] != FORMAT:
         raise ValueError(f"{path} has format {stored['format']}, expected {FORMAT}.")

@@ -8,12 +8,12 @@ model.safetensors the weights alone (an export)
 
 import json
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
@@ -28,6 +28,7 @@ from upalm.data.hf_tokenizer import load_tokenizer
 from upalm.data.tokenizer import Tokenizer
 from upalm.distributed.processes import is_first
 from upalm.distributed.runtime import versions
+from upalm.distributed.sharding import shapes
 from upalm.files import parse_json, sha256_file, write_atomically
 from upalm.model.config import ModelConfig
 from upalm.model.palm import Decoder, empty_model, param_shardings
@@ -101,16 +102,11 @@ def load_model(
     folder, step = split_step(Path(folder))
     template = empty_model(config if remat is None else replace(config, remat=remat))
     if mesh is not None:
-        template = jax.tree.map(
-            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-            template,
-            param_shardings(template, mesh),
-        )
+        template = shapes(template, param_shardings(template, mesh))
     weights = folder / WEIGHTS
     if weights.is_file():
         return Checkpoint(read_weights(template, weights), tokenizer, info)
-    checkpoints = Checkpoints(checkpoints_folder(folder), read_only=True)
-    try:
+    with closing(Checkpoints(checkpoints_folder(folder), read_only=True)) as checkpoints:
         if step is not None:
             if step not in checkpoints.steps():
                 raise ValueError(f"no checkpoint {step} in {checkpoints.folder}: there are {checkpoints.steps()}.")
@@ -119,8 +115,6 @@ def load_model(
         if newest is None:
             raise ValueError(f"no checkpoint in {checkpoints.folder}.")
         return Checkpoint(newest[1], tokenizer, info)
-    finally:
-        checkpoints.close()
 
 
 def open_checkpoint(folder: Path) -> tuple[ModelConfig, Tokenizer, CheckpointInfo]:

@@ -44,15 +44,15 @@ class Vocabulary(NamedTuple):
         ids = {**pieces, **{piece: i for piece, (i, _) in added.items()}}
         names = BYTE_LETTERS if is_byte_level else [f"<0x{b:02X}>" for b in range(256)]
         byte_ids = [ids.get(name, -1) for name in names]
-        missing = [b for b, i in enumerate(byte_ids) if i < 0 and b not in _NEVER_IN_UTF8]
-        n_rare = 128 if is_byte_level else 0  # bytes that are rare in text may be absent from BPE vocabularies
+        special = {i for i, is_special in added.values() if is_special}
+        vocabulary = cls(ids, {i for i, _ in added.values()}, special, is_byte_level, byte_ids)
+        missing, n_rare = vocabulary.missing_bytes(), 128 if is_byte_level else 0  # rare bytes may be absent from BPE
         if len(missing) > n_rare:
             raise ValueError(
-                f"the vocabulary has no piece for {len(missing)} of the 243 bytes of UTF-8 (such as 0x{missing[0]:02X}"
-                "): byte-level tokenizers and those with byte fallback are supported."
+                f"the vocabulary has no piece for {len(missing)} of the 243 bytes of UTF-8 (such as "
+                f"0x{min(missing):02X}): byte-level tokenizers and those with byte fallback are supported."
             )
-        special = {i for i, is_special in added.values() if is_special}
-        return cls(ids, {i for i, _ in added.values()}, special, is_byte_level, byte_ids)
+        return vocabulary
 
     def text_of(self, piece: str) -> bytes:
         """Return the text of a piece, in UTF-8."""
@@ -100,9 +100,7 @@ def without_changes_of_text(described: dict[str, Any]) -> dict[str, Any]:
         "added_tokens": tokens,
         "normalizer": _without_steps(described.get("normalizer"), "normalizers"),
         "pre_tokenizer": _without_steps(described.get("pre_tokenizer"), "pretokenizers"),
-        "truncation": None,
-        "padding": None,
-        "post_processor": None,
+        **dict.fromkeys(("truncation", "padding", "post_processor")),
     }
 
 

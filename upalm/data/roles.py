@@ -53,12 +53,7 @@ class Roles:
 
 
 def choose_roles(
-    content: bytes,
-    *,
-    bos_id: int | None,
-    eos_id: int | None,
-    n_rows: int = 0,
-    sentinels: SentinelChoice = "auto",
+    content: bytes, *, bos_id: int | None, eos_id: int | None, n_rows: int = 0, sentinels: SentinelChoice = "auto"
 ) -> Roles:
     """Choose roles in a vocabulary that was not made for UL2R.
 
@@ -98,14 +93,10 @@ def _candidates(vocabulary: Vocabulary, kind: str, taken: set[int], n_rows: int)
         case "named":
             ids = [vocabulary.ids.get(f"<extra_id_{i}>", -1) for i in range(N_SENTINELS)]
             return [i for i in ids if i >= 0], "the tokenizer's own <extra_id_0> to <extra_id_99>"
-        case "reserved":
-            chosen = reserved[:N_SENTINELS]
-            ends = f"{chosen[0][1]} to {chosen[-1][1]}" if chosen else ""
-            return [i for i, _ in chosen], f"reserved tokens {ends}"
-        case "reserved-last" | "levanter":
-            chosen = reserved[-N_SENTINELS:]
-            ends = f"{chosen[0][1]} to {chosen[-1][1]}" if chosen else ""
-            return [i for i, _ in chosen], f"the last reserved tokens, {ends}"
+        case "reserved" | "reserved-last" | "levanter":
+            chosen = reserved[:N_SENTINELS] if kind == "reserved" else reserved[-N_SENTINELS:]
+            words = "reserved tokens " if kind == "reserved" else "the last reserved tokens, "
+            return [i for i, _ in chosen], words + (f"{chosen[0][1]} to {chosen[-1][1]}" if chosen else "")
         case "unused-rows":
             unused = sorted(set(range(n_rows)) - set(vocabulary.ids.values()) - taken, reverse=True)[:N_SENTINELS]
             return unused, "rows of the table that no subword has" + _span(unused)

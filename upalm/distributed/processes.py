@@ -43,16 +43,10 @@ class ProcessConfig:
         """
         if jax.distributed.is_initialized():
             return
+        given: Any = (self.coordinator, self.n_processes, self.process_id) if self.coordinator else ()
         try:
-            if self.coordinator:
-                jax.distributed.initialize(
-                    self.coordinator,
-                    self.n_processes,
-                    self.process_id,
-                    heartbeat_timeout_seconds=self.heartbeat_seconds,
-                )
-            elif _is_cluster():
-                jax.distributed.initialize(heartbeat_timeout_seconds=self.heartbeat_seconds)
+            if given or _is_cluster():
+                jax.distributed.initialize(*given, heartbeat_timeout_seconds=self.heartbeat_seconds)
         except RuntimeError as e:
             raise ValueError(f"the processes of {self} cannot be joined: {e}") from e
 

@@ -133,6 +133,11 @@ def shardings(tree: Any, axes: Mapping[str, LogicalAxes], mesh: Mesh | AbstractM
     return jax.tree.map(lambda s: NamedSharding(mesh, s), specs(tree, axes, mesh), is_leaf=_is_spec)
 
 
+def shapes(tree: Any, layout: Any) -> Any:
+    """Shapes of a tree's arrays, with the sharding of each from a tree of the same structure."""
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, layout)
+
+
 def _is_spec(x: Any) -> bool:
     return isinstance(x, PartitionSpec)
 

@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
-from upalm.files import parse_json
+from upalm.files import parse_object
 
 DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
 
@@ -83,21 +83,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"no {path}.")
     return parse_object(path.read_bytes(), path)
-
-
-def parse_object(content: bytes, path: object) -> dict[str, Any]:
-    """Parse the JSON object that a file has.
-
-    Raises:
-        ValueError: no object; `path` is named.
-    """
-    try:
-        value = parse_json(content)
-    except ValueError as e:
-        raise ValueError(f"{path} is damaged: {e}.") from e
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} is damaged: expected an object.")
-    return value
 
 
 def pieces(tensor: Any) -> Iterator[tuple[int, np.ndarray]]:

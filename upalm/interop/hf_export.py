@@ -18,6 +18,7 @@ from upalm.checkpoints.folder import WEIGHTS, load_model, open_checkpoint
 from upalm.checkpoints.lineage import CheckpointInfo
 from upalm.data.hf_tokenizer import JsonTokenizer
 from upalm.data.tokenizer import SentencePiece, Tokenizer
+from upalm.files import parse_object
 from upalm.interop.architectures import (
     Architecture,
     Settings,
@@ -26,7 +27,7 @@ from upalm.interop.architectures import (
     model_config,
     settings_of,
 )
-from upalm.interop.files import DTYPES, new_folder, open_safetensors, parse_object
+from upalm.interop.files import DTYPES, new_folder, open_safetensors
 from upalm.interop.hf_import import Progress, no_progress
 from upalm.interop.hf_tokenizer_files import SOURCE_CARD, tokenizer_files
 from upalm.interop.weights import TOP, hf_names, hf_shape, to_hf_layout

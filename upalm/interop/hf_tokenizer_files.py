@@ -67,6 +67,10 @@ def _unigram(tokenizer: SentencePiece) -> dict[str, Any]:
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     special = sorted((BOS_ID, EOS_ID, UNK_ID, *sentinels))
     bos = model.id_to_piece(BOS_ID)
+    first, second = (
+        [{"SpecialToken": {"id": bos, "type_id": i}}, {"Sequence": {"id": name, "type_id": i}}]
+        for i, name in enumerate("AB")
+    )
     return {
         "version": "1.0",
         "added_tokens": [{"id": i, "content": vocabulary[i][0], **flags} for i in special],
@@ -79,13 +83,8 @@ def _unigram(tokenizer: SentencePiece) -> dict[str, Any]:
         },
         "post_processor": {
             "type": "TemplateProcessing",
-            "single": [{"SpecialToken": {"id": bos, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
-            "pair": [
-                {"SpecialToken": {"id": bos, "type_id": 0}},
-                {"Sequence": {"id": "A", "type_id": 0}},
-                {"SpecialToken": {"id": bos, "type_id": 1}},
-                {"Sequence": {"id": "B", "type_id": 1}},
-            ],
+            "single": first,
+            "pair": [*first, *second],
             "special_tokens": {bos: {"id": bos, "ids": [BOS_ID], "tokens": [bos]}},
         },
         "decoder": {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]},

@@ -91,8 +91,8 @@ class _Arrays:
 
     def __init__(self, tensors: Mapping[str, Any], source: Path):
         self.computed = {name for name in tensors if _COMPUTED.fullmatch(name)}
-        self._left = {re.sub(r"^layers\.(\d+)\.fn\.", r"layers.\1.", k): v for k, v in tensors.items()}
-        self._left = {k: v for k, v in self._left.items() if not _COMPUTED.fullmatch(k)}
+        learnt = tensors.keys() - self.computed
+        self._left = {re.sub(r"^layers\.(\d+)\.fn\.", r"layers.\1.", name): tensors[name] for name in learnt}
         self.source = source
         betas = [tensors[name] for name in self.computed if name.endswith(".beta")]
         if any(bool((beta != 0).any()) for beta in betas):

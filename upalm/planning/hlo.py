@@ -64,6 +64,12 @@ class Computation(NamedTuple):
         """Instruction whose result the computation returns."""
         return next(i for i in self.by_name.values() if i.is_root)
 
+    def origin(self, instruction: Instruction) -> Instruction:
+        """Return the instruction whose result this one copies, however often."""
+        while instruction.opcode in ("bitcast", "copy", "copy-done", "copy-start"):
+            instruction = self.by_name[instruction.operands[0]]
+        return instruction
+
     def users(self, name: str) -> list[Instruction]:
         """Return the instructions that read a value."""
         return [i for i in self.by_name.values() if name in i.operands]
@@ -161,10 +167,7 @@ class Program:
         root = body.root
         buffers = []
         for i, name in enumerate(root.operands):
-            producer = body.by_name[name]
-            buffer, *_ = producer.result
-            while producer.opcode in ("bitcast", "copy", "copy-done", "copy-start"):
-                producer = body.by_name[producer.operands[0]]
+            buffer, producer = body.by_name[name].result[0], body.origin(body.by_name[name])
             source = body.by_name.get(producer.operands[0]) if producer.operands else None
             if producer.opcode == "get-tuple-element" and source is not None and source.opcode == "fusion":
                 inner = self.computations[_called(source, "calls")]
@@ -213,10 +216,7 @@ class Program:
         return max(-(-(n - start) // step), 1) if n is not None and step else None
 
     def _step(self, body: Computation, index: int) -> int | None:
-        producer = body.by_name[body.root.operands[index]]
-        while producer.opcode in ("bitcast", "copy", "copy-done", "copy-start"):
-            producer = body.by_name[producer.operands[0]]
-        scope = body
+        producer, scope = body.origin(body.by_name[body.root.operands[index]]), body
         if producer.opcode == "fusion":
             scope = self.computations[_called(producer, "calls")]
             producer = scope.root
@@ -230,10 +230,9 @@ class Program:
         return computation.by_name.get(producer.operands[index]) if producer and producer.opcode == "tuple" else None
 
     def _constant(self, computation, instruction, outer, loop) -> int | None:
-        while instruction is not None and instruction.opcode in ("bitcast", "copy", "copy-done", "copy-start"):
-            instruction = computation.by_name.get(instruction.operands[0])
         if instruction is None:
             return None
+        instruction = computation.origin(instruction)
         if instruction.opcode == "constant" and instruction.constant.lstrip("-").isdigit():
             return int(instruction.constant)
         if instruction.opcode == "get-tuple-element" and outer is not None:

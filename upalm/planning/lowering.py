@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from upalm import ul2r
-from upalm.distributed.sharding import row_sharding, shardings, spec
+from upalm.distributed.sharding import row_sharding, shapes, shardings, spec
 from upalm.inference.decoding import DecodingModel, State, advance
 from upalm.inference.grammar import Grammar, Progress
 from upalm.inference.sampling import Sampler
@@ -79,14 +79,10 @@ def train_arguments(
     empty, optimizer = empty_model(model), config.optimizer.build(config.n_steps)
     state = TrainState(empty, jax.eval_shape(optimizer.init, empty))
     shape = (config.accumulation, n_rows // config.accumulation, config.data.seq_len)
+    sharding = row_sharding(mesh) if mesh is not None else None
     dtypes = [x.dtype for x in Batch.empty(1, config.data.seq_len)]
-    if mesh is None:
-        return state, Batch(*(jax.ShapeDtypeStruct(shape, dtype) for dtype in dtypes))
-    batches = Batch(*(jax.ShapeDtypeStruct(shape, dtype, sharding=row_sharding(mesh)) for dtype in dtypes))
-    state = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings(state, LOGICAL_AXES, mesh)
-    )
-    return state, batches
+    batches = Batch(*(jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for dtype in dtypes))
+    return state if mesh is None else shapes(state, shardings(state, LOGICAL_AXES, mesh)), batches
 
 
 def decode_arguments(
@@ -115,11 +111,10 @@ def decode_arguments(
 
 
 def _with_shardings(tree: Any, spec: Callable[[Any, Any], PartitionSpec], mesh: Mesh | AbstractMesh) -> Any:
-    def with_sharding(path: Any, x: Any) -> Any:
-        sharding = NamedSharding(mesh, spec(path, x) if x.ndim else PartitionSpec())
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+    def sharding(path: Any, x: Any) -> NamedSharding:
+        return NamedSharding(mesh, spec(path, x) if x.ndim else PartitionSpec())
 
-    return jax.tree_util.tree_map_with_path(with_sharding, tree)
+    return shapes(tree, jax.tree_util.tree_map_with_path(sharding, tree))
 
 
 def unstacked_spec(mesh: Mesh, path: Any, x: Any) -> PartitionSpec:

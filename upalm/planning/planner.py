@@ -186,20 +186,13 @@ def _loop_bytes(model: Any, program: Program, config: ModelConfig) -> dict[str, 
     loops = [loop for loop, n in program.loops() if n == config.n_layers]
     stacks = [sum(b.n_bytes for b in program.stacked(loop)) for loop in loops]
     tables = sum(_bytes_per_chip(x) for x in (model.embed, model.head) if x is not None)
-    return {
-        "gradients": stacks[-1] + tables if len(stacks) > 1 else 0,
-        "activations": stacks[0] if stacks else 0,
-    }
+    gradients = stacks[-1] + tables if len(stacks) > 1 else 0
+    return {"gradients": gradients, "activations": stacks[0] if stacks else 0}
 
 
 def _memory(held: dict[str, int], stats: Any) -> dict[str, float]:
-    total = (
-        stats.argument_size_in_bytes
-        + stats.output_size_in_bytes
-        - stats.alias_size_in_bytes
-        + stats.temp_size_in_bytes
-        + stats.generated_code_size_in_bytes
-    )
+    kinds = ("argument", "output", "temp", "generated_code")
+    total = sum(getattr(stats, f"{kind}_size_in_bytes") for kind in kinds) - stats.alias_size_in_bytes
     by_kind = held | {"rest": total - sum(held.values()), "total": total}
     return {kind: n / GIB for kind, n in by_kind.items()}
 

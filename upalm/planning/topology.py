@@ -46,8 +46,8 @@ def target_of(topology: str, n_slices: int = 1) -> Target:
         device = jax.devices()[0]
         return Target(device.device_kind, chip_of(device.device_kind), jax.devices())
     family, _, shape = topology.partition(":")
+    hint = suggest(topology, TOPOLOGIES, "`upalm plan --list` names them.")
     if family not in CHIPS or not CHIPS[family].kind.startswith("TPU") or not re.fullmatch(r"\d+(x\d+){1,2}", shape):
-        hint = suggest(topology, TOPOLOGIES, "`upalm plan --list` names them.")
         raise ValueError(f"unknown topology {topology!r}: {hint}")
     try:
         import libtpu  # noqa: F401  # pyright: ignore[reportMissingImports]
@@ -67,7 +67,6 @@ def target_of(topology: str, n_slices: int = 1) -> Target:
         )
     except jax.errors.JaxRuntimeError as e:
         reason = str(e).split("\n")[0][:200]
-        hint = suggest(topology, TOPOLOGIES, "`upalm plan --list` names them.")
         raise ValueError(f"no slice {topology} ({reason}): {hint}") from e
     slices = f"{n_slices} x {topology}" if n_slices > 1 else topology
     return Target(slices, CHIPS[family], described.devices)

@@ -52,10 +52,8 @@ def run(config: TrainConfig, describe: Callable[[TrainConfig, ModelConfig, Mesh 
             processes.agree(config.identity() | {"versions": runtime.versions()})
             model, tokenizer = prepare(config, mesh)
             processes.agree({"tokenizer": tokenizer.hash})
-            layout = (
-                "" if mesh is None else f", {mesh.size} devices {dict(mesh.shape)} of {jax.process_count()} processes"
-            )
-            _say(f"{model.config.n_params / 1e6:.2f}M parameters, vocabulary {tokenizer.vocab_size}{layout}")
+            on_mesh = f", {mesh.size} devices {dict(mesh.shape)} of {jax.process_count()} processes" if mesh else ""
+            _say(f"{model.config.n_params / 1e6:.2f}M parameters, vocabulary {tokenizer.vocab_size}{on_mesh}")
             if mesh is not None and (note := replication_note(model.config.n_kv_heads, mesh.shape["model"])):
                 _say(f"note: {note}")
             train, validation = open_source(config.data, tokenizer)
@@ -166,12 +164,9 @@ def check_mesh(config: TrainConfig, model: ModelConfig, mesh: Mesh | AbstractMes
     """
     if mesh is None:
         return
-    n_model, n_data = mesh.shape["model"], mesh.shape["data"]
-    for name, n, over in (("n_heads", model.n_heads, n_model), ("d_ff", model.d_ff, n_model)):
-        if n % over:
-            raise ValueError(f"{name} {n} is no multiple of the {over} devices of the mesh's model axis.")
-    if model.d_model % n_data:
-        raise ValueError(f"d_model {model.d_model} is no multiple of the {n_data} devices of the mesh's data axis.")
+    for name, axis in (("n_heads", "model"), ("d_ff", "model"), ("d_model", "data")):
+        if (n := getattr(model, name)) % mesh.shape[axis]:
+            raise ValueError(f"{name} {n} is no multiple of the {mesh.shape[axis]} devices of the mesh's {axis} axis.")
     for n in config.data.batch_sizes():
         check_rows(mesh, n, config.accumulation)
 
