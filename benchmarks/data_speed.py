@@ -107,7 +107,7 @@ def upalm_batches(case: Case):
 
 
 def t5_batches(case: Case):
-    """The same of T5 and seqio."""
+    """Target tokens of batch after batch, by T5's preprocessors and seqio."""
     from peers import t5_seqio
 
     if case.mixture != "ul2r_split_x":

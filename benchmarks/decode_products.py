@@ -50,7 +50,7 @@ def of_xla(layer: tuple[tuple[int, int], ...], n_rows: int) -> Callable[[], None
 
 
 def _block(ws: list[TransposedWeight], x_RD: jax.Array) -> jax.Array:
-    """With as little between the products as makes each of them count."""
+    """One block with as little between its products as makes each of them count."""
     if len(ws) == 2:
         ends = [HEADS, HEADS + H, HEADS + 2 * H, HEADS + 2 * H + F]
         q, k, v, gate, up = jnp.split(ws[0].product(x_RD), ends, 1)

@@ -1,4 +1,4 @@
-"""What the loop around a training step costs: data, metrics and bookkeeping, as a share of the step.
+"""Cost of the loop around a training step: data, metrics and bookkeeping, as a share of the step.
 
     python benchmarks/host_overhead.py --size small
 

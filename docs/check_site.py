@@ -128,7 +128,7 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
 
 
 def check(site: Path, browser: str, timeout: float = 600) -> list[str]:
-    """What is wrong with the pages of a site.
+    """Return what is wrong with the pages of a site.
 
     Raises:
         TimeoutError: the browser gave no answer.

@@ -53,7 +53,7 @@ def source_text() -> str:
 
 @pytest.fixture(scope="module", autouse=True)
 def _compiled_programs():
-    """Forgotten after each file: each takes memory maps, Linux gives a process 65,530, and without one LLVM crashes."""
+    """Forget programs after each file: each takes memory maps, a process has 65,530, and without one LLVM crashes."""
     yield
     jax.clear_caches()
     gc.collect()

@@ -1,4 +1,4 @@
-"""What a stranger installs: declared dependencies, metadata, wheel, and the files that contributors expect."""
+"""The package that strangers install: dependencies, metadata, wheel, and the files that contributors expect."""
 
 import ast
 import re

@@ -18,7 +18,7 @@ from typing import Any
 
 @dataclass
 class Record:
-    """What one contender did."""
+    """Times and figures of one contender."""
 
     first_seconds: float
     """From the start of the process to the end of the first call: imports, construction and compilation."""
@@ -30,7 +30,7 @@ class Record:
         return statistics.median(self.values(name))
 
     def values(self, name: str = "seconds") -> list[float]:
-        """In the order of the rounds."""
+        """Values of a figure, in the order of the rounds."""
         return [sample[name] for sample in self.samples]
 
 

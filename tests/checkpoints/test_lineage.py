@@ -1,4 +1,4 @@
-"""What a checkpoint was trained on is told by the checkpoint, at any of its steps and through its continuations."""
+"""A checkpoint tells what it was trained on, at any of its steps and through its continuations."""
 
 import shutil
 from dataclasses import replace

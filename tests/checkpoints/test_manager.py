@@ -55,7 +55,7 @@ def test_reading_creates_and_deletes_nothing(finished):
 
 
 def test_readers_do_not_disturb_a_run(tmp_path, source_text, monkeypatch):
-    """Opened while each checkpoint is being written, a run ends as it would alone."""
+    """A run whose checkpoints are opened while they are written ends as it would alone."""
     (tmp_path / "text.txt").write_text(source_text)
     save = Checkpoints.save
 

@@ -11,7 +11,7 @@ from upalm.cli import completion
 
 @pytest.fixture(scope="module")
 def script():
-    """In a process of its own: some recipes leave a required path open, which the tests' type checks refuse."""
+    """The script comes from its own process: some recipes leave a path open, which the tests' type checks refuse."""
     done = subprocess.run([sys.executable, "-m", "upalm", "--completion", "bash"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -62,7 +62,7 @@ def test_programs_are_compiled_by_the_first_call_alone(checkpoint, tmp_path):
 
 
 def test_json_lines_in_and_out(upalm, monkeypatch, capsys, checkpoint, tmp_path):
-    """More than one batch, in order; texts, and parts that hold a sentinel's characters."""
+    """Answers keep the order of the lines over several batches, and parts may hold a sentinel's characters."""
     texts = [{"text": f"x{i}<extra_id_0>y"} for i in range(17)] + [{"parts": ["a <extra_id_0> b", "c"]}]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(t) + "\n" for t in texts))
     arguments = ("--max-new-tokens", "3", "--num-samples", "2", "--temperature", "1", "--json")

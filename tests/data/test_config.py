@@ -96,7 +96,7 @@ WRONG = [
 
 
 def test_values_of_the_wrong_type_are_refused():
-    """As users meet them: tests check types before the code does."""
+    """Values are refused by the code itself, in a process whose types nothing else checks."""
     program = """
 import sys
 from dataclasses import replace

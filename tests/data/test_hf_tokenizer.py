@@ -35,7 +35,7 @@ def theirs(source_text):
 
 @pytest.fixture(scope="session")
 def exported(tokenizer):
-    """Not byte-level: our SentencePiece model in their format."""
+    """A tokenizer that is not byte-level: our SentencePiece model in the format of Hugging Face."""
     content = tokenizer_files(tokenizer)["tokenizer.json"]
     return JsonTokenizer(content, choose_roles(content, bos_id=0, eos_id=1))
 

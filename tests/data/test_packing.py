@@ -10,7 +10,7 @@ from upalm.data.tokens import Tokens
 
 
 def source_of(loader, segment, example):
-    """What a segment was loader of, by splicing its targets into its inputs."""
+    """Source text of a segment, by splicing its targets into its inputs."""
     segmenter = loader.segmenters[segment.denoiser_id]
     inputs = example.inputs[len(segmenter.mode_ids) : len(example.inputs) - len(segmenter.inputs_eos_ids)]
     targets = example.targets[: len(example.targets) - len(segmenter.eos_ids)]
@@ -92,7 +92,7 @@ def test_rows_fit_their_budgets():
 
 
 def test_weights_are_shares_of_examples():
-    """Also where rooms are short: a denoiser that does not fit a row begins the next, it is not drawn again."""
+    """A denoiser that does not fit a row begins the next and is not drawn again, so short rooms keep the shares."""
     loader = build_loader(Tokens.from_documents(random_documents([400] * 2000)), mixture="ul2r_split_x", seq_len=200)
     counted = statistics(loader, count_rows(loader, 1))
     n = sum(d.examples for d in counted.denoisers)

@@ -229,7 +229,7 @@ def write_pages(folder, text, n=60):
 
 
 def test_the_vocabulary_is_sampled_from_all_files(tmp_path, source_text, capsys):
-    """As U-PaLM's texts are mixed: what comes last by name counts as much as what comes first."""
+    """A file that comes last by name counts as much as one that comes first."""
     folder = write_pages(tmp_path / "texts", source_text)
     (folder / "a.txt").write_text(source_text * 90)  # above the 4 MB of a vocabulary
     (folder / "z.txt").write_text("В чащах юга жил бы цитрус? Да, но фальшивый экземпляр!\n" * 20_000)
@@ -268,7 +268,7 @@ def test_a_finished_build_answers_its_request_alone(tmp_path, source_text):
 
 
 def test_an_interrupted_build_keeps_its_choice_of_text(tmp_path, tokenizer, source_text):
-    """What is undecodable decides the documents: both halves of a build agree on it."""
+    """Both halves of a build agree on what is undecodable, because it decides the documents."""
     folder, out = write_pages(tmp_path / "texts", source_text), str(tmp_path / "built")
     (folder / "99.txt").write_bytes(b"\xff")
     with pytest.raises(ValueError, match=r"99\.txt"):
@@ -291,7 +291,7 @@ def test_a_build_refuses_what_no_run_can_use(tmp_path, content, message):
 
 
 def test_a_finished_build_is_looked_through_again(built, source, tokenizer):
-    """It mends the tokenizer, and refuses shards that are gone, instead of saying that all is done."""
+    """A second build mends the tokenizer and refuses shards that are gone, instead of saying that all is done."""
     (built / "tokenizer.model").unlink()
     shards.build(str(source), str(built), tokenizer)
     assert load_tokenizer(built).hash == tokenizer.hash
@@ -379,7 +379,7 @@ def test_shards_on_an_object_store(bucket, built, source, tokenizer):
 
 
 def test_shards_of_earlier_versions_open_and_resume(built, source, tokenizer):
-    """Their manifests know no checksums of the source, and name its files by their paths."""
+    """Manifests of earlier versions know no checksums of the source, and name its files by their paths."""
     content = json.loads((built / "manifest.json").read_text())
     for name in ("sha256", "skip_undecodable", "trained_vocab_size"):
         del content[name]

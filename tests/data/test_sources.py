@@ -180,7 +180,7 @@ def test_plain_text_of_any_ending_is_read_by_pattern(tmp_path):
 
 
 def test_documents_are_named_by_relative_path(tmp_path):
-    """Else files of one name in many folders all fall in the same split."""
+    """Relative paths keep files of one name in many folders from all falling in the same split."""
     for i in range(40):
         (tmp_path / str(i)).mkdir()
         (tmp_path / str(i) / "page.txt").write_text(f"page {i}")
@@ -246,7 +246,7 @@ def test_parquet_reads_the_columns_of_text_alone(tmp_path):
 
 
 def test_a_sample_is_drawn_from_all_documents():
-    """Also from those at the end: every piece is equally likely, and the draw is the same every time."""
+    """Every piece is equally likely, those at the end too, and the draw is the same every time."""
     documents = [readers.Document(f"{i}", f"{i:04d}" * 750) for i in range(4000)]
     pieces = sources.sample(documents, 1000)
     assert pieces == sources.sample(documents, 1000)
@@ -261,7 +261,7 @@ def test_a_sample_is_drawn_from_all_documents():
 
 
 def test_supervised_rows_may_have_empty_targets(tmp_path):
-    """They teach to end at once; only a row without any text is none."""
+    """Empty targets teach to end at once; only a row without any text is left out."""
     rows = [{"inputs": "x", "targets": ""}, {"inputs": "", "targets": "y"}, {"inputs": "", "targets": ""}]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     pairs = [(d.inputs, d.text) for d in sources.TextSource(str(tmp_path / "a.jsonl")).documents()]

@@ -26,7 +26,7 @@ def test_ids_that_are_no_int32_are_refused(ids):
 
 
 def test_sentinels_in_supervised_examples_are_sentinels(tokenizer):
-    """As in prompts; in plain text they are characters."""
+    """`<extra_id_0>` is a sentinel in supervised examples, as in prompts, and characters in plain text."""
     text, targets = "a <extra_id_0> b <extra_id_1>", "<extra_id_0> x y <extra_id_99>"
     pairs = encode(tokenizer, [Document("a", targets, text), Document("b", "plain", "no gap")])
     first, last = pairs.n_inputs[0], pairs.offsets[1]

@@ -85,7 +85,7 @@ def test_batches_are_the_same_on_every_mesh(pod, n):
 
 @pytest.mark.slow
 def test_sigterm_to_one_process_saves_on_all(pod, pair):
-    """As a preemption notice does. Then on the same mesh to the same bits, and on another to the same numbers."""
+    """SIGTERM announces a preemption. A run resumes to the same bits on its mesh, to the same numbers on another."""
     started = pod.start("stopped", *mesh(1, 4, 2), "--save-every", 100, n=2)
     wait_for(started[0], "train 1/8")
     started[1].send_signal(signal.SIGTERM)

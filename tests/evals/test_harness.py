@@ -141,7 +141,7 @@ def test_long_contexts_lose_their_front_and_keep_the_mode(tokenizer, checkpoint)
 
 
 def test_every_token_of_a_text_is_predicted_once(model, tokenizer, checkpoint, source_text):
-    """With a model that gives all tokens the same probability, log-likelihood counts them."""
+    """Log-likelihood counts the tokens of a text where a model gives all the same probability."""
     lm = UpalmLM(checkpoint)
     lm._scorer = Scorer(jax.tree.map(lambda x: x * 0, model), tokenizer)
     texts = [source_text[:n] for n in (1, 40, 900, 3000)]

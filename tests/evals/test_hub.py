@@ -189,7 +189,7 @@ def test_fetching_without_the_extra_names_it(monkeypatch):
 
 
 def test_online_hub_reads_the_parquet_branch(monkeypatch, tmp_path):
-    """Against stand-ins with the signatures of the real calls."""
+    """Stand-ins have the signatures of the real calls."""
     pytest.importorskip("huggingface_hub", reason="needs pip install 'upalm[hf]'")
     online, calls = hub.OnlineHub(), []
 

@@ -78,6 +78,6 @@ for make, message in (
 
 
 def test_wrong_types_are_refused_without_a_type_checker(tmp_path):
-    """In a process of its own, since these tests check types."""
+    """The code itself refuses wrong types, in a process whose types nothing else checks."""
     done = subprocess.run([sys.executable, "-c", WRONG, str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

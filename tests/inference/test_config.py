@@ -29,7 +29,7 @@ def test_values_out_of_range_are_refused(wrong, message):
 
 
 def test_values_of_another_type_are_refused_and_nan_too():
-    """In a process where no other checker of types is before ours."""
+    """The code itself refuses them, in a process whose types nothing else checks."""
     program = """
 from upalm.inference.config import GenerationConfig
 nan = float("nan")

@@ -1,4 +1,4 @@
-"""What a user asks in text: the sentinel grammar end to end, the tolerant parser, streams and bad input."""
+"""Infilling and continuing text: the sentinel grammar end to end, the tolerant parser, streams and bad input."""
 
 import dataclasses
 

@@ -111,7 +111,7 @@ def test_exported_tokenizers_give_the_ids_of_their_origin(layernorm, tokenizer, 
 
 
 def test_texts_that_look_like_bytes_come_back(layernorm, tokenizer):
-    """In a vocabulary with byte fallback, `<0x41>` is the piece of the byte 0x41."""
+    """`<0x41>` in a text comes back, though it is the piece of the byte 0x41 in a vocabulary with byte fallback."""
     transformers = oracle("transformers")
     theirs = transformers.AutoTokenizer.from_pretrained(layernorm[1])
     for text in (f"x<0x{byte:02X}>y" for byte in range(256)):

@@ -27,7 +27,7 @@ def rewrite(path: Path, change) -> None:
 
 
 def with_more_tokens(folder: Path) -> dict:
-    """More added tokens than the table has rows."""
+    """A tokenizer.json with more added tokens than the table has rows."""
     tokens = json.loads((folder / "tokenizer.json").read_text())["added_tokens"]
     more = [tokens[0] | {"id": 700 + i, "content": f"<more_{i}>"} for i in range(5)]
     return {"added_tokens": [*tokens, *more]}

@@ -94,7 +94,7 @@ def test_logits_gradients_and_generation_are_the_classes(saved, tmp_path, kind):
 
 
 def test_names_of_older_files_and_plain_rotary(saved):
-    """Without the residual's `fn`, and rotary embeddings without xPos."""
+    """Older files have no `fn` of the residual in their names; rotary embeddings may lack xPos."""
     theirs = palm()
     for layer in theirs.layers:
         layer.fn.rotary_emb.use_xpos = False

@@ -152,7 +152,7 @@ FORWARD, BACKWARD = "@__cudnn$fmhaScaleBiasSoftmax(", "@__cudnn$fmhaScaleBiasSof
 @pytest.mark.parametrize(("n_kv_heads", "d_head"), [(1, 256), (2, 64), (8, 128)])
 @pytest.mark.parametrize("has_mesh", [False, True])
 def test_gpus_fuse_attention_without_scores(hopper, n_kv_heads, d_head, has_mesh):
-    """In bf16 no array of T x S per head is in the program, but one mask per row."""
+    """The program in bf16 has one mask per row, and no array of T x S per head."""
     with jax.set_mesh(make_mesh(1, 1, devices=jax.devices()[:1])) if has_mesh else nullcontext():
         text = attention_step("bfloat16", n_kv_heads, d_head)
     assert FORWARD in text and BACKWARD in text

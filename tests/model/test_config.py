@@ -73,7 +73,7 @@ def test_impossible_shapes_are_refused(change, message):
 
 
 def test_unknown_choices_are_refused():
-    """As from a config.json of a later version."""
+    """A config.json of a later version may hold choices that this one does not know."""
     config = object.__new__(ModelConfig)
     config.__dict__.update(vars(ModelConfig()) | {"block": "sideways"})
     with pytest.raises(ValueError, match="block is 'sideways', expected one of parallel, sequential, post_norm"):

@@ -56,7 +56,7 @@ def test_values_and_gradients(kind, dtype):
 
 
 def test_blocks_outside_every_range_are_not_visited():
-    """Not even to be masked: what is not a number there would spread."""
+    """Blocks outside are not even masked: NaN in them would spread."""
     rng = np.random.default_rng(0)
     q, k, v = (jnp.asarray(rng.normal(size=(1, 4 * 512, H)), jnp.float32) for _ in range(3))
     start = jnp.repeat(jnp.asarray([[0, 512, 512, 1536]]), 512, 1)

@@ -172,7 +172,7 @@ def test_model_is_the_papers(n_kv_heads):
 
 
 def with_config(model: Decoder, **changes) -> Decoder:
-    """The same weights under another config."""
+    """The weights of a model under another config."""
     structure = jax.tree.structure(empty_model(replace(model.config, **changes)))
     return jax.tree.unflatten(structure, jax.tree.leaves(model))
 

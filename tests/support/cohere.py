@@ -49,7 +49,7 @@ def byte_level(text: str, n_reserved: int = 0):
 
 
 def save(model, folder: Path, text: str, dtype: str = "float32", shard: str = "50GB") -> Path:
-    """As a user finds it: config.json, safetensors, tokenizer.json."""
+    """Write a checkpoint as users find it: config.json, safetensors, tokenizer.json."""
     import torch
 
     model.to(getattr(torch, dtype)).save_pretrained(folder, max_shard_size=shard)
@@ -64,7 +64,7 @@ def edit(path: Path, **changes) -> None:
 
 
 def logits(model, ids: np.ndarray, mask: np.ndarray | None = None, positions: np.ndarray | None = None) -> np.ndarray:
-    """Of [B, T] ids under a boolean [B, T, T] mask; causal without one."""
+    """Logits of [B, T] ids under a boolean [B, T, T] mask; causal without one."""
     import torch
 
     given = {}

@@ -17,7 +17,7 @@ RECIPE = Path(__file__).with_name("pod_recipe.py")
 
 
 class Pod:
-    """What runs are started with: a recipe, and a place for run folders."""
+    """A recipe to start runs with, and a place for their folders."""
 
     def __init__(self, folder: Path, data: Path):
         self.folder, self.data = folder, data
@@ -48,22 +48,22 @@ class Pod:
         return started
 
     def finish(self, processes: list[subprocess.Popen], ok: bool | None = True) -> list[str]:
-        """What each said on stderr."""
+        """Wait for the processes; return what each said on stderr."""
         said = [p.communicate(timeout=300)[1] for p in processes]
         if ok is not None:
             assert all((p.returncode == 0) == ok for p in processes), "\n".join(x[-3000:] for x in said)
         return said
 
     def run(self, out: str, *words, **options) -> list[str]:
-        """To the end."""
+        """Run the processes to their end."""
         return self.finish(self.start(out, *words, **options))
 
     def params(self, out: str) -> dict[str, np.ndarray]:
-        """Of the newest checkpoint."""
+        """Parameters of a run's newest checkpoint."""
         return {k: np.asarray(v) for k, v in to_arrays(load_model(self.folder / out)[0]).items()}
 
     def metrics(self, out: str) -> list[dict]:
-        """Without what differs between equal runs."""
+        """Metrics of a run without those that differ between equal runs."""
         rows = [json.loads(line) for line in (self.folder / out / "metrics.jsonl").read_text().splitlines()]
         return [{k: v for k, v in row.items() if k not in OF_THE_MACHINE} for row in rows]
 
@@ -77,5 +77,5 @@ def wait_for(process: subprocess.Popen, text: str) -> None:
 
 
 def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
-    """To the bit."""
+    """Whether two sets of arrays are equal to the bit."""
     return a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)

@@ -14,7 +14,7 @@ from upalm.training.spikes import SpikeConfig
 
 
 def test_settings_of_an_earlier_version_are_the_same_run():
-    """Its classes had other names, and lacked fields that have been added since."""
+    """Settings of earlier versions name classes otherwise, and lack fields that have been added since."""
     here = TrainConfig(Path("run")).identity()
     stored = deepcopy(here)
     for name in ("block", "gate", "rope_factor"):

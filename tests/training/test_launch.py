@@ -1,4 +1,4 @@
-"""From settings to a run: weights and tokenizer to start from, and run folders that repeat themselves."""
+"""Runs from their settings: weights and tokenizer to start from, and run folders that repeat themselves."""
 
 import dataclasses
 import json

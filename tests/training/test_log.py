@@ -1,4 +1,4 @@
-"""What a run logs: metrics of the model and of the machine, and profiles."""
+"""The log of a run: metrics of the model and of the machine, and profiles."""
 
 import dataclasses
 

@@ -74,7 +74,7 @@ def test_step_compiles_once(config, tokenizer, tokens):
 
 
 def test_metrics_are_read_while_the_next_step_runs(config, monkeypatch):
-    """Else the device would wait for the host. The order of dispatching (d) and reading (r):"""
+    """The device need not wait for the host. The order of dispatching (d) and reading (r):"""
     order, real_step, real_get = [], step.train_step, jax.device_get
     monkeypatch.setattr(loop, "train_step", lambda *a, **k: order.append("d") or real_step(*a, **k))
 
@@ -116,7 +116,7 @@ def test_resumed_is_uninterrupted_bit_for_bit(config, tokenizer, tokens, optimiz
 
 @pytest.mark.slow
 def test_sigkill_at_20_random_moments_changes_nothing(config, tmp_path):
-    """Also inside a save, which continues in the background: there is one every other step."""
+    """Kills also fall into saves, which continue in the background: there is one every other step."""
     config = dataclasses.replace(config, n_steps=60, save_every=2, eval_every=20)
     whole = dataclasses.replace(config, out=tmp_path / "whole")
     run(whole)
@@ -216,7 +216,7 @@ def test_checkpoints_elsewhere_open_and_resume_by_either_folder(config, tmp_path
     "UPALM_TEST_BUCKET" not in os.environ, reason="UPALM_TEST_BUCKET=gs://... names a bucket to write to"
 )
 def test_checkpoints_in_a_bucket(config, tmp_path):
-    """Written to and read from an object store; the folder of the run may be lost."""
+    """Checkpoints go to an object store and come back from it; the folder of the run may be lost."""
     folder = f"{os.environ['UPALM_TEST_BUCKET']}/{tmp_path.name}-{os.getpid()}"
     config = dataclasses.replace(config, n_steps=6, checkpoints=CheckpointConfig(folder=folder))
     run(config)
@@ -242,7 +242,7 @@ def test_checkpoint_says_how_its_inputs_end(config, tokenizer, tokens):
 
 @pytest.mark.parametrize(("ignored", "n_steps"), [(False, 5), (True, 12)])
 def test_hang_up_saves_unless_it_is_ignored(config, monkeypatch, ignored, n_steps):
-    """As of a terminal that is closed; nohup ignores it."""
+    """A terminal that is closed sends a hang-up; nohup ignores it."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
     real, calls = step.train_step, []
 

@@ -97,7 +97,7 @@ def test_updates_are_clipped_as_optax_does_per_layer():
 
 
 def test_factored_moments_of_gradients_of_rank_one_are_exact():
-    """Also where a layer's parameter has more than two axes."""
+    """Factored moments are exact for a layer's parameter of any number of axes."""
     rows, columns = (
         jax.random.normal(jax.random.key(0), (3, 4, 2, 1)),
         jax.random.normal(jax.random.key(1), (3, 1, 1, 5)),

@@ -1,4 +1,4 @@
-"""What a run resumes from, and which folders it refuses."""
+"""Resuming: the state that a run starts from, and the folders that it refuses."""
 
 import dataclasses
 import shutil
@@ -48,7 +48,7 @@ def test_changed_settings_are_refused_unless_allowed(config, capsys):
 
 
 def test_checkpoints_refuse_settings_without_the_folder(config, tmp_path):
-    """On a new machine, whose disk has no config.json."""
+    """A new machine's disk has no config.json, so the checkpoints themselves refuse other settings."""
     elsewhere = CheckpointConfig(folder=str(tmp_path / "bucket"))
     run(dataclasses.replace(config, checkpoints=elsewhere, n_steps=6))
     shutil.rmtree(config.out)
@@ -57,7 +57,7 @@ def test_checkpoints_refuse_settings_without_the_folder(config, tmp_path):
 
 
 def test_another_tokenizer_is_refused_and_nothing_written(config, source_text):
-    """As where the shards were built anew in the same place."""
+    """Shards that were built anew in the same place may have another tokenizer."""
     run(config)
     before = (config.out / "config.json").read_text(), (config.out / "tokenizer.model").read_bytes()
     other = SentencePiece.train([source_text[:50_000]], 512)
@@ -86,7 +86,7 @@ def test_model_of_another_size_is_refused(config):
 
 
 def test_second_trainer_on_a_folder_in_use_is_refused(config, tmp_path, monkeypatch):
-    """By the folder of the run, or by that of its checkpoints; the first run is not disturbed."""
+    """The folder of the run refuses, or that of its checkpoints; the first run is not disturbed."""
     config = dataclasses.replace(config, checkpoints=CheckpointConfig(folder=str(tmp_path / "elsewhere")))
     step, refusals = loop.train_step, []
 
@@ -105,7 +105,7 @@ def test_second_trainer_on_a_folder_in_use_is_refused(config, tmp_path, monkeypa
 
 
 def test_resuming_with_an_empty_checkpoint_folder_is_refused(config, tmp_path):
-    """Which would begin anew, and drop the metrics."""
+    """An empty folder of checkpoints would begin the run anew and drop its metrics."""
     run(config)
     before = log_lines(config.out)
     with pytest.raises(ValueError, match=r"lie in .*run/steps, and .*bucket/steps holds none: move"):
@@ -121,7 +121,7 @@ def test_folder_that_is_a_file_is_refused(config, tmp_path):
 
 
 def test_run_killed_before_its_description_resumes(config):
-    """It left a lock that nobody holds, and an empty folder of checkpoints."""
+    """A run that was killed early leaves a lock that nobody holds, and an empty folder of checkpoints."""
     (config.out / "steps").mkdir(parents=True)
     (config.out / "lock").write_text("process 1 on nowhere")
     run(config)
@@ -177,7 +177,7 @@ def test_fewer_steps_than_made_are_refused(config):
 
 
 def test_run_folder_inside_its_text_is_refused(config, tmp_path, source_text):
-    """Else the next start would train on the run's own files."""
+    """A run inside its text would train on its own files at the next start."""
     (tmp_path / "project").mkdir()
     (tmp_path / "project" / "text.txt").write_text(source_text)
     data = dataclasses.replace(config.data, source=str(tmp_path / "project"))

@@ -109,7 +109,7 @@ print(sorted(m for m in outside if not m.startswith(("_", "sitecustomize"))))
 
 
 def test_the_folder_works_elsewhere_under_another_name(tmp_path):
-    """With NumPy and the standard library alone, and upalm not to be found."""
+    """The folder needs NumPy and the standard library alone, and works where upalm is not to be found."""
     shutil.copytree(Path(ul2r.__file__).parent, tmp_path / "borrowed")
     program = "import sys; sys.path.insert(0, '.')\n" + ALONE
     done = subprocess.run(

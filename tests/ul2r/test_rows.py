@@ -36,7 +36,7 @@ def test_rows_are_seqios():
 
 @pytest.mark.parametrize("seq_len", [1, 7, 32_767, 32_768, 70_000])
 def test_positions_and_segment_ids_never_wrap(seq_len):
-    """Also in rows longer than int16 counts, and with a segment at every position."""
+    """Rows may be longer than int16 counts, and may have a segment at every position."""
     one, many = Batch.empty(2, seq_len).row(0), Batch.empty(2, seq_len).row(1)
     nothing = np.empty(0, np.int32)
     ul2r.write_segment(one, 0, ul2r.Example(nothing, np.arange(seq_len, dtype=np.int32)), 1, 0, 0)
@@ -57,7 +57,7 @@ def test_packed_rows_come_back(seq_len, per_token):
 
 
 def test_a_denoiser_that_breaks_its_promise_is_named():
-    """Else its rows overflow, or floats are cut to ids."""
+    """A denoiser that breaks its promise would overflow its rows, or have floats cut to ids."""
 
     class Doubles(ul2r.PrefixLM):
         def __call__(self, tokens, rng, symbols):

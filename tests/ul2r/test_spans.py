@@ -63,7 +63,7 @@ def test_partition_is_uniform():
 @settings(max_examples=300, deadline=None)
 @given(denoiser=SPANS, ids=st.lists(st.integers(0, VOCAB_SIZE - 101), max_size=300), seed=st.integers(0, 2**32))
 def test_splicing_targets_into_inputs_restores_the_text(denoiser, ids, seed):
-    """With any ids: 0, EOS and padding are nothing special."""
+    """Any ids come back: 0, EOS and padding are nothing special."""
     tokens = np.array(ids, np.int32)
     example = denoiser(tokens, np.random.default_rng(seed), SYMBOLS)
     assert np.array_equal(ul2r.restore(example, SENTINELS), tokens)
