@@ -78,11 +78,8 @@ def _acquire(folder: Path) -> IO[str]:
                 break
         file.close()  # its last owner has just removed it
     file.truncate(0)
-    print(
-        f"process {os.getpid()} on {socket.gethostname()} since {datetime.now():%Y-%m-%d %H:%M:%S}",
-        file=file,
-        flush=True,
-    )
+    owner = f"process {os.getpid()} on {socket.gethostname()} since {datetime.now():%Y-%m-%d %H:%M:%S}"
+    print(owner, file=file, flush=True)
     return file
 
 

@@ -139,16 +139,8 @@ class Show:
             raise ValueError(f"no folder {self.mask.absolute().parent} for the file {self.mask.name} of --mask.")
 
     def __call__(self) -> None:
-        settings = config.DataConfig(
-            self.data,
-            self.mixture,
-            self.seq_len,
-            self.batch_size,
-            layout=self.layout,
-            joint_budget=self.joint_budget,
-            include=self.include,
-            skip_undecodable=self.skip_undecodable,
-        )
+        names = ("mixture", "seq_len", "batch_size", "layout", "joint_budget", "include", "skip_undecodable")
+        settings = config.DataConfig(self.data, **{name: getattr(self, name) for name in names})
         folders = config.built_folders(settings.source)
         if folders and self.tokenizer is not None:
             raise ValueError(

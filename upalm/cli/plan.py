@@ -4,17 +4,20 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import tyro
+from etils import epy
 
 from upalm import arguments
 from upalm.planning.search import MeshPlans, Request, plan_every_mesh, plan_in_subprocess
 from upalm.terminal import console
 from upalm.training import recipes
 
-if TYPE_CHECKING:
-    from rich.table import Table
+with epy.lazy_imports():  # once the options are read: some import JAX
+    from rich import table as rich_table
+
+    from upalm.planning import planner, topology
 
 
 @dataclass(frozen=True)
@@ -69,9 +72,7 @@ class Plan:
             output.print(refusal)
         output.print(_ranking(meshes.plans) if self.find_mesh else _table(plan))
         if plan["fits"] is False:
-            from upalm.planning.planner import ADVICE
-
-            output.print(f"It does not fit. What helps: {ADVICE}.")
+            output.print(f"It does not fit. What helps: {planner.ADVICE}.")
 
     def _request(self) -> Request:
         if not self.recipe:
@@ -94,13 +95,11 @@ class Plan:
 # --- Output ---------------------------------------------------------------------------------------
 
 
-def _table(plan: dict[str, Any]) -> "Table":
-    from rich.table import Table
-
+def _table(plan: dict[str, Any]) -> "rich_table.Table":
     mesh = " x ".join(f"{n} {name}" for name, n in plan["mesh"].items()) or "one device"
     kind = f"decoding {plan['decodes']} rows, " if plan["decodes"] else ""
     title = f"{kind}{plan['recipe']} {plan['config']} on {plan['topology']}: {plan['devices']} devices, {mesh}"
-    table = Table(title=title, show_header=False)
+    table = rich_table.Table(title=title, show_header=False)
     row, memory = table.add_row, plan["memory_gib"]
     row("parameters", f"{plan['params'] / 1e9:,.2f}B")
     for kind, gib in memory.items():
@@ -143,10 +142,8 @@ PAPER = {
 """Cost of a recipe as the papers report it."""
 
 
-def _ranking(plans: Sequence[dict[str, Any]]) -> "Table":
-    from rich.table import Table
-
-    table = Table(title="meshes that divide, those that fit first")
+def _ranking(plans: Sequence[dict[str, Any]]) -> "rich_table.Table":
+    table = rich_table.Table(title="meshes that divide, those that fit first")
     for name in ("replica x data x model", "GiB per chip", "fits", "step, s", "bound by", "MFU"):
         table.add_column(name, justify="right")
     for plan in plans:
@@ -159,10 +156,8 @@ def _ranking(plans: Sequence[dict[str, Any]]) -> "Table":
 
 
 def _list() -> None:
-    from upalm.planning.topology import TOPOLOGIES
-
     print("here    the devices of this machine")
-    for family in dict.fromkeys(name.split(":")[0] for name in TOPOLOGIES):
-        shapes = [name for name in TOPOLOGIES if name.startswith(f"{family}:")]
+    for family in dict.fromkeys(name.split(":")[0] for name in topology.TOPOLOGIES):
+        shapes = [name for name in topology.TOPOLOGIES if name.startswith(f"{family}:")]
         print(f"{family:7} {' '.join(shapes)}")
     print("Other shapes of these generations work if libtpu knows them. --slices N joins several.")

@@ -151,7 +151,7 @@ class Tokenizer(ABC):
             raise ValueError(f"mode tokens do not encode to different ids: {self.symbols.modes}.")
 
 
-def check_utf8(text: str) -> None:
+def check_utf8(text: str, what: str = "the text") -> None:
     """Refuse lone surrogates, which no vocabulary of bytes can spell.
 
     Raises:
@@ -164,8 +164,8 @@ def check_utf8(text: str) -> None:
     except UnicodeEncodeError as e:
         near = text[max(e.start - 20, 0) : e.start + 20]
         raise ValueError(
-            f"the text {near!r} has the lone surrogate U+{ord(text[e.start]):04X} at character {e.start}: half a "
-            "character, which UTF-8 cannot write. Leave it out, or replace it."
+            f"{what} has the lone surrogate U+{ord(text[e.start]):04X} at character {e.start}, in {near!r}: half a "
+            "character, which UTF-8 cannot write. Leave it out, or decode the text anew."
         ) from None
 
 

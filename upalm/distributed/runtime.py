@@ -32,11 +32,8 @@ def enable_compilation_cache() -> None:
         if not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError(f"{folder} is not writable")
     except (OSError, RuntimeError) as e:  # RuntimeError: neither HOME nor an entry in the list of users
-        reason = str(e).rstrip(".")
-        print(
-            f"note: compiled programs are not cached ({reason}); JAX_COMPILATION_CACHE_DIR names a folder.",
-            file=sys.stderr,
-        )
+        note = f"compiled programs are not cached ({str(e).rstrip('.')}); JAX_COMPILATION_CACHE_DIR names a folder."
+        print(f"note: {note}", file=sys.stderr)
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

@@ -230,7 +230,7 @@ def row_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(None, ACT_RULES["batch"]))
 
 
-def check_rows(mesh: Mesh | AbstractMesh | AbstractMesh, n_rows: int, accumulation: int) -> None:
+def check_rows(mesh: Mesh | AbstractMesh, n_rows: int, accumulation: int) -> None:
     """Refuse a batch that the devices do not divide.
 
     Raises:

@@ -58,9 +58,8 @@ class UpalmLM(LM):
         if split not in ("separate", "joint"):
             raise ValueError(f"split is {split!r}, expected separate or joint.")
         model, tokenizer, info = load_model(checkpoint)
-        self._scorer = Scorer(
-            model, tokenizer, PromptFormat(attention, mode, infill, info.inputs_eos), tokens_per_batch=tokens_per_batch
-        )
+        prompt_format = PromptFormat(attention, mode, infill, info.inputs_eos)
+        self._scorer = Scorer(model, tokenizer, prompt_format, tokens_per_batch=tokens_per_batch)
         self._split, self.n_cut = split, 0
 
     @property
@@ -157,9 +156,8 @@ class UpalmLM(LM):
             by_options.setdefault((int(options.get("max_gen_toks", 256)), stop), []).append(i)
         answers = [""] * len(requests)
         for (n_new, stop), indices in by_options.items():
-            prompts = [
-                self._fit_prompt(self._scorer.encode(str(_get_arguments(requests[i])[0])), n_new) for i in indices
-            ]
+            texts = [str(_get_arguments(requests[i])[0]) for i in indices]
+            prompts = [self._fit_prompt(self._scorer.encode(text), n_new) for text in texts]
             for k, text in self._scorer.generate(prompts, n_new, stop):
                 answers[indices[k]] = text
         return answers

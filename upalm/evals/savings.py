@@ -263,12 +263,11 @@ def _tabulate(points: Sequence[Point], tasks: Sequence[str]) -> np.ndarray:
 def describe_checkpoint(checkpoint: Path, model: Decoder, scorer: Scorer) -> dict[str, Any]:
     """Describe the checkpoint of results: its identity, and the compute that made it."""
     config, stages = model.config, lineage.stages(checkpoint)
-    compute: dict[str, Any] = {"n_params": config.n_params, "stages": None}
-    compute |= {"flops_6nd": None, "flops_with_attention": None}
+    compute: dict[str, Any] = dict.fromkeys(("stages", "flops_6nd", "flops_with_attention"))
     if stages is not None:
         n_tokens = sum(stage.n_tokens for stage in stages)
         compute["stages"] = [stage._asdict() for stage in stages]
         compute["flops_6nd"] = 6 * config.n_params * n_tokens
         compute["flops_with_attention"] = config.train_flops_per_token() * n_tokens
     identity = {"upalm": __version__, "checkpoint": str(checkpoint), "fingerprint": scorer.fingerprint}
-    return identity | {"compute": compute}
+    return identity | {"compute": {"n_params": config.n_params} | compute}

@@ -36,11 +36,8 @@ class PromptFormat:
     """EOS after `<extra_id_0>`, as in the checkpoint's training (`CheckpointInfo.inputs_eos`)."""
 
     def __post_init__(self):
-        for name, value, known in (
-            ("attention", self.attention, ("prefix", "causal")),
-            ("mode", self.mode, ("none", *MODES)),
-        ):
-            if value not in known:
+        for name, known in (("attention", ("prefix", "causal")), ("mode", ("none", *MODES))):
+            if (value := getattr(self, name)) not in known:
                 raise ValueError(f"{name} is {value!r}: {suggest(value, known)}")
 
     def identity(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from upalm.data.tokenizer import check_utf8
 from upalm.inference.sampling import Sampler
 
 Mode = Literal["none", "s2s", "nlu", "nlg"]
@@ -63,28 +64,13 @@ class GenerationConfig:
         for word in self.stop:
             if not word:
                 raise ValueError("a stop string is empty: every text has it.")
-            check_text(word, "a stop string")
+            check_utf8(word, "a stop string")
 
     def mode_for(self, has_gaps: bool) -> Mode:
         """The mode token that a prompt gets."""
         if self.mode == "auto":
             return "nlg" if has_gaps else "none"
         return self.mode
-
-
-def check_text(text: str, what: str) -> None:
-    """Refuse what is no text: lone surrogates, which no encoding has.
-
-    Raises:
-        ValueError: with the place of the first.
-    """
-    try:
-        text.encode()
-    except UnicodeEncodeError as e:
-        raise ValueError(
-            f"{what} has the lone surrogate U+{ord(text[e.start]):04X} at character {e.start}: it is no text. "
-            "Decode it anew, as UTF-8 or with the encoding that it is in."
-        ) from e
 
 
 def _check_choice(name: str, value: object, choice: Sequence[str]) -> None:

@@ -11,9 +11,9 @@ from jax.sharding import Mesh
 from upalm.checkpoints.folder import load_model
 from upalm.checkpoints.lineage import CheckpointInfo
 from upalm.checkpoints.shipped import PALM_TINY
-from upalm.data.tokenizer import Tokenizer
+from upalm.data.tokenizer import Tokenizer, check_utf8
 from upalm.inference import generation, scoring
-from upalm.inference.config import Attention, GenerationConfig, Mode, check_text
+from upalm.inference.config import Attention, GenerationConfig, Mode
 from upalm.inference.decoding import DecodingModel
 from upalm.inference.generation import Continuation, Infill, Piece
 from upalm.inference.prompts import prompt_ids, span_ids, split_gaps
@@ -119,7 +119,7 @@ class LanguageModel:
 
     def _target_ids(self, prompt: Text, target: Text) -> list[int]:
         if isinstance(target, str):
-            check_text(target, "the target")
+            check_utf8(target, "the target")
             return self.tokenizer.encode(target)
         if len(target) != (n_gaps := len(split_gaps(prompt)) - 1):
             raise ValueError(f"{len(target)} spans for {n_gaps} gaps: expected one span per gap.")

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from upalm.data.tokenizer import Tokenizer
-from upalm.inference.config import Mode, check_text
+from upalm.data.tokenizer import Tokenizer, check_utf8
+from upalm.inference.config import Mode
 from upalm.ul2r.symbols import MODES, N_SENTINELS, SENTINEL_TEXT
 
 
@@ -33,7 +33,7 @@ def split_gaps(text_or_parts: str | Sequence[str]) -> tuple[str, ...]:
     if parts in ((), ("",)):
         raise ValueError("the text is empty: there is nothing to continue or to fill.")
     for part in parts:
-        check_text(part, "the text")
+        check_utf8(part, "the text")
     return parts
 
 
@@ -61,6 +61,6 @@ def span_ids(tokenizer: Tokenizer, spans: Sequence[str]) -> list[int]:
     """Build the ids of an answer: each span after its sentinel, then EOS (U-PaLM section 4)."""
     ids = []
     for sentinel, span in zip(tokenizer.symbols.sentinels, spans, strict=False):
-        check_text(span, "a span")
+        check_utf8(span, "a span")
         ids += [sentinel, *tokenizer.encode(span)]
     return [*ids, tokenizer.symbols.eos_id]

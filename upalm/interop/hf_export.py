@@ -2,8 +2,8 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -28,7 +28,7 @@ from upalm.interop.architectures import (
     settings_of,
 )
 from upalm.interop.files import DTYPES, new_folder, open_safetensors
-from upalm.interop.hf_import import Progress, no_progress
+from upalm.interop.hf_import import Progress
 from upalm.interop.hf_tokenizer_files import SOURCE_CARD, tokenizer_files
 from upalm.interop.weights import TOP, hf_names, hf_shape, to_hf_layout
 from upalm.model.config import ModelConfig
@@ -56,7 +56,7 @@ def export_hf(
     *,
     dtype: Literal["keep", "float32", "bfloat16", "float16"] = "keep",
     shard_bytes: int = _SHARD_BYTES,
-    progress: Progress = no_progress,
+    progress: Progress = lambda done, total: None,
 ) -> Exported:
     """Write a checkpoint as safetensors, config, tokenizer, generation config and model card that transformers loads.
 
@@ -78,7 +78,7 @@ def export_hf(
     row, source = _target(config, tokenizer, checkpoint)
     with _open_arrays(checkpoint) as arrays, new_folder(dest) as folder:
         wanted = None if dtype == "keep" else np.dtype(dtype)
-        dtypes = {name: wanted or arrays(name, None) for name in to_arrays(empty_model(config))}
+        dtypes = {name: wanted or _dtype_of(arrays[name]) for name in to_arrays(empty_model(config))}
         n_bytes = _write_shards(folder, arrays, config, row, dtypes, shard_bytes, progress)
         names = {d.name for d in dtypes.values()}
         written_dtype = "float32" if len(names) > 1 else names.pop()
@@ -130,28 +130,22 @@ def _token_ids(tokenizer: Tokenizer) -> dict[str, int]:
 
 
 @contextmanager
-def _open_arrays(checkpoint: Path) -> Iterator[Callable[[str, int | None], Any]]:
-    """Yield a function from name and layer (-1: the whole array, None: its dtype) to the array."""
-    weights = checkpoint / WEIGHTS
-    with ExitStack() as stack:
-        if weights.is_file():
-            file = stack.enter_context(open_safetensors(weights))
-            slices = {name: file.get_slice(name) for name in file.keys()}
-        else:
-            slices = {name: np.asarray(leaf) for name, leaf in to_arrays(load_model(checkpoint).model).items()}
+def _open_arrays(checkpoint: Path) -> Iterator[Mapping[str, Any]]:
+    """Yield the arrays of a checkpoint by name: of a file of weights, slices that are read when they are indexed."""
+    if (checkpoint / WEIGHTS).is_file():
+        with open_safetensors(checkpoint / WEIGHTS) as file:
+            yield {name: file.get_slice(name) for name in file.keys()}
+    else:
+        yield {name: np.asarray(leaf) for name, leaf in to_arrays(load_model(checkpoint).model).items()}
 
-        def arrays(name: str, layer: int | None) -> Any:
-            array = slices[name]
-            if layer is None:
-                return array.dtype if isinstance(array, np.ndarray) else DTYPES[array.get_dtype()]
-            return array[:] if layer < 0 else array[layer : layer + 1][0]
 
-        yield arrays
+def _dtype_of(array: Any) -> np.dtype:
+    return array.dtype if isinstance(array, np.ndarray) else DTYPES[array.get_dtype()]
 
 
 def _write_shards(
     folder: Path,
-    arrays: Callable[[str, int | None], Any],
+    arrays: Mapping[str, Any],
     config: ModelConfig,
     row: Architecture,
     dtypes: dict[str, np.dtype],
@@ -199,7 +193,8 @@ def _tensor(arrays, name: str, layer: int, config: ModelConfig, row: Architectur
     offset = config.norm_offset - row.options["norm_offset"]
     if name == "norm" and not config.final_norm_scale:
         return np.full(config.d_model, 1 - row.options["norm_offset"], dtype)
-    array = to_hf_layout(name, arrays(name, layer), config, row)
+    stored = arrays[name][:] if layer < 0 else arrays[name][layer : layer + 1][0]
+    array = to_hf_layout(name, stored, config, row)
     if name.endswith("norm") and offset:
         array = array.astype(np.float32) + np.float32(offset)
     tensor = np.ascontiguousarray(array).astype(dtype)

@@ -35,10 +35,7 @@ from upalm.model.config import ModelConfig
 from upalm.model.palm import empty_model
 
 Progress = Callable[[int, int], None]
-
-
-def no_progress(done: int, total: int) -> None:
-    """Report nothing."""
+"""Receives the number of finished items, and of all."""
 
 
 def _weight_files(source: Path) -> list[Path]:
@@ -89,7 +86,7 @@ def import_hf(
     *,
     norm: Literal["keep", "rms"] = "keep",
     sentinels: SentinelChoice = "auto",
-    progress: Progress = no_progress,
+    progress: Progress = lambda done, total: None,
 ) -> Imported:
     """Read a checkpoint of transformers into a folder that `load_model`, training and sampling open.
 
@@ -206,11 +203,8 @@ _NOT_COMPANIONS = ("*.index.json", JsonTokenizer.FILE, JsonTokenizer.ROLES_FILE)
 def _companions(source: Path, is_own_export: bool) -> dict[str, bytes]:
     left_out = (*_NOT_COMPANIONS, "README.md") if is_own_export else _NOT_COMPANIONS
     paths = [path for path in sorted(source.iterdir()) if path.is_file() and not path.name.startswith(".")]
-    return {
-        path.name: path.read_bytes()
-        for path in paths
-        if any(map(path.match, COMPANIONS)) and not any(map(path.match, left_out))
-    }
+    taken = (p for p in paths if any(map(p.match, COMPANIONS)) and not any(map(p.match, left_out)))
+    return {path.name: path.read_bytes() for path in taken}
 
 
 def import_tokenizer(

@@ -64,9 +64,8 @@ def hf_shape(name: str, config: ModelConfig) -> tuple[int, ...]:
         return (sizes["V"], sizes["D"])
     letters = _BLOCK[block][1]
     if block in ("q_norm", "k_norm"):
-        letters = tuple(
-            part.format(block[0].replace("q", "N").replace("k", "K")) for part in _QK_NORM_SHAPES[config.qk_norm]
-        )
+        heads = "N" if block == "q_norm" else "K"
+        letters = tuple(part.format(heads) for part in _QK_NORM_SHAPES[config.qk_norm])
     return tuple(math.prod(sizes[letter] for letter in joined) for joined in letters)
 
 

@@ -4,7 +4,7 @@ Dims: D d_model, N heads, K key-value heads, H d_head, F d_ff, V vocabulary, L l
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, get_args, get_origin, get_type_hints
 
 
@@ -142,8 +142,7 @@ class ModelConfig:
 
 
 def _palm(d_model: int, n_layers: int, n_heads: int, **changes) -> ModelConfig:
-    size = ModelConfig(d_model=d_model, n_layers=n_layers, n_heads=n_heads, d_ff=4 * d_model)
-    return replace(size, **changes)
+    return ModelConfig(d_model=d_model, n_layers=n_layers, n_heads=n_heads, d_ff=4 * d_model, **changes)
 
 
 PALM = {

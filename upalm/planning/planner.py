@@ -163,9 +163,8 @@ def plan(step: Step, model: ModelConfig, target: Target, mesh: Mesh | None) -> P
 
 def _excess_gib(error: str) -> float | None:
     """Return the GiB of temporaries of a program that does not fit; None for other errors."""
-    used = re.search(r"memory space hbm. Used ([\d.]+)G", error)
-    needed = re.search(r"HLO temporaries \(([\d.]+)G\)", error)
-    match = needed or used
+    patterns = (r"HLO temporaries \(([\d.]+)G\)", r"memory space hbm. Used ([\d.]+)G")
+    match = next(filter(None, (re.search(pattern, error) for pattern in patterns)), None)
     return float(match.group(1)) if match else None
 
 

@@ -70,9 +70,8 @@ def resolve_config(request: Request) -> tuple[Any, Any]:
     if request.config not in configs:
         raise ValueError(f"recipe {request.recipe!r} has no config {request.config!r}: it has {', '.join(configs)}.")
     config = _without_missing(configs[request.config][1])
-    config = arguments.parse(
-        type(config), request.overrides, f"upalm plan {request.recipe} {request.config}", default=config
-    )
+    program = f"upalm plan {request.recipe} {request.config}"
+    config = arguments.parse(type(config), request.overrides, program, default=config)
     if not isinstance(config, TrainConfig):  # settings of the recipe's own, which it turns into a run's
         if config.checkpoint == _UNNAMED:
             raise ValueError(f"recipe {request.recipe!r} continues any model: name one with --checkpoint FOLDER.")
@@ -101,11 +100,7 @@ def _without_missing(value: Any) -> Any:
     return replace(value, **{k: v for k, v in changed.items() if v is not getattr(value, k)})  # pyright: ignore
 
 
-def ignore(line: str) -> None:
-    """Report nothing."""
-
-
-def plan_in_subprocess(request: Request, report: Report = ignore) -> dict[str, Any]:
+def plan_in_subprocess(request: Request, report: Report = lambda line: None) -> dict[str, Any]:
     """Plan in a process of its own: a compiler that runs out of memory takes its process with it.
 
     Raises:
@@ -147,7 +142,7 @@ class MeshPlans(NamedTuple):
     """One line per mesh that the compiler refused."""
 
 
-def plan_every_mesh(request: Request, report: Report = ignore) -> MeshPlans:
+def plan_every_mesh(request: Request, report: Report = lambda line: None) -> MeshPlans:
     """Plan for every mesh that divides, and rank the plans.
 
     Raises:

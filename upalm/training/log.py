@@ -100,11 +100,8 @@ class StepLog:
         loss = float(sums.nll.sum() / max(sums.weight.sum(), 1))
         self._check_spike(step, loss, float(grad_norm))
         if step % self._config.log_every == 0 or step == self._config.n_steps:
-            by_denoiser = {
-                f"loss_{name}": float(nll / weight)
-                for name, nll, weight in zip(self._denoisers, *sums, strict=True)
-                if weight > 0
-            }
+            columns = zip(self._denoisers, *sums, strict=True)
+            by_denoiser = {f"loss_{name}": float(nll / weight) for name, nll, weight in columns if weight > 0}
             rate = np.asarray(self._learning_rate(step - 1)).item()
             values = {"loss": loss, **by_denoiser, "grad_norm": float(grad_norm), "learning_rate": rate}
             self._metrics.write(step, values | self._throughput.report(self._model))

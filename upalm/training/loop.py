@@ -4,7 +4,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import jax
@@ -101,9 +101,8 @@ def _open_checkpoints(config: TrainConfig) -> Iterator[Checkpoints]:
     with ExitStack() as stack:
         for folder in config.folders():
             stack.enter_context(lock.hold(folder))
-        checkpoints = Checkpoints(kept.folder or config.out, keep=kept.last, keep_every=kept.every)
-        stack.callback(checkpoints.close)
-        yield checkpoints
+        folder = kept.folder or config.out
+        yield stack.enter_context(closing(Checkpoints(folder, keep=kept.last, keep_every=kept.every)))
 
 
 def _describe_run(config: TrainConfig, model: Decoder, tokenizer: Tokenizer, mixture: Sequence[Denoiser]) -> None:

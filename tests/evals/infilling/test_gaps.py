@@ -34,7 +34,7 @@ def test_shuffled_suffixes_change_the_right_side_only(source_text):
 
 def test_gaps_that_do_not_fit_are_told_from_text_without_gaps(source_text):
     with pytest.raises(ValueError, match="none of .* gaps with 400 bytes before and 200 after them fits"):
-        gaps.cut_lines(documents(source_text), 1, lambda row: False, left=400, right=200)
+        gaps.cut_lines(documents(source_text), 1, lambda row: False)
     blank = [Document("blank", "\n" * 9000)]
     with pytest.raises(ValueError, match="no place for a gap"):
         gaps.cut_lines(blank, 1, lambda row: True)

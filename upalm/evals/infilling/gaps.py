@@ -20,53 +20,50 @@ class Gap(NamedTuple):
         return sum(len(span.encode()) for span in self.spans)
 
 
-Cut = Callable[[str, random.Random, int, int], Gap | None]
-"""Cuts a row from (text, rng, left, right), or returns None if the drawn place does not serve."""
+Cut = Callable[[str, random.Random], Gap | None]
+"""Cuts a row from a text, or returns None if the drawn place does not serve."""
+
+_LEFT, _RIGHT = 400, 200
+"""Bytes of context before and after a gap."""
 
 
-def cut_lines(
-    documents: Sequence[Document], n: int, fits: Callable[[Gap], bool], *, left: int = 400, right: int = 200
-) -> list[Gap]:
-    """Cut single-line gaps: one whole line is missing, with up to `left` and `right` bytes of whole lines around it.
+def cut_lines(documents: Sequence[Document], n: int, fits: Callable[[Gap], bool]) -> list[Gap]:
+    """Cut single-line gaps: one whole line is missing, with up to 400 and 200 bytes of whole lines around it.
 
     Args:
         documents: drawn from with equal probability.
         n: number of rows; fewer come back if the text is too short.
         fits: accepts a row, for example if it fits the model.
-        left: bytes of context before the gap.
-        right: bytes of context after it.
 
     Raises:
         ValueError: the documents are too short for a single row.
     """
-    return _draw_rows(_cut_line, documents, n, fits, left, right)
+    return _draw_rows(_cut_line, documents, n, fits)
 
 
-def cut_words(
-    documents: Sequence[Document], n: int, fits: Callable[[Gap], bool], *, left: int = 400, right: int = 200
-) -> list[Gap]:
+def cut_words(documents: Sequence[Document], n: int, fits: Callable[[Gap], bool]) -> list[Gap]:
     """Cut three gaps per row: three spans of 1 to 4 words, at least 3 words apart, in one window. See `cut_lines`."""
-    return _draw_rows(_cut_words, documents, n, fits, left, right)
+    return _draw_rows(_cut_words, documents, n, fits)
 
 
-def _draw_rows(
-    cut: Cut, documents: Sequence[Document], n: int, fits: Callable[[Gap], bool], left: int, right: int
-) -> list[Gap]:
+def _draw_rows(cut: Cut, documents: Sequence[Document], n: int, fits: Callable[[Gap], bool]) -> list[Gap]:
     """Draw rows, each from a random generator of its own, so that a longer list begins with the shorter one."""
-    usable = [d for d in documents if len(d.text) > left + right and "<extra_id_" not in d.text]
+    usable = [d for d in documents if len(d.text) > _LEFT + _RIGHT and "<extra_id_" not in d.text]
     if not usable:
-        raise ValueError(f"no held-out document is longer than {left + right} characters: give more text.")
+        raise ValueError(f"no held-out document is longer than {_LEFT + _RIGHT} characters: give more text.")
     rows, n_cut = list[Gap](), 0
     for i in range(50 * n):
         if len(rows) == n:
             return rows
         rng = random.Random(f"{cut.__name__}:{i}")
-        row = cut(rng.choice(usable).text, rng, left, right)
+        row = cut(rng.choice(usable).text, rng)
         if row is not None:
             n_cut += 1
             rows += [row] if fits(row) else []
     if n_cut and not rows:
-        raise ValueError(f"none of {n_cut} gaps with {left} bytes before and {right} after them fits the model's rows.")
+        raise ValueError(
+            f"none of {n_cut} gaps with {_LEFT} bytes before and {_RIGHT} after them fits the model's rows."
+        )
     if not rows:
         raise ValueError(
             "the held-out text has no place for a gap: lines of 8 to 60 characters with text around them are needed."
@@ -94,20 +91,20 @@ def _split_lines(text: str) -> list[str]:
     return [line + "\n" for line in lines] + [last]
 
 
-def _cut_line(text: str, rng: random.Random, left: int, right: int) -> Gap | None:
+def _cut_line(text: str, rng: random.Random) -> Gap | None:
     lines = _split_lines(text)
     i = rng.randrange(len(lines))
     span = lines[i].rstrip("\n")
-    before, after = _take_window(lines, i, left, right)
-    if not 8 <= len(span.strip()) <= 60 or len(before) < left // 4 or len(after) < right // 4:
+    before, after = _take_window(lines, i, _LEFT, _RIGHT)
+    if not 8 <= len(span.strip()) <= 60 or len(before) < _LEFT // 4 or len(after) < _RIGHT // 4:
         return None
     return Gap((before, "\n" + after), (span,))
 
 
-def _cut_words(text: str, rng: random.Random, left: int, right: int) -> Gap | None:
+def _cut_words(text: str, rng: random.Random) -> Gap | None:
     lines = _split_lines(text)
     i = rng.randrange(len(lines))
-    before, after = _take_window(lines, i, (left + right) // 2, (left + right) // 2)
+    before, after = _take_window(lines, i, (_LEFT + _RIGHT) // 2, (_LEFT + _RIGHT) // 2)
     window = before + lines[i] + after
     words = text_metrics.word_spans(window)
     if len(words) < 30:

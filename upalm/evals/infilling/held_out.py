@@ -139,9 +139,8 @@ def measure(
     }
     left_only_format = min(left_only, key=lambda f: left_only[f].bits.sum())
     shuffled = gaps.shuffle_suffixes(lines)
-    fitting = [
-        i for i, row in enumerate(shuffled) if _count_tokens(tokenizer, row, mode, inputs_eos) <= model.config.seq_len
-    ]
+    lengths = [_count_tokens(tokenizer, row, mode, inputs_eos) for row in shuffled]
+    fitting = [i for i, n in enumerate(lengths) if n <= model.config.seq_len]
     if not fitting:
         raise ValueError(
             f"no gap fits rows of {model.config.seq_len} tokens with the text after another gap: give longer text."

@@ -5,6 +5,7 @@ ones of SuperGLUE, ANLI, RACE, StoryCloze and SQuAD 2 as JSON lines; docs/evals.
 """
 
 import re
+from functools import partial
 
 from upalm.evals import text_metrics
 from upalm.evals.benchmark_files import BenchmarkRow
@@ -69,18 +70,13 @@ def _build_rte(row: BenchmarkRow) -> Question:
     return Question(prompt, (" True", " False"), (gold,))
 
 
-def _build_cb(row: BenchmarkRow) -> Question:
-    gold = row.one_of("label", ("entailment", "contradiction", "neutral"))
-    return _build_three_way(row.text("premise"), row.text("hypothesis"), gold)
+def _build_three_way(premise: str, labels: tuple[str, ...], row: BenchmarkRow) -> Question:
+    prompt = f"{row.text(premise)}\nquestion: {row.text('hypothesis')} true, false, or neither?\nanswer:"
+    return Question(prompt, (" true", " false", " neither"), (row.one_of("label", labels),))
 
 
-def _build_anli(row: BenchmarkRow) -> Question:
-    return _build_three_way(row.text("context"), row.text("hypothesis"), row.one_of("label", ("e", "c", "n")))
-
-
-def _build_three_way(premise: str, hypothesis: str, gold: int) -> Question:
-    prompt = f"{premise}\nquestion: {hypothesis} true, false, or neither?\nanswer:"
-    return Question(prompt, (" true", " false", " neither"), (gold,))
+_build_cb = partial(_build_three_way, "premise", ("entailment", "contradiction", "neutral"))
+_build_anli = partial(_build_three_way, "context", ("e", "c", "n"))
 
 
 def _build_wic(row: BenchmarkRow) -> Question:

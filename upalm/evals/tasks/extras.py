@@ -10,10 +10,9 @@ from upalm.evals.text_metrics import canonical_number, last_number, same_number
 _RANKED = ("conceptual_combinations", "logical_deduction_300", "novel_concepts", "strange_stories")
 
 
-_GENERATED = (
-    *("conlang_translation", "cs_algorithms_300", "dyck_languages_300", "operators", "repeat_copy_logic"),
-    "simple_arithmetic",
-)
+_GENERATED = """
+conlang_translation cs_algorithms_300 dyck_languages_300 operators repeat_copy_logic simple_arithmetic
+""".split()
 
 
 _BIG_BENCH = ("date_understanding", "reasoning_about_colored_objects_400")

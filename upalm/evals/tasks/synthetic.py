@@ -24,14 +24,10 @@ _Example = tuple[str, str, list[str]]
 """Prompt, answer and wrong answers."""
 
 
-def _draw_word(rng: random.Random) -> str:
-    return "".join(rng.choices(_SYLLABLES, k=2))
-
-
 def _draw_words(rng: random.Random, n: int) -> list[str]:
     words: list[str] = []
     while len(words) < n:
-        word = _draw_word(rng)
+        word = "".join(rng.choices(_SYLLABLES, k=2))
         if word not in words:
             words.append(word)
     return words
