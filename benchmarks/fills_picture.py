@@ -1,9 +1,8 @@
 """The picture at the top of the README: the same gaps, filled before and after UL2R.
 
-    upalm run quickstart && python benchmarks/fills_picture.py runs/quickstart/ul2r docs/_static/fills.svg
+    python benchmarks/fills_picture.py models/smollm2 runs/ul2r_smollm2 docs/_static/fills.svg "SmolLM2-135M"
 
-Greedy answers under the grammar, and what the true span costs in bits, with its sentinel and the end of the answer. The
-three texts are of nine that were tried; on the others the answers are as poor.
+Greedy answers under the grammar, and what the true span costs in bits, with its sentinel and the end of the answer.
 """
 
 import math
@@ -43,7 +42,7 @@ def fill(model: upalm.LanguageModel, text: str, truth: str) -> tuple[str, float]
     return model.infill(text, settings).spans[0].strip(), -log_prob / math.log(2)
 
 
-def draw(models: dict[str, upalm.LanguageModel], n_params: int) -> str:
+def draw(models: dict[str, upalm.LanguageModel], name_of_base: str, n_tokens: int) -> str:
     """The picture as SVG."""
     lines, y = [], 34
 
@@ -64,11 +63,10 @@ def draw(models: dict[str, upalm.LanguageModel], n_params: int) -> str:
             write(WIDTH - 250, f"{bits:3.0f} bits for what is missing", "soft")
             y += LINE
         y += 14
-    write(LEFT, f"{n_params / 1e6:.2f}M parameters, trained on Python's standard library: too few to write good code,",
-          "soft", "sans-serif")  # fmt: skip
-    y += LINE
-    write(LEFT, "enough to see what changes. Fewer bits mean that the missing text surprises the model less.", "soft",
+    write(LEFT, f"{name_of_base}, and after {n_tokens / 1e6:.2g} million tokens of UL2R on Python's standard library.", "soft",
           "sans-serif")  # fmt: skip
+    y += LINE
+    write(LEFT, "Fewer bits mean that the missing text surprises the model less.", "soft", "sans-serif")
     height = y + 20
     body = "\n".join(lines)
     return (
@@ -79,6 +77,7 @@ def draw(models: dict[str, upalm.LanguageModel], n_params: int) -> str:
 
 
 if __name__ == "__main__":
-    checkpoint, picture = map(Path, sys.argv[1:])
-    base = upalm.load(upalm.PALM_TINY)
-    picture.write_text(draw({"before": base, "after": upalm.load(checkpoint)}, base.model.config.n_params), "utf-8")
+    base, run, picture, name_of_base = sys.argv[1:]
+    tuned = upalm.load(run)
+    n_tokens = stage(Path(run)).n_tokens
+    Path(picture).write_text(draw({"before": upalm.load(base), "after": tuned}, name_of_base, n_tokens), "utf-8")

@@ -172,6 +172,7 @@ def main(args: Quickstart) -> None:
                 corpus.validation,
                 lines,
                 words,
+                seq_len=base.config.seq_len,
                 n_decoded=args.n_decoded,
                 inputs_eos=any(d.inputs_eos for d in trained_on),
             )

@@ -52,6 +52,8 @@ class Eval:
     """Suites: mask of the prompt, bidirectional (prefix) or causal, as a causal base was trained."""
     infill: bool = False
     """Suites: ask for the answer as a span after `<extra_id_0>`."""
+    seq_len: int = 2048
+    """held_out: longest prompt with its answer, and longest text, in tokens; never more than the model's rows."""
     n_rows: int = 160
     """held_out: gaps of each kind."""
     n_decoded: int = 96
@@ -83,7 +85,13 @@ class Eval:
             }
         if given := [f"--{name}" for name, is_given in ignored.items() if is_given]:
             raise ValueError(f"suite {self.suite} has no use for {', '.join(given)}: leave it out.")
-        for name, value in (("limit", self.limit), ("n-rows", self.n_rows), ("n-decoded", self.n_decoded)):
+        at_least_one = {
+            "limit": self.limit,
+            "seq-len": self.seq_len,
+            "n-rows": self.n_rows,
+            "n-decoded": self.n_decoded,
+        }
+        for name, value in at_least_one.items():
             if value is not None and value < 1:
                 raise ValueError(f"--{name} is {value}, expected at least 1.")
         if self.json is not None and not self.json.absolute().parent.is_dir():
@@ -96,9 +104,17 @@ class Eval:
         documents = text.load().validation
         for note in text.notes():
             print(note)
-        lines, words = held_out.cut_gaps(documents, tokenizer, model.config.seq_len, self.n_rows, info.inputs_eos)
+        seq_len = min(self.seq_len, model.config.seq_len)
+        lines, words = held_out.cut_gaps(documents, tokenizer, seq_len, self.n_rows, info.inputs_eos)
         measurement = held_out.measure(
-            model, tokenizer, documents, lines, words, n_decoded=self.n_decoded, inputs_eos=info.inputs_eos
+            model,
+            tokenizer,
+            documents,
+            lines,
+            words,
+            seq_len=seq_len,
+            n_decoded=self.n_decoded,
+            inputs_eos=info.inputs_eos,
         )
         estimates = measurement.estimates()
         if self.json is not None:

@@ -28,7 +28,7 @@ def cut_gaps(
     Args:
         documents: held-out text.
         tokenizer: of the model.
-        seq_len: length of the model's rows.
+        seq_len: longest prompt with its answer, in tokens; no more than the model's rows.
         n: gaps of each kind.
         inputs_eos: whether training ended inputs with EOS (`CheckpointInfo.inputs_eos`).
 
@@ -113,6 +113,7 @@ def measure(
     lines: Sequence[Gap],
     words: Sequence[Gap],
     *,
+    seq_len: int,
     n_decoded: int,
     inputs_eos: bool = False,
 ) -> Measurement:
@@ -124,13 +125,14 @@ def measure(
         documents: whole texts, of which as many are scored as there are `lines`.
         lines: single-line gaps from `cut_gaps`.
         words: three-span gaps from `cut_gaps`.
+        seq_len: longest prompt with its answer, and longest text, in tokens; no more than the model's rows.
         n_decoded: number of `lines` that are also decoded.
         inputs_eos: whether training ended inputs with EOS (`CheckpointInfo.inputs_eos`).
 
     Raises:
         ValueError: no gap fits the model's rows with the text after another gap.
     """
-    texts = list(gaps.take_excerpts(documents, len(lines), lambda x: len(tokenizer.encode(x)) <= model.config.seq_len))
+    texts = list(gaps.take_excerpts(documents, len(lines), lambda x: len(tokenizer.encode(x)) <= seq_len))
     infills = {m: scores.score_spans(model, tokenizer, lines, m, inputs_eos).bits for m in MODES}
     mode: Mode = min(MODES, key=lambda m: infills[m].bits.sum())
     left_only = {
@@ -139,12 +141,9 @@ def measure(
     }
     left_only_format = min(left_only, key=lambda f: left_only[f].bits.sum())
     shuffled = gaps.shuffle_suffixes(lines)
-    lengths = [_count_tokens(tokenizer, row, mode, inputs_eos) for row in shuffled]
-    fitting = [i for i, n in enumerate(lengths) if n <= model.config.seq_len]
+    fitting = [i for i, row in enumerate(shuffled) if _count_tokens(tokenizer, row, mode, inputs_eos) <= seq_len]
     if not fitting:
-        raise ValueError(
-            f"no gap fits rows of {model.config.seq_len} tokens with the text after another gap: give longer text."
-        )
+        raise ValueError(f"no gap fits rows of {seq_len} tokens with the text after another gap: give longer text.")
     decoded = lines[:n_decoded]
     decode = partial(scores.decode_rows, model, tokenizer, decoded, mode, inputs_eos=inputs_eos)
     filled = decode(max_new_tokens=_MAX_SPAN_TOKENS)

@@ -1,0 +1,23 @@
+"""Measurements of a model on held-out text."""
+
+import jax
+
+from upalm.data.readers import Document
+from upalm.evals.infilling.held_out import cut_gaps, measure
+from upalm.model.config import ModelConfig
+from upalm.model.palm import Decoder
+
+
+def test_whole_texts_are_cut_at_the_given_length(tokenizer, source_text):
+    model = Decoder(
+        ModelConfig(vocab_size=512, d_model=16, n_layers=1, n_heads=2, d_head=8, d_ff=32, seq_len=4096),
+        key=jax.random.key(0),
+    )
+    documents = [Document(str(at), source_text[at : at + 9000]) for at in range(0, 36_000, 9000)]
+    lines, words = cut_gaps(documents, tokenizer, 512, 4)
+    measured = [
+        measure(model, tokenizer, documents, lines, words, seq_len=seq_len, n_decoded=1) for seq_len in (512, 1024)
+    ]
+    short, long = (m.causal.n_bytes for m in measured)
+    assert len(short) == 4 and (short < 4 * 512).all() and (short < long).all()
+    assert measured[0].infill.n_bytes.tolist() == measured[1].infill.n_bytes.tolist()
