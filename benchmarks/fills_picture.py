@@ -1,6 +1,6 @@
 """The picture at the top of the README: the same gaps, filled before and after UL2R.
 
-    python benchmarks/fills_picture.py models/smollm2 runs/ul2r_smollm2 docs/_static/fills.svg "SmolLM2-135M"
+    python benchmarks/fills_picture.py models/smollm2 runs/ul2r_smollm2 docs/_static/fills.svg CAPTION
 
 Greedy answers under the grammar, and what the true span costs in bits, with its sentinel and the end of the answer.
 """
@@ -42,7 +42,7 @@ def fill(model: upalm.LanguageModel, text: str, truth: str) -> tuple[str, float]
     return model.infill(text, settings).spans[0].strip(), -log_prob / math.log(2)
 
 
-def draw(models: dict[str, upalm.LanguageModel], name_of_base: str, n_tokens: int) -> str:
+def draw(models: dict[str, upalm.LanguageModel], caption: str) -> str:
     """The picture as SVG."""
     lines, y = [], 34
 
@@ -63,8 +63,7 @@ def draw(models: dict[str, upalm.LanguageModel], name_of_base: str, n_tokens: in
             write(WIDTH - 250, f"{bits:3.0f} bits for what is missing", "soft")
             y += LINE
         y += 14
-    write(LEFT, f"{name_of_base}, and after {n_tokens / 1e6:.2g} million tokens of UL2R on Python's standard library.", "soft",
-          "sans-serif")  # fmt: skip
+    write(LEFT, caption, "soft", "sans-serif")
     y += LINE
     write(LEFT, "Fewer bits mean that the missing text surprises the model less.", "soft", "sans-serif")
     height = y + 20
@@ -77,7 +76,6 @@ def draw(models: dict[str, upalm.LanguageModel], name_of_base: str, n_tokens: in
 
 
 if __name__ == "__main__":
-    base, run, picture, name_of_base = sys.argv[1:]
-    tuned = upalm.load(run)
-    n_tokens = stage(Path(run)).n_tokens
-    Path(picture).write_text(draw({"before": upalm.load(base), "after": tuned}, name_of_base, n_tokens), "utf-8")
+    before, after, picture, caption = sys.argv[1:]
+    models = {"before": upalm.load(before), "after": upalm.load(after)}
+    Path(picture).write_text(draw(models, caption), "utf-8")
