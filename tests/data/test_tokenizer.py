@@ -25,8 +25,8 @@ def test_text_never_makes_a_sentinel(tokenizer, text):
 
 def test_every_sentinel_piece_is_spelt_in_bytes():
     tokenizer = SentencePiece.load(PALM_TINY / "tokenizer.model")  # trained before pieces were marked unused
-    pieces = [tokenizer._sp.id_to_piece(i).replace("▁", " ") for i in tokenizer.symbols.sentinels]
-    plain = [tokenizer._sp.encode(p) for p in pieces]
+    pieces = [tokenizer.processor.id_to_piece(i).replace("▁", " ") for i in tokenizer.symbols.sentinels]
+    plain = [tokenizer.processor.encode(p) for p in pieces]
     assert any(max(ids) >= tokenizer.first_sentinel for ids in plain)  # else this test shows nothing
     for piece, ids in zip(pieces, tokenizer.encode_documents(pieces), strict=True):
         assert max(ids) < tokenizer.first_sentinel
@@ -84,5 +84,5 @@ def test_every_code_point_comes_back(tokenizer):
 
 
 def test_new_vocabularies_never_write_a_sentinel(tokenizer, source_text):
-    assert max(tokenizer._sp.encode(source_text)) < tokenizer.first_sentinel
+    assert max(tokenizer.processor.encode(source_text)) < tokenizer.first_sentinel
     assert all(tokenizer.decode(tokenizer.encode(text)) == text for text in AWKWARD_TEXTS)

@@ -21,7 +21,7 @@ from upalm.inference.decoding import DecodingModel, Task, decode, prefill
 from upalm.inference.grammar import Rules
 from upalm.inference.sampling import Sampler
 from upalm.model.config import ModelConfig
-from upalm.model.palm import LOGICAL_AXES, Decoder, param_shardings
+from upalm.model.palm import LOGICAL_AXES, Decoder, shard
 from upalm.planning.hlo import Program
 from upalm.planning.lowering import unstacked_spec
 from upalm.training.loss import loss_fn
@@ -75,7 +75,7 @@ def decode_on_meshes() -> None:
         for n_data, n_model in ((8, 1), (1, 8), (2, 4), (4, 2)):
             mesh = make_mesh(n_data, n_model)
             with jax.set_mesh(mesh):
-                sharded = jax.device_put(model, param_shardings(model, mesh))
+                sharded = shard(model, mesh)
                 assert sharded.blocks.wq.sharding.shard_shape((2, 32, 8, 8)) == (2, 32 // n_data, 8 // n_model, 8)
                 tokens, log_probs = _decode(sharded, sampler)
                 assert tokens == expected, (n_data, n_model)
@@ -103,7 +103,7 @@ def open_models_on_meshes() -> None:
         for n_data, n_model in ((8, 1), (1, 8), (2, 4)):
             mesh = make_mesh(n_data, n_model)
             with jax.set_mesh(mesh):
-                sharded = jax.device_put(model, param_shardings(model, mesh))
+                sharded = shard(model, mesh)
                 rows = jax.device_put(batch, jax.NamedSharding(mesh, jax.P(*row_sharding(mesh).spec[1:])))
                 loss, gradient = step(sharded, rows)
                 tokens, log_probs = _decode(sharded)
@@ -130,7 +130,7 @@ def factored_updates_on_a_mesh() -> None:
     expected = to_arrays(updates(model, gradient))
     mesh = make_mesh(2, 4)
     with jax.set_mesh(mesh):
-        results = updates(*jax.device_put((model, gradient), (param_shardings(model, mesh),) * 2))
+        results = updates(shard(model, mesh), shard(gradient, mesh))
     moments = results[1][1][0]
     assert moments.rows.blocks.wq.sharding.is_fully_replicated
     assert not results[1][4].ema.blocks.wq.sharding.is_fully_replicated

@@ -278,6 +278,11 @@ def param_shardings(model: Decoder, mesh: Mesh | AbstractMesh) -> Decoder:
     return shardings(model, LOGICAL_AXES, mesh)
 
 
+def shard(model: Decoder, mesh: Mesh) -> Decoder:
+    """Lay out the model's parameters on the mesh."""
+    return jax.device_put(model, param_shardings(model, mesh))
+
+
 def empty_model(config: ModelConfig) -> Decoder:
     """A decoder of shapes, which takes no memory."""
     return eqx.filter_eval_shape(lambda: Decoder(config, key=jax.random.key(0)))
