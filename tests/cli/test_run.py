@@ -59,7 +59,7 @@ def test_recipe_that_knows_this_machine_needs_no_config(upalm, capsys, tmp_path)
     assert not e.value.code and "\n  gpu24      24 GB: 4,000 steps" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("recipe", ["quickstart", "scaling_tiny"])
+@pytest.mark.parametrize("recipe", ["quickstart", "scaling_open", "scaling_tiny"])
 def test_help_of_a_recipe_with_own_settings_names_it(upalm, capsys, recipe):
     with pytest.raises(SystemExit):
         upalm("run", recipe, "--help")

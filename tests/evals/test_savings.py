@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 
 from upalm.cli import main
-from upalm.evals.savings import Curve, Point, build_paper_points, build_points, estimate_savings
+from upalm.evals.savings import (
+    Curve,
+    Point,
+    build_paper_points,
+    build_points,
+    compare_continuations,
+    estimate_savings,
+)
 
 
 def test_paper_table_gives_about_2_at_the_middle_checkpoint():
@@ -66,6 +73,18 @@ def test_known_savings_are_recovered():
     assert np.mean(inside) > 0.75  # of 48 intervals; few tasks make them narrow
 
 
+def test_ul2r_is_compared_with_the_control_in_pairs():
+    points = grid(1, 3, 0, np.random.default_rng(0))
+    found = compare_continuations([p for p in points if (p.family, p.start_flops, p.seed) != ("control", 1e5, 2)])
+    assert [(d.start_flops, d.n_pairs) for d in found] == [(1e3, 3), (1e4, 3), (1e5, 2), (None, 8)]
+    assert [d.mean for d in found] == pytest.approx([np.log10(3)] * 4)
+    noisy = compare_continuations(grid(1, 3, 0.3, np.random.default_rng(0)))
+    assert noisy[-1].mean == pytest.approx(np.mean([d.mean for d in noisy[:3]]))
+    assert 0.02 < noisy[-1].se < 0.1  # 0.05 = 0.3 * sqrt(2 / (8 tasks * 9 pairs)) is expected
+    longer = [p._replace(flops=2 * p.flops) if p.family == "control" else p for p in points]
+    assert compare_continuations(longer) == []  # unequal compute
+
+
 def result(mixtures, scores, seed=0, suite="s", n_params=10, infill=1.0):
     stages = [{"mixture": m, "n_tokens": n, "seed": seed} for m, n in mixtures]
     return {
@@ -111,7 +130,8 @@ def test_command_writes_table_figure_and_report(tmp_path, monkeypatch, capsys):
     by_family = {s["family"]: s for s in contents["score"]}
     assert by_family["ul2r"]["rate"] == pytest.approx(10**0.5 / 1.1)  # halfway up the run, for 1.1 times its start
     assert contents["minus infill_bits_per_byte"][1]["rate"] is None  # JSON has no infinity
-    assert "over 9.09x" in said
+    assert "over 9.09x" in said and "+0.0500 (unknown)" in said
+    assert json.loads((tmp_path / "out/differences.json").read_text())["score"][0]["se"] is None  # of a single pair
     assert (tmp_path / "out/scaling.png").read_bytes().startswith(b"\x89PNG")
     assert "data:image/png" in (tmp_path / "out/report.html").read_text()
 

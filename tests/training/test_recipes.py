@@ -12,14 +12,17 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AbstractMesh, AxisType
 from support import recipe_configs
+from support.open_checkpoints import save, small_model
+from support.runs import MODEL, tiny_config
 
 from upalm.distributed.chips import chip_of
 from upalm.distributed.sharding import AXES
+from upalm.interop.hf_import import import_hf
 from upalm.model.config import PALM
 from upalm.model.palm import empty_model
 from upalm.training import recipes
-from upalm.training.config import Scratch, TrainConfig, from_json
-from upalm.training.launch import check_mesh
+from upalm.training.config import CheckpointConfig, Scratch, TrainConfig, from_json
+from upalm.training.launch import check_mesh, run
 from upalm.training.step import TrainState, train_step
 from upalm.ul2r.rows import Batch
 
@@ -111,12 +114,21 @@ def test_peaks_of_chips(kind, peak):
     assert chip_of("cpu") is None
 
 
+def load_recipe(name):
+    spec = importlib.util.spec_from_file_location(name, recipes.find(name))
+    assert spec is not None and spec.loader is not None
+    recipe = importlib.util.module_from_spec(spec)
+    sys.modules[name] = recipe  # dataclasses look there
+    spec.loader.exec_module(recipe)
+    return recipe
+
+
+MEASURES = {"score", *(f"minus {m}_bits_per_byte" for m in ("infill", "continue_causal", "continue_prefix"))}
+
+
 @pytest.mark.slow
 def test_scaling_tiny_goes_from_text_to_plot_and_resumes(tmp_path, source_text, monkeypatch, capsys):
-    spec = importlib.util.spec_from_file_location("scaling_tiny", recipes.find("scaling_tiny"))
-    scaling = importlib.util.module_from_spec(spec)
-    sys.modules["scaling_tiny"] = scaling  # dataclasses look there
-    spec.loader.exec_module(scaling)
+    scaling = load_recipe("scaling_tiny")
     shape = replace(scaling.SIZES["nano"], d_model=32, n_layers=1, d_ff=64, vocab_size=512)
     monkeypatch.setattr(scaling, "SIZES", {"nano": shape})
     (tmp_path / "text.txt").write_text(source_text * 4)
@@ -124,15 +136,62 @@ def test_scaling_tiny_goes_from_text_to_plot_and_resumes(tmp_path, source_text, 
     args = scaling.ScalingTiny(out=tmp_path / "out", data=str(tmp_path / "text.txt"), **sizes)
     scaling.main(args)
     found = json.loads((tmp_path / "out/scaling.json").read_text())
-    assert found.keys() == {
-        "score",
-        *(f"minus {m}_bits_per_byte" for m in ("infill", "continue_causal", "continue_prefix")),
-    }
+    assert found.keys() == MEASURES
     assert [(s["family"], s["n_seeds"]) for s in found["score"]] == [("control", 1), ("ul2r", 1)] * 2
     assert len(list((tmp_path / "out/results").glob("*/results.json"))) == 2 + 2 * 2
-    said = capsys.readouterr().out
-    assert "nano: infill_bits_per_byte, UL2R minus control" in said and "over 2 pairs" in said
-    monkeypatch.setattr(scaling, "evaluate", None)
+    assert "infill bits per byte: UL2R minus control, in pairs" in capsys.readouterr().out
+    differences = json.loads((tmp_path / "out/differences.json").read_text())
+    assert [d["n_pairs"] for d in differences["score"]] == [1, 1, 2]
+    monkeypatch.setattr("upalm.evals.ladder.load_model", None)
     monkeypatch.setattr("upalm.training.loop.train_step", None)
     scaling.main(args)  # all is there
     assert json.loads((tmp_path / "out/scaling.json").read_text()) == found
+
+
+def stages_of_a_run(folder, text):
+    """Checkpoints of a causal run, which say themselves what they were trained on."""
+    config = tiny_config(folder / "run", str(text), n_steps=4, save_every=2, checkpoints=CheckpointConfig(every=2))
+    data = replace(config.data, mixture="causal", seq_len=256, batch_size=2)
+    run(replace(config, start=Scratch(replace(MODEL, n_layers=1, seq_len=256)), data=data))
+    return [folder / f"run/steps/{step}" for step in (2, 4)], (2 * 2 * 256, 4 * 2 * 256)
+
+
+def stages_of_an_open_model(folder, text):
+    """Two imports of a Llama, which do not."""
+    model, given = small_model("Llama 2", max_position_embeddings=256), []
+    for n_tokens in (10_000, 20_000):
+        hf = save(model, folder / f"hf{n_tokens}", text.read_text()[:50_000])
+        import_hf(hf, folder / f"stage{n_tokens}")
+        given.append(f"{folder}/stage{n_tokens}:{n_tokens}")
+        for parameter in model.parameters():
+            parameter.data *= 1.1
+    return given, (10_000, 20_000)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stages", [stages_of_a_run, stages_of_an_open_model])
+def test_scaling_open_forks_stages_and_resumes(stages, tmp_path, source_text, monkeypatch, capsys):
+    scaling, text = load_recipe("scaling_open"), tmp_path / "text.txt"
+    text.write_text(source_text * 4)
+    starts, n_tokens = stages(tmp_path, text)
+    sizes = {"n_steps": 2, "n_seeds": 1, "batch_size": 2, "n_rows": 4, "n_questions": 6}
+    args = scaling.ScalingOpen(tuple(map(str, starts)), str(text), tmp_path / "out", **sizes)
+    scaling.main(args)
+    found = json.loads((tmp_path / "out/scaling.json").read_text())
+    assert found.keys() == MEASURES and (tmp_path / "out/scaling.png").is_file()
+    for s, (n, family) in zip(found["score"], [(n, f) for n in n_tokens for f in ("control", "ul2r")], strict=True):
+        assert s["family"] == family and s["flops"] / s["start_flops"] == pytest.approx((n + 2 * 2 * 256) / n)
+        assert s["start_flops"] == 6 * s["n_params"] * n
+    assert not list((tmp_path / "out").glob("*/steps"))  # weights go once they are measured
+    more = replace(args, n_seeds=2)
+    monkeypatch.setattr("upalm.training.loop.train_step", None)
+    with pytest.raises(TypeError):  # the second seed alone is trained
+        scaling.main(more)
+    assert [p.name for p in (tmp_path / "out").glob("*/config.json") if p.parent.name.endswith("_1")] == ["config.json"]
+    monkeypatch.setattr("upalm.evals.ladder.load_model", None)
+    scaling.main(args)  # all is there
+    assert json.loads((tmp_path / "out/scaling.json").read_text()) == found
+    with pytest.raises(ValueError, match=r"holds a run with other settings .*n_steps: 2 there, 3 here"):
+        scaling.main(replace(args, n_steps=3))
+    with pytest.raises(ValueError, match="rows: 4 there, 5 here"):
+        scaling.main(replace(args, n_rows=5))

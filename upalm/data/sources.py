@@ -45,6 +45,11 @@ class Corpus(NamedTuple):
     validation: list[Document]
     skipped: list[str]
 
+    def find_repeated(self) -> list[str]:
+        """Return the names of the held-out documents whose whole text is also a training document, by its hash."""
+        trained_on = {_hash_text(d) for d in self.train}
+        return [d.name for d in self.validation if _hash_text(d) in trained_on]
+
 
 @dataclass
 class TextSource:
@@ -70,6 +75,8 @@ class TextSource:
     """Files of a folder that are not read, by their ending."""
     skipped: list[str] = field(init=False, repr=False, default_factory=list)
     """Files and rows that `documents` left out because they are not UTF-8."""
+    repeated: list[str] = field(init=False, repr=False, default_factory=list)
+    """Held-out documents that `load` found in the training text, too; see `Corpus.find_repeated`."""
 
     def __post_init__(self):
         if isinstance(self.source, os.PathLike):
@@ -121,7 +128,9 @@ class TextSource:
         train = [d for d in documents if not is_validation(d.name)]
         validation = [d for d in documents if is_validation(d.name)]
         check_splits(self.source, len(train), len(validation))
-        return Corpus(train, validation, self.skipped)
+        corpus = Corpus(train, validation, self.skipped)
+        self.repeated = corpus.find_repeated()
+        return corpus
 
     def checksums(self) -> dict[str, str]:
         """Return the SHA-256 of each file, by its name."""
@@ -131,13 +140,19 @@ class TextSource:
             raise ValueError(f"{printable(e.filename)}: it cannot be read ({e.strerror}).") from e
 
     def notes(self) -> list[str]:
-        """Return sentences on what was left out."""
+        """Return sentences on what was left out, and on held-out text that is trained on."""
         notes = []
         if self.other:
             notes.append(f"left out {self.other.total()} files of other kinds ({_counts(self.other)})")
         if self.skipped:
             more = ", ..." if len(self.skipped) > 5 else ""
             notes.append(f"left out {len(self.skipped)} texts: {'; '.join(self.skipped[:5])}{more}")
+        if self.repeated:
+            more = ", ..." if len(self.repeated) > 5 else ""
+            notes.append(
+                f"{len(self.repeated)} held-out documents are also in the training text, word for word: "
+                f"{', '.join(self.repeated[:5])}{more}"
+            )
         return notes
 
     def _takes(self, path: Path, within: Path) -> bool:
@@ -192,6 +207,11 @@ def check_splits(source: str, n_train: int, n_validation: int) -> None:
             f"{source!r} gives {n_train} training and {n_validation} validation documents. Both are needed, and a "
             "tenth of the documents is held out by their names: give more text (100 KB is a good start)."
         )
+
+
+def _hash_text(document: Document) -> bytes:
+    halves = (document.inputs or "", document.text)
+    return hashlib.sha256("\0".join(half.strip() for half in halves).encode(errors="surrogatepass")).digest()
 
 
 def is_validation(name: str) -> bool:

@@ -214,6 +214,40 @@ def estimate_savings(points: Sequence[Point], *, seed: int = 0) -> list[Saving]:
     return estimates
 
 
+class Difference(NamedTuple):
+    """Score of UL2R minus that of the control, over the pairs of continuations of equal compute, start and seed."""
+
+    n_params: int
+    start_flops: float | None
+    """6ND of the start; None for the pairs of all starts together."""
+    n_pairs: int
+    mean: float
+    se: float
+    """Standard error of the mean over pairs; NaN for a single one."""
+
+
+def compare_continuations(points: Sequence[Point]) -> list[Difference]:
+    """Compare UL2R with the control by size and start, then over all starts of a size; none without pairs."""
+    tasks = find_common_tasks(points)
+    scores = {(*p[:4], p.seed): float(np.mean([p.scores[t] for t in tasks])) for p in points}
+    groups: dict[tuple[int, float], list[float]] = {}
+    for (n_params, family, start, flops, seed), score in sorted(scores.items()):
+        control = scores.get((n_params, "control", start, flops, seed))
+        if family == "ul2r" and control is not None:
+            groups.setdefault((n_params, start), []).append(score - control)
+    differences = []
+    for size in sorted({n_params for n_params, _ in groups}):
+        by_start = {start: pairs for (n_params, start), pairs in groups.items() if n_params == size}
+        differences += [_average_pairs(size, start, pairs) for start, pairs in by_start.items()]
+        differences.append(_average_pairs(size, None, sum(by_start.values(), [])))
+    return differences
+
+
+def _average_pairs(n_params: int, start: float | None, pairs: list[float]) -> Difference:
+    se = float(np.std(pairs, ddof=1) / np.sqrt(len(pairs))) if len(pairs) > 1 else math.nan
+    return Difference(n_params, start, len(pairs), float(np.mean(pairs)), se)
+
+
 def find_common_tasks(points: Sequence[Point]) -> list[str]:
     """Return the tasks that every point has.
 
@@ -260,9 +294,18 @@ def _tabulate(points: Sequence[Point], tasks: Sequence[str]) -> np.ndarray:
     return np.array([[p.scores[task] for task in tasks] for p in points])
 
 
-def describe_checkpoint(checkpoint: Path, model: Decoder, scorer: Scorer) -> dict[str, Any]:
-    """Describe the checkpoint of results: its identity, and the compute that made it."""
-    config, stages = model.config, lineage.stages(checkpoint)
+def describe_checkpoint(
+    checkpoint: Path, model: Decoder, scorer: Scorer, stages: Sequence[lineage.Stage] | None = None
+) -> dict[str, Any]:
+    """Describe the checkpoint of results: its identity, and the compute that made it.
+
+    Args:
+        checkpoint: its folder.
+        model: the model in it.
+        scorer: of the model.
+        stages: training that made it, if it is known better than the folder tells, as of an import.
+    """
+    config, stages = model.config, lineage.stages(checkpoint) if stages is None else stages
     compute: dict[str, Any] = dict.fromkeys(("stages", "flops_6nd", "flops_with_attention"))
     if stages is not None:
         n_tokens = sum(stage.n_tokens for stage in stages)

@@ -11,7 +11,16 @@ import numpy as np
 from upalm.evals import report, text_table
 from upalm.evals.benchmark_files import parse_json
 from upalm.evals.report import SavingsPoint
-from upalm.evals.savings import Point, Saving, build_points, estimate_savings, find_common_tasks, list_measures
+from upalm.evals.savings import (
+    Difference,
+    Point,
+    Saving,
+    build_points,
+    compare_continuations,
+    estimate_savings,
+    find_common_tasks,
+    list_measures,
+)
 from upalm.files import write_atomically
 
 _METHOD = """
@@ -27,6 +36,8 @@ class Analysis(NamedTuple):
 
     savings: dict[str, list[Saving]]
     """By measure."""
+    differences: dict[str, list[Difference]]
+    """UL2R minus control, by measure; none where no start and seed has both."""
     figure: Path
     report: Path
 
@@ -38,11 +49,17 @@ class Analysis(NamedTuple):
             numbers = [(f"{s.start_flops:.3g}", f"{s.flops:.3g}", f"{s.score:.4g}", str(s)) for s in savings]
             rows = [(_format_size(s.n_params), s.family, *row) for s, row in zip(savings, numbers, strict=True)]
             tables.append(text_table.format_table(header, rows, title=measure.replace("_", " "), n_left=2))
+        header = ("size", "from FLOPs", "pairs", "difference (standard error)")
+        for measure, differences in self.differences.items():
+            if differences:
+                rows = [_format_difference(d) for d in differences]
+                title = f"{measure.replace('_', ' ')}: UL2R minus control, in pairs"
+                tables.append(text_table.format_table(header, rows, title=title))
         return "\n\n".join([*tables, f"figure: {self.figure}\nreport: {self.report}"])
 
 
 def analyse(points: Mapping[str, Sequence[Point]], out: Path) -> Analysis:
-    """Estimate savings rates, and write scaling.json, scaling.png and report.html.
+    """Estimate savings rates, and write scaling.json, differences.json, scaling.png and report.html.
 
     Args:
         points: evaluated checkpoints by measure, from `read_points` or `savings.build_paper_points`.
@@ -52,21 +69,24 @@ def analyse(points: Mapping[str, Sequence[Point]], out: Path) -> Analysis:
         ValueError: see `estimate_savings`.
     """
     savings = {measure: estimate_savings(group) for measure, group in points.items()}
+    differences = {measure: compare_continuations(group) for measure, group in points.items()}
     out.mkdir(parents=True, exist_ok=True)
-    contents = {measure: [_to_json(s) for s in some] for measure, some in savings.items()}
-    write_atomically(out / "scaling.json", json.dumps(contents, indent=1, allow_nan=False) + "\n")
+    for name, by_measure in (("scaling", savings), ("differences", differences)):
+        contents = {measure: [_to_json(x) for x in some] for measure, some in by_measure.items()}
+        write_atomically(out / f"{name}.json", json.dumps(contents, indent=1, allow_nan=False) + "\n")
     figure = report.draw_savings({measure: place_points(group) for measure, group in points.items()})
     report.save_figure(out / "scaling.png", figure)
     caption = "Score against training compute; a dotted segment leads from each checkpoint to its continuation."
     sections = [("Savings", report.format_figure(figure, caption)), ("Method", _METHOD)]
-    sections += [(measure.replace("_", " "), _format_html(some)) for measure, some in savings.items()]
+    for measure, some in savings.items():
+        sections.append((measure.replace("_", " "), _format_html(some) + _format_html_pairs(differences[measure])))
     report.save_html(out / "report.html", "Compute that UL2R saves", sections)
-    return Analysis(savings, out / "scaling.png", out / "report.html")
+    return Analysis(savings, differences, out / "scaling.png", out / "report.html")
 
 
-def _to_json(saving: Saving) -> dict[str, Any]:
+def _to_json(result: Saving | Difference) -> dict[str, Any]:
     """Return plain values. JSON has no infinity: a rate beyond the causal run is null, with `bound` below it."""
-    values = saving._asdict().items()
+    values = result._asdict().items()
     return {k: None if isinstance(x, float) and not math.isfinite(x) else x for k, x in values}
 
 
@@ -120,6 +140,19 @@ def place_points(points: Sequence[Point]) -> list[SavingsPoint]:
 
 def _format_size(n_params: int) -> str:
     return f"{n_params / 1e9:.0f}B" if n_params > 1e9 else f"{n_params / 1e6:.2g}M"
+
+
+def _format_difference(difference: Difference) -> tuple[str, ...]:
+    start = "all" if difference.start_flops is None else f"{difference.start_flops:.3g}"
+    se = "unknown" if math.isnan(difference.se) else f"{difference.se:.4f}"
+    return (_format_size(difference.n_params), start, str(difference.n_pairs), f"{difference.mean:+.4f} ({se})")
+
+
+def _format_html_pairs(differences: Sequence[Difference]) -> str:
+    if not differences:
+        return ""
+    header = ("size", "start 6ND", "pairs", "UL2R minus control (standard error)")
+    return report.format_table(header, [list(_format_difference(d)) for d in differences])
 
 
 def _format_html(savings: Sequence[Saving]) -> str:

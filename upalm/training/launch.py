@@ -67,6 +67,19 @@ def run(config: TrainConfig, describe: Callable[[TrainConfig, ModelConfig, Mesh 
     return config.out
 
 
+def run_once(config: TrainConfig) -> Path:
+    """Run to the end, or return at once if that is done. Returns the folder of the last step, RUN/steps/N.
+
+    Raises:
+        ValueError: the folder holds another run; otherwise see `run`.
+    """
+    check_folder(config)
+    checkpoint = Path(config.checkpoints.folder or config.out) / "steps" / str(config.n_steps)
+    if not checkpoint.is_dir():
+        run(config)
+    return checkpoint
+
+
 def _say(message: str) -> None:
     if processes.is_first():
         print(message, flush=True)

@@ -62,7 +62,8 @@ def _draw_rows(cut: Cut, documents: Sequence[Document], n: int, fits: Callable[[
             rows += [row] if fits(row) else []
     if n_cut and not rows:
         raise ValueError(
-            f"none of {n_cut} gaps with {_LEFT} bytes before and {_RIGHT} after them fits the model's rows."
+            f"none of {n_cut} gaps with {_LEFT} bytes before and {_RIGHT} after them fits the model's rows: "
+            "longer rows are needed, and a base that was made for them."
         )
     if not rows:
         raise ValueError(
