@@ -22,7 +22,7 @@ with epy.lazy_imports():  # once the options are read: some import JAX
 
 @dataclass(frozen=True)
 class Plan:
-    """Plan a recipe on TPUs that need not be at hand, or on this machine.
+    """Plan a recipe on TPUs not at hand, or on this machine.
 
     `upalm plan ul2r_540b 540b --topology v4:8x8x8` prints memory, FLOPs and collectives of a step, and its least time.
     Further options change the recipe, as for `upalm run`: `--mesh.model 8 --data.batch-size 64`.
