@@ -67,8 +67,10 @@ class ScalingOpen:
         for name in ("n_seeds", "n_rows", "n_questions"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1.")
-        if (self.suite == "synthetic") != (self.bench is None):
-            raise ValueError(f"suite {self.suite} and --bench {self.bench}: expected a folder for all but synthetic.")
+        if self.suite != "synthetic" and self.bench is None:
+            raise ValueError(f"suite {self.suite} needs the folder of its files: give --bench.")
+        if self.suite == "synthetic" and self.bench is not None:
+            raise ValueError(f"suite synthetic makes its own files: leave --bench {self.bench} out, or give --suite.")
 
     def fork(self, start: Start, kind: str, seed: int) -> TrainConfig:
         """A continuation of a start."""

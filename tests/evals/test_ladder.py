@@ -21,9 +21,11 @@ def folder(tmp_path_factory, tokenizer, source_text):
     """Checkpoints without weights: a causal run of 2 x 16 tokens per step, an import, and some that do not fit."""
     folder = tmp_path_factory.mktemp("starts")
 
-    def write(name, words=tokenizer, mixture="causal", **changes):
+    def write(name, words=tokenizer, mixture="causal", start=None, **changes):
         data = {"mixture": mixture, "batch_size": 2, "seq_len": 16}
-        record = {"imported": "a"} if name == "imported" else {"n_steps": 7, "start": {}, "seed": 0, "data": data}
+        record = (
+            {"n_steps": 7, "start": start or {}, "seed": 0, "data": data} if name != "imported" else {"imported": "a"}
+        )
         info = CheckpointInfo(gaps_trained=mixture != "causal")
         describe(folder / name, replace(MODEL, **changes), words, record, info)
 
@@ -33,6 +35,7 @@ def folder(tmp_path_factory, tokenizer, source_text):
     write("wider", d_ff=80)
     write("other words", SentencePiece.train([source_text[: len(source_text) // 2]], 512))
     write("ul2r", mixture="ul2r")
+    write("ul2r of imported", mixture="ul2r", start={"checkpoint": str(folder / "imported")})
     write("short", seq_len=32)
     return folder
 
@@ -50,7 +53,7 @@ def test_stages_of_pretraining_may_change_rows_and_precision(folder):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["run/steps/2"], "1 starts: expected two or more"),
+        (["run/steps/2"], "starts: 1 given, expected two or more checkpoints"),
         (["run/steps/2", "imported"], "imported does not say what it was pretrained on: give .*/imported:2e12"),
         (["run/steps/2", "run/steps/4:2e12"], "steps/4 was trained on 128 tokens, not 2,000,000,000,000"),
         (["run/steps/2", "imported:many"], "start '.*imported:many': expected a folder, or FOLDER:TOKENS"),
@@ -62,6 +65,7 @@ def test_stages_of_pretraining_may_change_rows_and_precision(folder):
         (["run/steps/2", "wider"], r"run/steps/2 and .*wider are not .* of one model \(d_ff 64 and 80\)"),
         (["run/steps/2", "other words"], r"other words are not .* of one model \(tokenizers \w+ and \w+\)"),
         (["run/steps/2", "ul2r"], "ul2r was trained on ul2r: expected a causal model"),
+        (["run/steps/2", "ul2r of imported:100"], "imported was trained on ul2r: expected a causal model"),
         (["run/steps/2", "short"], "rows of 64 are longer than the 32 of .*short: give a shorter --seq-len"),
     ],
 )

@@ -69,7 +69,7 @@ def open_starts(given: Sequence[str], seq_len: int) -> list[Start]:
     """
     if len(given) < 2:
         raise ValueError(
-            f"{len(given)} starts: expected two or more checkpoints of one model, since a curve needs two."
+            f"starts: {len(given)} given, expected two or more checkpoints of one model, as a curve needs."
         )
     starts = sorted(map(_open_start, given), key=lambda start: start.n_tokens)
     for start in starts:
