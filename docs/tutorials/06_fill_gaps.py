@@ -67,9 +67,8 @@ text = "def mean(<extra_id_0>):\n    total = <extra_id_1>\n    return <extra_id_
 settings = upalm.GenerationConfig(max_new_tokens=(4, 10, 10), stop=("\n",))
 filled = model.infill(text, settings)
 print(filled.text)
-for limit, span in zip((4, 10, 10), filled.spans, strict=True):
-    assert len(model.tokenizer.encode(span)) <= limit + 1 and "\n" not in span
 assert filled.format_ok and len(filled.spans) == 3
+assert not any("\n" in span for span in filled.spans)
 
 # %% [markdown]
 # ## Many answers, ranked

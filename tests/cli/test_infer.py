@@ -12,6 +12,7 @@ import pytest
 from upalm.checkpoints.folder import export
 from upalm.cli.infer import Infill
 from upalm.inference.decoding import Completion
+from upalm.inference.grammar import Border
 from upalm.model.config import ModelConfig
 from upalm.model.palm import Decoder
 
@@ -30,7 +31,7 @@ def stdin_of(text):
 
 def test_infill_keeps_the_text_around_the_gap(upalm, monkeypatch, capsys, checkpoint):
     text = "def add(a, b):<extra_id_0>return c"
-    for more in ((), ("--stream",), ("--unconstrained",)):
+    for more in ((), ("--stream",), ("--unconstrained",), ("--no-heal",)):
         upalm("infill", "-c", checkpoint, "--text", text, "--max-new-tokens", "4", *more)
         out = capsys.readouterr().out
         assert out.startswith("def add(a, b):")
@@ -142,13 +143,14 @@ def test_escapes_of_stop_are_those_of_interactive(upalm, monkeypatch, capsys, ch
 def test_a_stop_string_written_as_an_escape_stops(upalm, capsys, checkpoint, monkeypatch):
     """Every token of this model is a new line."""
     monkeypatch.setattr("upalm.inference.generation.decode", write_newlines)
-    upalm("infill", "-c", checkpoint, "--text", "a<extra_id_0>b", "--stop", r"\n", "--json")
+    upalm("infill", "-c", checkpoint, "--text", "a<extra_id_0>b", "--stop", r"\n", "--json", "--no-heal")
     [sample] = json.loads(capsys.readouterr().out)["samples"]
     assert sample["spans"] == [""] and sample["finish_reasons"] == ["stop"]
 
 
 def write_newlines(model, tasks, config, rules, padding):
-    newline = next(t for t in range(3, 400) if rules.stop[0, t] == len(rules.stop) - 1)
+    spans = rules.spans(Border())
+    newline = next(t for t in range(3, 400) if spans.stopped[spans.table[spans.start, t]])
     tokens = np.array([rules.symbols.sentinels[0], newline, newline, rules.symbols.eos_id])
     return [[Completion(tokens, np.zeros(4), True)] for _ in tasks]
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from upalm.inference import decoding, generation, prompts, scoring
 from upalm.inference.config import GenerationConfig
 from upalm.inference.decoding import Completion, DecodingModel, Task
-from upalm.inference.grammar import ANYTHING, FREE, no_stop
+from upalm.inference.grammar import ANYTHING, FREE, Automaton
 from upalm.inference.sampling import Sampler
 from upalm.model.config import ModelConfig
 from upalm.model.palm import Decoder
@@ -65,7 +65,7 @@ def test_every_gap_gets_one_span_and_the_rest_is_kept(model, tokenizer, gaps, li
 
 
 def test_limits_are_of_each_gap(model, tokenizer):
-    f = generation.infill(model, tokenizer, GAPS_3, GenerationConfig(max_new_tokens=(0, 2, 7)))
+    f = generation.infill(model, tokenizer, GAPS_3, GenerationConfig(max_new_tokens=(0, 2, 7), heal=False))
     assert f.spans[0] == "" and f.finish_reasons[0] == "length"
     assert len(f.spans[1].encode()) <= 2 * max(map(len, tokenizer.token_bytes))
     with pytest.raises(ValueError, match="3 gaps, max_new_tokens is \\(1, 2\\)"):
@@ -209,8 +209,8 @@ def test_a_stream_holds_back_text_that_may_still_change(text, stop, shown):
 
 
 def test_stop_tables_are_built_once(model, tokenizer, monkeypatch):
-    built = []
-    monkeypatch.setattr(generation, "stop_table", lambda stop, _: built.append(stop) or no_stop(tokenizer.vocab_size))
+    built, build = [], Automaton.of
+    monkeypatch.setattr(Automaton, "of", lambda *args: built.append(args[1]) or build(*args))
     config = GenerationConfig(max_new_tokens=1, stop=("~once~",))
     for _ in range(3):
         generation.generate(model, tokenizer, "a", config)

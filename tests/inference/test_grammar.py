@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from upalm.inference.grammar import ANYTHING, FREE, Grammar, Progress, TokenBytes, stop_table
+from upalm.inference.grammar import ANYTHING, FREE, Automaton, Grammar, Progress, TokenBytes
 from upalm.ul2r.symbols import BOS_ID, EOS_ID, UNK_ID, Symbols
 
 # --- Stop strings ---
@@ -21,21 +21,22 @@ LETTERS = st.text("ab", max_size=4)
     data=st.data(),
 )
 def test_stop_strings_are_found_wherever_tokens_cut_them(stop, vocabulary, data):
-    table = stop_table(stop, TokenBytes.of([piece.encode() for piece in vocabulary]))
-    state, text = 0, ""
+    automaton = Automaton.of(TokenBytes.of([piece.encode() for piece in vocabulary]), stop)
+    state, text = automaton.start, ""
     for token in data.draw(st.lists(st.integers(0, len(vocabulary) - 1), max_size=8)):
-        state, text = table[state, token], text + vocabulary[token]
-        assert (state == len(table) - 1) == (any(word in text for word in stop) and bool(stop))
+        state, text = automaton.table[state, token], text + vocabulary[token]
+        assert automaton.stopped[state] == any(word in text for word in stop)
+        assert automaton.to_go[state] == 0
 
 
 def test_stop_strings_are_bytes_so_that_characters_may_be_split():
     euro = "€".encode()
-    table = stop_table(["€"], TokenBytes.of([bytes([b]) for b in euro]))
-    state = 0
+    automaton = Automaton.of(TokenBytes.of([bytes([b]) for b in euro]), ["€"])
+    state = automaton.start
     for token in range(3):
-        assert state != len(table) - 1
-        state = table[state, token]
-    assert state == len(table) - 1
+        assert not automaton.stopped[state]
+        state = automaton.table[state, token]
+    assert automaton.stopped[state]
 
 
 # --- Grammar ---
@@ -45,9 +46,9 @@ V, MARKERS = 24, (23, 22, 21)  # subwords 0-23, of 26 embeddings; token 10 is ".
 
 def walk(n_gaps, limits, max_tokens, chooser, stop=()):
     """All tokens that a chooser takes from what is allowed, until the row is done."""
-    table = stop_table(stop, TokenBytes.of([b"." if i == 10 else b"x" for i in range(V)]))
-    row = (jnp.array([n_gaps]), jnp.array([limits]), jnp.array([max_tokens]))
-    grammar = Grammar.of(*row, symbols=Symbols(MARKERS, {}), stop=table, n_embeddings=26)
+    spans = Automaton.of(TokenBytes.of([b"." if i == 10 else b"x" for i in range(V)]), stop)
+    row = (jnp.array([n_gaps]), jnp.array([limits]), jnp.array([max_tokens]), jnp.array([[0] * len(limits)]))
+    grammar = Grammar.of(*row, symbols=Symbols(MARKERS, {}), spans=spans, n_embeddings=26)
     at, tokens = Progress.start(grammar.max_tokens), []
     while not at.done[0]:
         allowed = np.flatnonzero(ALLOWED(grammar, at)[0])

@@ -238,9 +238,11 @@ class Infill(_Inference):
     """Most tokens in a gap."""
     unconstrained: bool = False
     """Decode without the grammar, and see whether the model keeps the format."""
+    heal: bool = True
+    """Write the tokens at a gap's borders anew, for gaps inside words. The text around the gap stays as it is."""
 
     def config(self) -> "GenerationConfig":
-        return replace(super().config(), constrained=not self.unconstrained)
+        return replace(super().config(), constrained=not self.unconstrained, heal=self.heal)
 
     def check(self, info: "CheckpointInfo") -> None:
         if info.gaps_trained is False:

@@ -40,6 +40,11 @@ class GenerationConfig:
     constrained: bool = True
     """Decode under the grammar, which gives every gap exactly one span and always ends. Without it the answer's format
     is the model's own, and `Infill.format_ok` tells whether it is right."""
+    heal: bool = True
+    """Under the grammar, take back the tokens at a gap's borders that a longer token may cross, and let the span write
+    their bytes anew: those before the gap, and those after it where the text begins inside a word. The text around the
+    gap stays as it is. A gap's limit rises by the number of tokens taken back, and `Infill.logprobs` are of all that a
+    span writes."""
     attention: Attention = "prefix"
     """Prompt tokens see the whole prompt, or only what comes before them, as a causal base model was trained."""
     batch_size: int = 16

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from upalm.distributed.sharding import split_rows
 from upalm.inference.config import Attention, GenerationConfig
-from upalm.inference.grammar import FREE, Grammar, Progress, Rules, no_stop
+from upalm.inference.grammar import FREE, Automaton, Border, Grammar, Progress, Rules, join
 from upalm.inference.sampling import Sampler
 from upalm.model.attention import KeyRange, KeyValue
 from upalm.model.config import ModelConfig
@@ -117,6 +117,8 @@ class Task(NamedTuple):
     """Gaps that the answer must fill under the grammar; or FREE, or ANYTHING."""
     limits: tuple[int, ...] = ()
     """Most tokens of each gap."""
+    borders: tuple[Border, ...] = ()
+    """Bytes that the span of each gap begins and ends with."""
 
 
 def check_tasks(config: ModelConfig, tasks: Sequence[Task], what: str) -> None:
@@ -214,13 +216,13 @@ def _start(
     max_new = round_up(max(1, *(task.max_tokens for task in padded)))
     tokens, starts = split_rows(left_padded(prompts, n_positions, rules.symbols.bos_id), len(padded))
     x_BD, caches = prefill(model, tokens, starts, max_new=max_new, attention=config.attention)
-    rows = (x_BD, caches, starts, split_rows(_grammar_inputs(padded), len(padded)))
+    spans, inputs = _grammar_inputs(padded, rules, n_vocab)
+    rows = (x_BD, caches, starts, split_rows(inputs, len(padded)))
     x_BD, caches, starts, limits = _repeated(rows, n=n) if n > 1 else rows
     del rows
     keys = _sample_keys(tasks, n, config.seed)
     keys = jnp.concatenate([keys, jnp.repeat(keys[:1], len(starts) - len(keys), 0)])  # padding rows take any key
-    stop = no_stop(n_vocab) if rules.stop is None else rules.stop
-    grammar = Grammar.of(*limits, symbols=rules.symbols, stop=stop, n_embeddings=n_vocab)
+    grammar = Grammar.of(*limits, symbols=rules.symbols, spans=spans, n_embeddings=n_vocab)
     return _first(model, x_BD, caches, grammar, keys, sampler=config.sampler, max_new=max_new), starts, grammar, keys
 
 
@@ -229,7 +231,8 @@ def _sample_keys(tasks: Sequence[Task], num_samples: int, seed: int) -> Array:
     seen: dict[int, int] = {}
     numbers = []
     for task in tasks:
-        prompt = zlib.crc32(np.asarray(task.prompt, np.int32).tobytes())
+        borders = repr(task.borders).encode() if any(map(any, task.borders)) else b""
+        prompt = zlib.crc32(np.asarray(task.prompt, np.int32).tobytes() + borders)
         before = seen[prompt] = seen.get(prompt, -1) + 1
         numbers += [(prompt, before * num_samples + i) for i in range(num_samples)]
     prompts, samples = (jnp.asarray(np.array(x, np.uint32)) for x in zip(*numbers, strict=True))
@@ -250,13 +253,18 @@ def left_padded(
     return tokens, starts
 
 
-def _grammar_inputs(tasks: Sequence[Task]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Build the rows of the grammar: `n_gaps`, `limits` and `max_tokens`."""
-    limits = np.zeros((len(tasks), max(1, *(len(task.limits) for task in tasks))), np.int32)
-    for row, task in zip(limits, tasks, strict=True):
-        row[: len(task.limits)] = task.limits
+def _grammar_inputs(
+    tasks: Sequence[Task], rules: Rules, n_vocab: int
+) -> tuple[Automaton, tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+    """Build the automaton of all gaps, and the rows of the grammar: `n_gaps`, `limits`, `max_tokens` and `starts`."""
+    numbers = {border: i for i, border in enumerate(dict.fromkeys([Border(), *(b for t in tasks for b in t.borders)]))}
+    spans, begins = join([Automaton.of_any_text(n_vocab) if rules.spans is None else rules.spans(b) for b in numbers])
+    limits, starts = np.zeros((2, len(tasks), max(1, *(len(task.limits) for task in tasks))), np.int32)
+    for task, limit, start in zip(tasks, limits, starts, strict=True):
+        limit[: len(task.limits)] = task.limits
+        start[: len(task.borders)] = [begins[numbers[border]] for border in task.borders]
     n_gaps, max_tokens = ([getattr(task, name) for task in tasks] for name in ("n_gaps", "max_tokens"))
-    return np.array(n_gaps, np.int32), limits, np.array(max_tokens, np.int32)
+    return spans, (np.array(n_gaps, np.int32), limits, np.array(max_tokens, np.int32), starts)
 
 
 @partial(jax.jit, static_argnames="n")

@@ -7,7 +7,7 @@ functions as methods, with the model, its tokenizer and `inputs_eos` filled in.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -15,8 +15,9 @@ import numpy as np
 from upalm.data.tokenizer import Tokenizer
 from upalm.inference.config import GenerationConfig
 from upalm.inference.decoding import Completion, DecodingModel, Ids, Padding, Task, check_tasks, decode, decode_stream
-from upalm.inference.grammar import ANYTHING, FREE, Rules, TokenBytes, no_stop, stop_table
-from upalm.inference.prompts import prompt_ids, split_gaps
+from upalm.inference.grammar import ANYTHING, FREE, Automaton, Border, Rules, TokenBytes
+from upalm.inference.healing import Vocabulary, take_back
+from upalm.inference.prompts import join_parts, split_gaps
 from upalm.model.palm import Decoder
 
 FinishReason = Literal["closed", "stop", "length", "missing"]
@@ -31,7 +32,8 @@ class Infill(NamedTuple):
     spans: list[str]
     text: str
     logprobs: list[float]
-    """Log-probability of each span in nats, summed over its tokens, under the model without grammar and sampler."""
+    """Log-probability of each span in nats, summed over its tokens, under the model without grammar and sampler. The
+    tokens of a healed span (`GenerationConfig.heal`) also spell the bytes that were taken back from the text around."""
     finish_reasons: list[FinishReason]
     """Why each span ended: the model closed it, a stop string came, or the limit was reached; or the gap is missing in
     the answer (without the grammar only)."""
@@ -241,7 +243,8 @@ def _pieces(
         last = max(1, int(tokenizer.is_sentinel(completion.tokens).sum())) - 1
         for gap, span in enumerate(spans[: last + 1]):
             is_final = gap < last or completion.finished
-            new = (span if is_final else _stable_prefix(span, config.stop))[len(shown[gap]) :]
+            tail = [border.tail.decode(errors="ignore") for border in request.task.borders[gap : gap + 1]]
+            new = (span if is_final else _stable_prefix(span, (*config.stop, *tail)))[len(shown[gap]) :]
             if new:
                 yield Piece(gap, new)
                 shown[gap] += new
@@ -250,7 +253,7 @@ def _pieces(
 def _stable_prefix(text: str, stop: Sequence[str]) -> str:
     """Cut off what later tokens may turn into another character, or into a stop string."""
     text = text.rstrip("\N{REPLACEMENT CHARACTER}")
-    held = max((n for word in stop for n in range(1, len(word)) if text.endswith(word[:n])), default=0)
+    held = max((n for word in stop for n in range(1, len(word) + 1) if text.endswith(word[:n])), default=0)
     return text[: len(text) - held]
 
 
@@ -271,15 +274,19 @@ def _build_request(
 ) -> _Request:
     parts = split_gaps(text_or_parts)
     n_gaps = len(parts) - 1
-    prompt = prompt_ids(tokenizer, parts, config.mode_for(n_gaps > 0), inputs_eos)
+    ids = [tokenizer.encode(part) for part in parts]
     limits = config.max_new_tokens
     limits = (limits,) * max(n_gaps, 1) if isinstance(limits, int) else tuple(limits)
     if len(limits) != max(n_gaps, 1):
         raise ValueError(f"{name} has {n_gaps} gaps, max_new_tokens is {limits}: expected one limit, or one per gap.")
+    borders = (Border(),) * n_gaps
+    if n_gaps and config.heal and config.constrained:
+        ids, borders, limits = take_back(_vocabulary(tokenizer), parts, ids, limits, config.stop)
+    prompt = join_parts(tokenizer, ids, config.mode_for(n_gaps > 0), inputs_eos)
     if n_gaps == 0:
         return _Request(parts, Task(prompt, limits[0], FREE, limits))
     n_new = sum(limits) + n_gaps + 1  # sentinels and EOS
-    return _Request(parts, Task(prompt, n_new, n_gaps if config.constrained else ANYTHING, limits))
+    return _Request(parts, Task(prompt, n_new, n_gaps if config.constrained else ANYTHING, limits, borders))
 
 
 def _rules(model: Decoder | DecodingModel, tokenizer: Tokenizer, stop: tuple[str, ...]) -> Rules:
@@ -288,17 +295,24 @@ def _rules(model: Decoder | DecodingModel, tokenizer: Tokenizer, stop: tuple[str
             f"the tokenizer has {tokenizer.vocab_size} subwords, the model {model.config.vocab_size} embeddings: "
             "they do not belong together. Take both from one checkpoint (`load_model`)."
         )
-    return Rules(tokenizer.symbols, _stop_table(tokenizer, stop) if stop else no_stop(tokenizer.vocab_size))
+    return Rules(tokenizer.symbols, partial(_spans, tokenizer, stop))
 
 
-@lru_cache(maxsize=8)
-def _stop_table(tokenizer: Tokenizer, stop: tuple[str, ...]) -> np.ndarray:
-    return stop_table(stop, _token_bytes(tokenizer))
+@lru_cache(maxsize=16)
+def _spans(tokenizer: Tokenizer, stop: tuple[str, ...], border: Border) -> Automaton:
+    if not stop and border == Border():
+        return Automaton.of_any_text(tokenizer.vocab_size)  # reads no bytes
+    return Automaton.of(_token_bytes(tokenizer), stop, border)
 
 
 @lru_cache(maxsize=2)
 def _token_bytes(tokenizer: Tokenizer) -> TokenBytes:
     return TokenBytes.of(tokenizer.token_bytes)
+
+
+@lru_cache(maxsize=2)
+def _vocabulary(tokenizer: Tokenizer) -> Vocabulary:
+    return Vocabulary.of(tokenizer.token_bytes)
 
 
 def _answer(
@@ -346,11 +360,21 @@ def _parse(tokenizer: Tokenizer, request: _Request, completion: Completion, stop
     for gap, start, until in reversed(list(zip(gaps, starts, [*starts[1:], end], strict=False))):
         is_full = request.task.n_gaps != ANYTHING and until - start - 1 == limits[gap]
         is_cut = until == len(tokens) or is_full
-        spans[gap], reasons[gap] = _until_stop(tokenizer.decode(tokens[start + 1 : until]), stop, is_cut)
+        border = request.task.borders[gap] if request.task.borders else Border()
+        fill = _decode_span(tokenizer, tokens[start + 1 : until], border)
+        spans[gap], reasons[gap] = _until_stop(fill, stop, is_cut)
         totals[gap] = float(log_probs[start + 1 : until].sum())
     in_order = not n_gaps or (gaps == list(range(n_gaps)) and starts[0] == 0)
     text = request.parts[0] + "".join(a + b for a, b in zip(spans, (*request.parts[1:], ""), strict=False))
     return Infill(spans, text, totals, reasons, in_order and len(ends) > 0, float(log_probs.sum()))
+
+
+def _decode_span(tokenizer: Tokenizer, tokens: np.ndarray, border: Border) -> str:
+    """Decode a span without the bytes that were taken back."""
+    if border == Border():
+        return tokenizer.decode(tokens)
+    written = b"".join(tokenizer.token_bytes[token] for token in tokens)
+    return written[len(b"".join(border.head)) :].removesuffix(border.tail).decode(errors="replace")
 
 
 def _until_stop(text: str, stop: Sequence[str], is_cut: bool) -> tuple[str, FinishReason]:

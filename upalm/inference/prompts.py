@@ -49,11 +49,15 @@ def prompt_ids(
     """
     if mode != "none" and mode not in MODES:
         raise ValueError(f"mode is {mode!r}, expected one of {', '.join(['none', *MODES])}.")
-    parts = split_gaps(text_or_parts)
+    return join_parts(tokenizer, [tokenizer.encode(part) for part in split_gaps(text_or_parts)], mode, inputs_eos)
+
+
+def join_parts(tokenizer: Tokenizer, parts: Sequence[Sequence[int]], mode: Mode, inputs_eos: bool) -> list[int]:
+    """Build the ids of a prompt as `prompt_ids` does, from parts that are ids."""
     ids = [*tokenizer.symbols.modes[mode]] if mode != "none" else []
     for sentinel, part in zip((None, *tokenizer.symbols.sentinels), parts, strict=False):
         ids += [] if sentinel is None else [sentinel]
-        ids += tokenizer.encode(part)
+        ids += part
     return ids + [tokenizer.symbols.eos_id] * (inputs_eos and len(parts) > 1)
 
 

@@ -141,13 +141,16 @@ def decode_rows(
         inputs_eos: whether training ended inputs with EOS (`CheckpointInfo.inputs_eos`).
     """
     texts = [row.parts for row in rows]
-    limits = [_limits(tokenizer, row) if max_new_tokens is None else [max_new_tokens] * len(row.spans) for row in rows]
+    limits = [
+        limits_of(tokenizer, row) if max_new_tokens is None else [max_new_tokens] * len(row.spans) for row in rows
+    ]
     config = GenerationConfig(mode=mode, constrained=constrained, stop=stop, batch_size=32)
     fills = infill_batch(model, tokenizer, texts, config, inputs_eos=inputs_eos, limits=limits)
     return Fills([tuple(fill.spans) for fill in fills], np.array([fill.format_ok for fill in fills]))
 
 
-def _limits(tokenizer: Tokenizer, row: Gap) -> list[int]:
+def limits_of(tokenizer: Tokenizer, row: Gap) -> list[int]:
+    """Return the limit of each gap of a row: twice the true span and 8 tokens more."""
     return [2 * len(tokenizer.encode(span)) + 8 for span in row.spans]
 
 
@@ -160,7 +163,7 @@ def drop_too_long(
         RowsTooShort: no row fits.
     """
     prompts = [prompt_ids(tokenizer, row.parts, mode, inputs_eos) for row in rows]
-    added = [sum(_limits(tokenizer, row)) + len(row.parts) + 1 for row in rows]
+    added = [sum(limits_of(tokenizer, row)) + len(row.parts) + 1 for row in rows]
     lengths = [len(ids) + n for ids, n in zip(prompts, added, strict=True)]
     fitting = [row for row, n in zip(rows, lengths, strict=True) if n <= model.config.seq_len]
     if not fitting:
