@@ -68,8 +68,10 @@ WHAT = """
 """
 
 LIMITS = """
-<p>Shown here: within a small share of its pretraining compute, a model that never saw a gap learns the infilling form
-and to use the text on both sides; and how that compares with spending the same compute on more of the same.</p>
+<p>Shown here: within a small share of its pretraining compute, a model that never saw a gap learns the form of an
+answer, and what that does to the cost of a gap; and how that compares with spending the same compute on more of the
+same. Whether the text after a gap is used is <code>suffix_use</code>: compare it over the models, since a base that
+never saw a gap uses it, too.</p>
 <p>Not shown here: better few-shot scores, or the paper's 2x saving. The paper has no result below 8B parameters. At
 equal compute UL2R costs a tiny model some left-to-right quality (causal bits/byte), and exact whole lines are
 rare.</p>

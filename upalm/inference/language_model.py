@@ -24,8 +24,8 @@ Text = str | Sequence[str]
 """Text with gaps `<extra_id_0>`, `<extra_id_1>`, ...; or the parts between which the gaps are."""
 
 NEVER_SAW_GAPS = (
-    "this model was never trained on gaps (its mixture has no sentinels), so its fills do not heed the text after the "
-    "gap. Continue it with UL2R first: `upalm run quickstart` does so with the shipped base."
+    "this model was never trained on gaps (its mixture has no sentinels), so it does not know that a sentinel is to be "
+    "replaced. Continue it with UL2R first: `upalm run quickstart` does so with the shipped base."
 )
 
 
