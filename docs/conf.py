@@ -30,7 +30,7 @@ extensions = [
     "generated_pages",
     "notebooks",
 ]
-exclude_patterns = ["_build", "_ext", "conf.py", "check_site.py", "**.ipynb_checkpoints"]
+exclude_patterns = ["_build", "_ext", "conf.py", "check_site.py", "results_tables.py", "**.ipynb_checkpoints"]
 suppress_warnings = ["config.cache"]
 
 myst_enable_extensions = ["deflist"]

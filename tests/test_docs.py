@@ -38,6 +38,12 @@ def commands(program: str) -> list[tuple[str, list[str]]]:
     return found
 
 
+def test_tables_of_results_are_those_of_their_numbers():
+    tables = runpy.run_path(str(ROOT / "docs" / "results_tables.py"))
+    page = (ROOT / "docs" / "results.md").read_text("utf-8")
+    assert tables["with_tables"](page) == page, "run: python docs/results_tables.py"
+
+
 @pytest.mark.filterwarnings("ignore:this model was never trained on gaps")
 @pytest.mark.parametrize("page", PAGES, ids=IDS)
 def test_python_in_the_pages_runs(page, capsys):
