@@ -30,7 +30,7 @@ def commands(program: str) -> list[tuple[str, list[str]]]:
     """Every documented call of a program: the page, and the words after the program."""
     found = []
     for page in PAGES:
-        for line in "\n".join(blocks(page, "")).splitlines():
+        for line in "\n".join(blocks(page, "")).replace("\\\n", "").splitlines():
             for part in line.split(" #")[0].split("&&"):
                 words = shlex.split(part.replace("...", ""))
                 if words[: len(program.split())] == program.split():
