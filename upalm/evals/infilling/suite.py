@@ -12,7 +12,7 @@ from upalm.evals.bootstrap import Estimate, to_json
 from upalm.evals.infilling import humaneval, prose
 from upalm.evals.task import RowsTooShort
 from upalm.files import sha256_file, write_atomically
-from upalm.inference.config import Mode
+from upalm.inference.config import GenerationConfig, Mode
 
 NAME = "infilling"
 _PROSE = "nlp/lambada_openai.jsonl"
@@ -75,7 +75,8 @@ def run(
         if not file.is_file():
             not_run[name] = f"no {_TASKS[name]}"
             continue
-        identity = {**fingerprint, "mode": mode, "limit": limit, "data": sha256_file(file)}
+        how = {"mode": mode, "heal": GenerationConfig().heal, "limit": limit}
+        identity = {**fingerprint, **how, "data": sha256_file(file)}
         if path.is_file():
             estimates[name], n_left_out[name] = _load(path, identity)
         else:
