@@ -1,5 +1,5 @@
 # %% [markdown]
-# # Teach a causal model to fill gaps in five minutes
+# # Teach a causal model to fill gaps
 #
 # **Question:** what does a little UL2R do to a finished causal model, that the same
 # amount of ordinary training does not?
@@ -9,6 +9,8 @@
 # number of tokens: once with UL2R, once with more of the same. The second run is the
 # *control*. Without it, "UL2R helped" could mean "more training helped".
 #
+# Every word that is new here has an entry in the [glossary](../glossary.md).
+#
 # <a href="../notebooks/01_teach_a_causal_model.ipynb" download>Download the notebook</a>
 
 # %% tags=["skip-execution"]
@@ -17,6 +19,7 @@
 # %%
 import random
 import tempfile
+import warnings
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -61,7 +64,17 @@ print(f"{before}<extra_id_0>{after}\n--- the gap was: {line.strip()}")
 # `fit` is the training loop: it takes settings, a model, a tokenizer and text, and
 # writes a checkpoint. The forks differ in `mixture`, which says what the rows ask of
 # the model. `causal` asks for every next token. `ul2r_eos` asks for masked spans and
-# for continuations, in U-PaLM's shares, and ends what the model is given with EOS.
+# for continuations, in U-PaLM's shares.
+#
+# U-PaLM's own mixture is called `ul2r`. `ul2r_eos` adds one thing: inputs with gaps end
+# with EOS, and so do prompts (`inputs_eos` above says whether a model learnt that). In
+# runs as short as this one the model needs that mark to begin its answer. Longer runs
+# need another mixture, `ul2r_infill`
+# ([why](../results.md#why-the-inputs-end-with-eos-here)).
+#
+# `joint_budget=True` lets the inputs and targets of a row share its 128 positions; in
+# the paper each has half. `decay=False` switches weight decay off, as it was for the
+# base.
 
 # %%
 train = encode(base.tokenizer, corpus.train[:400])
@@ -95,18 +108,23 @@ assert share < 0.02
 # %% [markdown]
 # ## Measure on the same gaps
 #
-# How many bits does the missing line cost, per byte, if both sides are seen? And does
-# it cost anything on ordinary text, left to right? `mode="nlg"` puts the token in front
-# of the prompt that long gaps had in training.
+# How many bits does the missing line cost, per byte, if both sides are seen? An answer
+# has three pieces: the sentinel, which says where it goes, the line, and an end. The
+# sentinel and the end are form, so we count them apart. And what does the same line
+# cost as ordinary text, left to right?
+#
+# `mode="nlg"` puts the token in front of the prompt that long spans had in training: a
+# line has 14 tokens on average, which is nearer to those (32) than to short ones (3).
 
 # %%
 n_bytes = np.array([len(line.encode()) for _, line in gaps])
 
 
 def gap_bits(model):
-    """Bits of each missing line, with its sentinel and the end of the answer."""
+    """Bits of the sentinel, the line and the end of each answer, [gap, 3]."""
     scores = model.score_batch([(parts, [line]) for parts, line in gaps], mode="nlg")
-    return np.array([-score.log_prob / np.log(2) for score in scores])
+    pieces = [np.split(score.log_probs, [1, -1]) for score in scores]
+    return -np.array([[p.sum() for p in piece] for piece in pieces]) / np.log(2)
 
 
 def text_bits(model):
@@ -119,66 +137,111 @@ def text_bits(model):
 
 in_gaps = {name: gap_bits(model) for name, model in models.items()}
 as_text = {name: text_bits(model) for name, model in models.items()}
-for name in models:
-    gap, text = (bits[name].sum() / n_bytes.sum() for bits in (in_gaps, as_text))
-    print(f"{name:8} gap {gap:.3f}, left to right {text:.3f} bits per byte")
+per_byte = {name: bits.sum(0) / n_bytes.sum() for name, bits in in_gaps.items()}
+left_to_right = {name: bits.sum() / n_bytes.sum() for name, bits in as_text.items()}
+print("bits per byte  line in its gap  sentinel    end   line, left to right")
+for name, (sentinel, line_bits, end) in per_byte.items():
+    row = f"{line_bits:15.3f} {sentinel:9.3f} {end:6.3f} {left_to_right[name]:21.3f}"
+    print(f"{name:14} {row}")
 
 # %% [markdown]
-# The bars of three models overlap, since some lines are harder than others. But every
-# model met the *same* lines, so the question is the difference line by line.
+# Most of what UL2R taught is the form. The control pays nearly a bit per byte for the
+# sentinel and half a bit for the end; after UL2R the two cost 0.15 together. The line
+# itself is the harder test. It gets cheaper, too, but by less.
+#
+# It is still dearer in a gap than left to right, where the model sees less. A model
+# that used both sides as a person does would have these the other way round. At this
+# size none that we trained does ([measured results](../results.md)).
+#
+# Some lines are harder than others. But every model met the *same* lines, so the
+# question is the difference line by line.
 
 
 # %%
-def paired(bits, name, n_draws=2000):
-    """Bits per byte of a model minus the control's: mean and 95% interval."""
-    delta = bits[name] - bits["control"]
-    picks = np.random.default_rng(0).integers(len(delta), size=(n_draws, len(delta)))
-    draws = delta[picks].sum(1) / n_bytes[picks].sum(1)
-    return delta.sum() / n_bytes.sum(), *np.quantile(draws, (0.025, 0.975))
+def paired(bits, n_draws=2000):
+    """Bits per byte, from differences of bits per gap: mean and 95% interval."""
+    rng = np.random.default_rng(0)
+    picks = rng.integers(len(bits), size=(n_draws, len(bits)))
+    draws = bits[picks].sum(1) / n_bytes[picks].sum(1)
+    return bits.sum() / n_bytes.sum(), *np.quantile(draws, (0.025, 0.975))
 
 
+gained = in_gaps["ul2r"] - in_gaps["control"]
 effects = {
-    "ul2r, gaps": paired(in_gaps, "ul2r"),
-    "base, gaps": paired(in_gaps, "base"),
-    "ul2r, left to right": paired(as_text, "ul2r"),
+    "ul2r: the line in its gap": paired(gained[:, 1]),
+    "ul2r: sentinel and end": paired(gained[:, [0, 2]].sum(1)),
+    "base: the line in its gap": paired((in_gaps["base"] - in_gaps["control"])[:, 1]),
+    "ul2r: the line, left to right": paired(as_text["ul2r"] - as_text["control"]),
 }
 
-# %% mystnb={"image": {"alt": "Paired differences to the control in bits per byte: UL2R is far below zero in gaps, the base is near zero or above, and UL2R is near zero on ordinary text."}}
-figure, axes = plt.subplots(figsize=(7, 2.4), constrained_layout=True)
-for y, (low_to_high, colour) in enumerate(
-    zip(effects.values(), ("#d55e00", "#777777", "#0072b2"), strict=True)
-):
-    mean, low, high = low_to_high
-    axes.plot([low, high], [y, y], color=colour, linewidth=3, solid_capstyle="round")
-    axes.plot(mean, y, "o", color=colour, markersize=8)
+# %% mystnb={"image": {"alt": "Paired differences to the control in bits per byte, with 95% intervals: for UL2R the line in its gap is a third of a bit below zero and the sentinel with the end 1.3 bits below; the base's line is just below zero, and UL2R's line left to right just above."}}
+figure, axes = plt.subplots(figsize=(7, 2.6), constrained_layout=True)
+colours = ("#d55e00", "#e69f00", "#777777", "#0072b2")
+for y, (effect, colour) in enumerate(zip(effects.values(), colours, strict=True)):
+    mean, low, high = effect
+    axes.plot([low, high], [y, y], color=colour, linewidth=6, solid_capstyle="butt")
+    axes.plot(mean, y, "o", color="white", markeredgecolor=colour, markersize=4)
 axes.axvline(0, color="black", linewidth=1)
 axes.set_yticks(range(len(effects)), list(effects))
 axes.set_xlabel("bits per byte, minus the control (left of 0: better than it)")
-axes.invert_yaxis()
+axes.set_ylim(len(effects) - 0.5, -0.5)
 plt.show()
 
 # %%
-mean, low, high = effects["ul2r, gaps"]
-print(f"UL2R minus control in gaps: {mean:+.3f} [{low:+.3f}, {high:+.3f}]")
-assert high < 0, "UL2R fills gaps better than the same compute of causal training"
-assert abs(effects["ul2r, left to right"][0]) < 0.2, "and forgets little"
+for name, (mean, low, high) in effects.items():
+    print(f"{name:29} {mean:+.3f} [{low:+.3f}, {high:+.3f}]")
+line_effect, form_effect, _, text_effect = effects.values()
+assert line_effect[2] < -0.2, "UL2R fills gaps better than causal training does"
+assert form_effect[0] < 3 * line_effect[0], "most of it is the form"
+assert abs(text_effect[0]) < 0.1, "and forgets little"
+assert per_byte["ul2r"][1] > left_to_right["ul2r"], "a gap costs more than the left"
+
+# %% [markdown]
+# Both forks lose a little left to right. The base had ended at a learning rate of
+# 0.0003, and they start again at a peak of 0.01. With a peak of 0.001 the control
+# stays at the base's level (1.418 against 1.412 bits per byte). This is why UL2R is
+# compared with the control and not with the base.
 
 # %% [markdown]
 # ## Before and after
 #
-# A model of this size fills no line as a person would. Look at the form: what the
-# base writes does not heed the lines after the gap.
+# A model of this size fills no gap as a person would. These two are chosen, since most
+# fills show less. Look for words that stand *after* the gap.
 
 # %%
-text = "def add(a, b):\n    <extra_id_0>\n    return c\n"
+texts = (
+    "class Stack:\n    def push(self, <extra_id_0>):\n        self.items.append(item)\n",
+    "def first(items):\n    if not <extra_id_0>:\n        return None\n"
+    "    return items[0]\n",
+)
 settings = upalm.GenerationConfig(max_new_tokens=12, stop=("\n",))
-for name, model in models.items():
-    print(f"{name:8}", model.infill(text, settings).spans)
+warnings.filterwarnings("ignore", "this model was never trained on gaps")
+for text in texts:
+    fills = {name: m.infill(text, settings).spans[0] for name, m in models.items()}
+    print(text)
+    for name, fill in fills.items():
+        print(f"    {name:8} {fill!r}")
+    assert [name for name, fill in fills.items() if "item" in fill] == ["ul2r"]
 
 # %% [markdown]
+# Only UL2R's fills repeat what stands after the gap, `append(item)` and `items[0]`. It
+# was read, though not understood.
+#
 # ## Now change this
 #
 # - Give both forks 600 steps. Does the difference grow, or was it the first steps?
 # - Use the mixture `"ul2r"`, which has no EOS after its inputs. Why do the gaps
 #   suffer?
-# - Replace `"stdlib"` by a folder of your own text, here and in `cut_gap`.
+# - Replace `"stdlib"` in `sources.load` by a folder of your own `.txt` files, a hundred
+#   or more of 50 lines.
+#
+# <details><summary>Answers</summary>
+#
+# - It was mostly the first steps. After 600 steps a gap costs 1.803 in all and its line
+#   1.640 (150 steps: 1.867 and 1.713).
+# - A gap costs 2.417 in all, of which the sentinel takes 0.567. The line itself costs
+#   1.683. Without EOS the model does not notice where the prompt ends.
+# - The base read Python alone, so its costs on other text say little. Look at the
+#   difference of the forks.
+#
+# </details>

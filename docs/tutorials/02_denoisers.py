@@ -50,76 +50,101 @@ restored = ul2r.restore(example, symbols.sentinels)
 assert np.array_equal(restored, tokens)
 
 # %% [markdown]
-# ## One sentence in colour
+# ## One piece of code in colour
 #
-# The tokenizer that comes with the package was trained on Python source.
+# The tokenizer that comes with the package was trained on Python source. The next cell
+# only draws.
 
 # %%
 tokenizer = load_tokenizer(PALM_TINY)
-TEXT = (
-    """\
+TEXT = """\
 def mean(values):
     total = sum(values)
     return total / len(values)
+
+def variance(values):
+    middle = mean(values)
+    squares = [(value - middle) ** 2 for value in values]
+    return mean(squares)
+
+class Window:
+    def __init__(self, size):
+        self.size = size
+        self.items = []
+
+    def add(self, item):
+        self.items.append(item)
+        if len(self.items) > self.size:
+            del self.items[0]
 """
-    * 3
-)
 ids = np.array(tokenizer.encode(TEXT), np.int32)
+
+# %% tags=["hide-input"]
 SPAN_COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"]
 
 
-def words(ids):
-    """Each id as text that a picture can show."""
-    shown = [tokenizer.decode([i]) for i in ids]
-    return [word.replace("\n", "\u21b5").replace(" ", "\u00b7") for word in shown]
-
-
-def colours(ids):
-    """Kept tokens are grey; a sentinel and the span after it share a colour."""
-    number, found = -1, []
+def draw(axes, ids, title, is_target, top, width=58):
+    """Tokens in lines of a fixed width; a sentinel and its span share a colour."""
+    axes.text(0, -top, title, fontsize=10, weight="bold")
+    x, line, number = 0, top + 1, -1
     for i in ids:
-        if tokenizer.is_sentinel(i):
-            number += 1
-        found.append((number, tokenizer.is_sentinel(i)))
-    return found
-
-
-def draw(axes, ids, title, is_target, width=104):
-    """Tokens from left to right, in lines of a fixed width."""
-    axes.set(xlim=(0, width), xticks=[], yticks=[], frame_on=False)
-    axes.set_title(title, loc="left", fontsize=10)
-    x, line = 0, 0
-    for word, (number, is_sentinel) in zip(words(ids), colours(ids), strict=True):
-        if x + len(word) + 1 > width:
+        number += tokenizer.is_sentinel(i)
+        masked = tokenizer.is_sentinel(i) or (is_target and number >= 0)
+        word = tokenizer.decode([i]).replace("\n", "\u21b5").replace(" ", "\u00b7")
+        if x + len(word) > width:
             x, line = 0, line + 1
-        masked = is_sentinel or (is_target and number >= 0)
         colour = SPAN_COLOURS[number % 6] if masked else "#eeeeee"
         box = {"facecolor": colour, "edgecolor": "none", "pad": 1.5}
         ink = "white" if masked else "black"
-        axes.text(x, -line, word, family="monospace", fontsize=9.5, color=ink, bbox=box)
-        x += len(word) + 1
-    axes.set_ylim(-line - 0.8, 0.8)
+        axes.text(x, -line, word, family="monospace", fontsize=9, color=ink, bbox=box)
+        x += len(word) + 0.7
+    return line + 1.6
 
 
-# %% mystnb={"image": {"alt": "One piece of code as inputs and targets of the R, X and S denoisers; masked spans have colours, kept tokens are grey."}}
+# %% mystnb={"image": {"alt": "One piece of code as inputs and targets of the R, X and S denoisers; masked spans have colours, kept tokens are grey. R and X have text between their gaps, and end in one."}}
 names = {"r": "R: short spans", "x": "X: long spans, half the text", "s": "S: a prefix"}
-figure, axes = plt.subplots(6, 1, figsize=(9, 8.5), constrained_layout=True)
-for row, denoiser in enumerate(ul2r.UL2R):
-    inputs, targets = denoiser(ids, np.random.default_rng(3), tokenizer.symbols)
-    draw(axes[2 * row], inputs, f"{names[denoiser.name]} - inputs", False)
-    draw(axes[2 * row + 1], targets, f"{names[denoiser.name]} - targets", True)
+mixture = ul2r.UL2R
+figure, axes = plt.subplots(figsize=(5, 3 * len(mixture)), constrained_layout=True)
+top, examples = 0, {}
+for denoiser in mixture:
+    example = denoiser(ids, np.random.default_rng(3), tokenizer.symbols)
+    examples[denoiser.name] = example
+    for part, tokens_of_part in zip(("inputs", "targets"), example, strict=True):
+        title = f"{names.get(denoiser.name, denoiser.name)} - {part}"
+        top = draw(axes, tokens_of_part, title, part == "targets", top)
+axes.set(xlim=(0, 58), ylim=(1 - top, 1))
+axes.axis("off")
 plt.show()
+
+# %%
+n_gaps = {
+    name: int(sum(map(tokenizer.is_sentinel, example.inputs)))
+    for name, example in examples.items()
+}
+print("gaps:", n_gaps)
+for name, example in examples.items():
+    assert tokenizer.is_sentinel(example.inputs[-1]) == (name != "s"), "noise is last"
+    assert (n_gaps[name] > 0) == (name != "s")
 
 # %% [markdown]
 # R leaves enough around each gap to guess it. X takes so much that the model must
 # compose. S has no sentinel at all: it is language modelling with a prefix that is
 # seen in both directions.
 #
+# In R and X the inputs end in a sentinel: T5's code, which UL2 follows, always masks the
+# last token. So the last gap has no text after it, in any example of the paper's
+# mixture, `ul2r`, and a model trained on it gives poor answers to prompts that go on
+# after their last gap. Two mixtures of this package mend that. `ul2r_eos` ends such
+# inputs with EOS, which works in runs of a few hundred steps; other tutorials use it,
+# since their runs are that short. `ul2r_infill` also rolls the masks, so that gaps lie
+# anywhere, and is the one for longer runs
+# ([what was measured](../results.md#why-the-inputs-end-with-eos-here)).
+#
 # ## How long are the spans?
 #
-# "Mean 3" leaves the law open. T5's code, which UL2 follows, fixes how many tokens
-# and how many spans are masked, and then draws the lengths uniformly among all ways
-# to cut *m* tokens into *k* positive parts. So one span has length *n* with
+# "Mean 3" leaves the law open. T5's code fixes how many tokens and how many spans are
+# masked, and then draws the lengths uniformly among all ways to cut *m* tokens into *k*
+# positive parts. So one span has length *n* with
 # probability C(m - n - 1, k - 2) / C(m - 1, k - 1).
 
 # %%
@@ -198,7 +223,8 @@ assert 2 * shares["r"] < shares["x"], "equal examples of R and X, unequal target
 # ## Your own text
 #
 # Any text of yours becomes examples in the same way. On the command line, `upalm data
-# show --data my.txt --mixture ul2r` prints whole rows in colour.
+# show --data my.txt --mixture ul2r` prints whole rows in colour, for a file of 30 KB or
+# more.
 
 # %%
 mine = "UL2R takes a model that only ever looked back, and lets it look both ways."
@@ -215,7 +241,19 @@ print(tokenizer.decode(targets))
 #
 # - Give `short_spans` a `corruption_rate` of 0.9. Why are there never more spans than
 #   kept tokens?
-# - Replace `ul2r.UL2R` with `ul2r.UL2` in the picture: seven denoisers, of which four
-#   are extreme.
+# - Set `mixture = ul2r.UL2` above the picture: seven denoisers, of which four are
+#   extreme.
 # - Draw the lengths of `ul2r.X` with `LENGTH = 2048`. How many spans are there, and
 #   how far is the law from geometric?
+#
+# <details><summary>Answers</summary>
+#
+# - Nine tokens are masked, in one span. Two spans would be one if no kept token stood
+#   between them, so each span needs a kept token before it, and one token is kept.
+# - R and X become six: spans of 3 and 8 tokens at 15% and at 50%, and spans of 64 at
+#   both. A text as short as this one has room for a single span of 64.
+# - 1024 tokens are masked, in 32 spans. Up to 100 tokens the law is within 6% of the
+#   geometric one that starts at the same 0.030. Longer spans are rarer, since their
+#   sum is fixed.
+#
+# </details>

@@ -29,7 +29,10 @@ from upalm.model import Decoder, ModelConfig, key_range
 # ## A packed row
 #
 # Short documents of invented ids become rows of 48 positions. A row holds several
-# examples; the last one is cut to fit, so that hardly a position is lost.
+# examples, and the last one is cut to fit. What is left is *padding*, if it is too short
+# for another example, or if a document ends there. In a row as short as this one that
+# is a tenth; the rows of a real run are longer, and hardly a position is lost
+# ([data](../data.md#what-the-loader-promises)).
 
 # %%
 T = 48
@@ -43,24 +46,31 @@ config = DataConfig(
 tokens = Tokens.from_documents([list(document) for document in documents])
 loader = Loader(tokens, config, symbols, seed=0)
 rows = [loader.batch(step) for step in range(20)]
-batch = next(b for b in rows if b.segment_ids.max() >= 3)
+batch = next((b for b in rows if b.segment_ids.max() >= 3), rows[0])
 n_segments = int(batch.segment_ids.max())
 n_padding = int((batch.segment_ids == 0).sum())
-print(f"{n_segments} examples in one row, {n_padding} positions of padding")
+print(f"{n_segments} examples in one row, {n_padding} of {T} positions of padding")
 
-# %% mystnb={"image": {"alt": "One packed row as five strips: segments, positions that restart in each segment, the prefix, loss weights, and which tokens are sentinels."}}
+# %% mystnb={"image": {"alt": "One packed row as five strips: numbered segments and blank padding at the end, positions that restart in each segment, the prefix, loss weights, and which tokens are sentinels."}}
+in_use = batch.segment_ids[0] > 0
 strips = {
-    "segment": batch.segment_ids[0] % 3 + (batch.segment_ids[0] > 0),
+    "segment": batch.segment_ids[0] / n_segments,
     "position": batch.positions[0] / batch.positions.max(),
     "prefix": batch.prefix_mask[0],
     "loss": batch.loss_weights[0],
     "sentinel": np.isin(batch.input_tokens[0], symbols.sentinels),
 }
-figure, axes = plt.subplots(len(strips), 1, figsize=(9, 2.6), sharex=True)
+figure, axes = plt.subplots(len(strips), 1, figsize=(7, 2.8), sharex=True)
 for axis, (name, values) in zip(axes, strips.items(), strict=True):
-    axis.imshow(np.asarray(values, float)[None], aspect="auto", cmap="cividis")
+    shown = np.where(in_use, np.asarray(values, float), np.nan)
+    axis.imshow(shown[None], aspect="auto", cmap="cividis", vmin=0, vmax=1)
     axis.set_yticks([0], [name])
-axes[-1].set_xlabel("position in the row")
+names = {segment: f"{segment}" for segment in range(1, n_segments + 1)} | {0: "padding"}
+middle = {n: np.flatnonzero(batch.segment_ids[0] == n).mean() for n in names}
+for number, name in names.items():
+    colour = "black" if number in (0, n_segments) else "white"
+    axes[0].text(middle[number], 0, name, color=colour, ha="center", va="center")
+axes[-1].set_xlabel("position in the row (of the last three strips, yellow is yes)")
 figure.tight_layout(h_pad=0.1)
 plt.show()
 
@@ -122,23 +132,27 @@ def outputs(embed):
 gradient = jax.jacrev(outputs)(model.embed)  # [query, key, D]
 read = np.asarray(jnp.any(gradient != 0, axis=-1))
 
-# %% mystnb={"image": {"alt": "Two square pictures side by side, the rule and the support of the gradients: the same blocks along the diagonal, square where the prefix is and triangular below."}}
+# %% mystnb={"image": {"alt": "Two square pictures side by side, the rule and the support of the gradients: the same blocks along the diagonal, square where the prefix is and triangular below; the rows of padding are blank."}}
 figure, axes = plt.subplots(1, 2, figsize=(9, 4.6), constrained_layout=True)
 for axis, picture, title in zip(
     axes, (rule, read), ("the rule", "what gradients reach"), strict=True
 ):
-    axis.imshow(picture, cmap="Blues", vmin=0, vmax=1.3)
+    axis.imshow(picture & in_use[:, None], cmap="Blues", vmin=0, vmax=1.3)
     axis.set(title=title, xlabel="position that is seen", ylabel="position that sees")
+    for segment in range(1, n_segments + 1):
+        left, *_, bottom = np.flatnonzero(batch.segment_ids[0] == segment)
+        axis.text(left, bottom, f"segment {segment}", color="white", fontsize=8)
+    axis.text(T - 1, T - 1, "padding", ha="right", fontsize=8)
 plt.show()
 
 # %%
-in_use = batch.segment_ids[0] > 0
 assert np.array_equal(rule[in_use], read[in_use]), "the model sees what the rule allows"
 
 # %% [markdown]
 # The squares are prefixes, seen in both directions. The triangles below them are
 # targets, which see the past alone. Everything between segments is empty: packing
-# changes no prediction.
+# changes no prediction. The rows of padding are left blank: the rule makes one more
+# segment of them, which no loss reads and no other position sees.
 #
 # ## Packed equals alone
 
@@ -172,3 +186,15 @@ assert n_causal < n_prefix_lm
 #   examples are in a row now?
 # - Set `mixture="causal"`. Which of the five strips becomes constant?
 # - Give the model one layer. Do the pictures still agree? Why would they?
+#
+# <details><summary>Answers</summary>
+#
+# - One: a chunk may now be as long as the row, and with two exceptions in these 20
+#   rows nothing is padding.
+# - That of the sentinels, which is empty, and that of the loss, which has a weight at
+#   every position of an example. The prefix is the first position of each segment
+#   alone. The last assertion fails, since there is nothing left to gain.
+# - Yes. What a position sees, sees nothing that this position does not see itself. So
+#   a second layer reaches no further than the first.
+#
+# </details>
