@@ -210,7 +210,8 @@ assert per_byte["ul2r"][1] > left_to_right["ul2r"], "a gap costs more than the l
 
 # %%
 texts = (
-    "class Stack:\n    def push(self, <extra_id_0>):\n        self.items.append(item)\n",
+    "class Stack:\n    def push(self, <extra_id_0>):\n"
+    "        self.items.append(item)\n",
     "def first(items):\n    if not <extra_id_0>:\n        return None\n"
     "    return items[0]\n",
 )

@@ -131,14 +131,14 @@ for name, example in examples.items():
 # compose. S has no sentinel at all: it is language modelling with a prefix that is
 # seen in both directions.
 #
-# In R and X the inputs end in a sentinel: T5's code, which UL2 follows, always masks the
-# last token. So the last gap has no text after it, in any example of the paper's
+# In R and X the inputs end in a sentinel: T5's code, which UL2 follows, always masks
+# the last token. So the last gap has no text after it, in any example of the paper's
 # mixture, `ul2r`, and a model trained on it gives poor answers to prompts that go on
 # after their last gap. Two mixtures of this package mend that. `ul2r_eos` ends such
 # inputs with EOS, which works in runs of a few hundred steps; other tutorials use it,
-# since their runs are that short. `ul2r_infill` also rolls the masks, so that gaps lie
-# anywhere, and is the one for longer runs
-# ([what was measured](../results.md#why-the-inputs-end-with-eos-here)).
+# since their runs are that short. `ul2r_infill` also rolls the masks, so that gaps
+# lie anywhere, and is the one for longer runs ([what was
+# measured](../results.md#why-the-inputs-end-with-eos-here)).
 #
 # ## How long are the spans?
 #

@@ -29,10 +29,10 @@ from upalm.model import Decoder, ModelConfig, key_range
 # ## A packed row
 #
 # Short documents of invented ids become rows of 48 positions. A row holds several
-# examples, and the last one is cut to fit. What is left is *padding*, if it is too short
-# for another example, or if a document ends there. In a row as short as this one that
-# is a tenth; the rows of a real run are longer, and hardly a position is lost
-# ([data](../data.md#what-the-loader-promises)).
+# examples, and the last one is cut to fit. What is left is *padding*, if it is too
+# short for another example, or if a document ends there. In a row as short as this
+# one that is a tenth; the rows of a real run are longer, and hardly a position is
+# lost ([data](../data.md#what-the-loader-promises)).
 
 # %%
 T = 48

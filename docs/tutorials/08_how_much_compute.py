@@ -51,9 +51,9 @@ assert len(tasks) == 26
 assert u_palm[1].flops / palm[1].flops - 1 < 0.005, "a small share of the compute"
 
 # %% [markdown]
-# The paper's title says 0.1%, about the last of the three. Its Table 4 has 2529.7 zFLOPs
-# after 2527.2, which is 0.1%. Its 20,000 steps of 32 x 2048 tokens are 1.31B tokens, or
-# 0.17% of PaLM's 780B. Either is small.
+# The paper's title says 0.1%, about the last of the three. Its Table 4 has 2529.7
+# zFLOPs after 2527.2, which is 0.1%. Its 20,000 steps of 32 x 2048 tokens are 1.31B
+# tokens, or 0.17% of PaLM's 780B. Either is small.
 #
 # ## Read the saving off the curve
 #
@@ -187,9 +187,10 @@ for size, (line, forked) in ours.items():
     assert list(STEPS[np.isinf(own)]) == beyond, "these forks have no rate"
 
 # %% [markdown]
-# Five of the eight forks have a rate. The other three, "none" above, are better than the
-# causal run at its end, so its line says nothing about what they save: the fork after
-# 4000 steps of the smaller model, and those after 2000 and 4000 of the larger one.
+# Five of the eight forks have a rate. The other three, "none" above, are better than
+# the causal run at its end, so its line says nothing about what they save: the fork
+# after 4000 steps of the smaller model, and those after 2000 and 4000 of the larger
+# one.
 #
 # These rates are coarser than those of that page, whose causal curve has a checkpoint
 # every 500 steps: it says 2.19x where this line gives 2.48x. The gaps are what UL2R
