@@ -26,7 +26,7 @@ def _write(app) -> None:
             if cell.cell_type == "code":
                 cell.source = cell.source.replace("# %pip", "%pip")
             else:  # pages of the site, beside the folder of the notebooks
-                cell.source = re.sub(r"\]\(\.\./(\w+)\.md\)", r"](../\1.html)", cell.source)
+                cell.source = re.sub(r"\]\(\.\./(\w+)\.md(#[\w-]+)?\)", r"](../\1.html\2)", cell.source)
         jupytext.write(notebook, folder / f"{script.stem}.ipynb", fmt="ipynb")
 
 

@@ -86,6 +86,9 @@ for length in range(1, 300):
 #
 # Both runs start from the checkpoint that comes with the package, take the same
 # number of tokens of Python's standard library, and differ in the mixture alone.
+# `ul2r_eos` is U-PaLM's with EOS at the end of inputs with gaps, as `middle` has
+# (`inputs_eos=True`), and as short runs need
+# ([why](../results.md#why-the-inputs-end-with-eos-here)).
 
 # %%
 corpus = sources.load("stdlib")
@@ -187,3 +190,13 @@ assert differences["middle"][2] < differences["r"][1], "it pays where it was tra
 # - Add `ul2r.R` with a weight of 0.5 to `mine`. Which difference moves first?
 # - Set `share=0.5`. The gap now is as long as X's; is the cost per token higher?
 # - Give `Middle` the mode `"nlu"`. Do its gaps still differ from R's?
+#
+# <details><summary>Answers</summary>
+#
+# - Look at `r` first. There `mine` is furthest behind: 11.35 bits per token against
+#   7.03.
+# - Compare with `x` of the same table, whose gaps take half of the text as well.
+# - The prompts then begin with the same token. How many gaps there are, and how long
+#   they are, still differs; the model has to see it from the inputs.
+#
+# </details>

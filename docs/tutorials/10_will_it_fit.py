@@ -205,3 +205,13 @@ else:
 # - Which slice of v5p does 540B need if you halve the moments (`AdamW` and `Adafactor`
 #   have two; what would `optax.sgd` hold)?
 # - Add `--find-mesh` to the command: it tries every mesh and ranks those that fit.
+#
+# <details><summary>Answers</summary>
+#
+# - That they do not divide: 64 groups of chips along `data` would share 32 rows. With
+#   16 chips along `model` there are 32 groups.
+# - 128 chips. With 12 bytes per parameter 64 chips need 97 GiB each, and v5p has 95.
+#   `optax.sgd` without momentum holds no moments: 8 bytes, and 65 GiB at 64 chips.
+# - [Plans](../plans.md) has such tables.
+#
+# </details>
