@@ -12,7 +12,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from upalm import ul2r
 from upalm.distributed.sharding import row_sharding, shapes, shardings, spec
 from upalm.inference.decoding import DecodingModel, State, advance
-from upalm.inference.grammar import Grammar, Progress
+from upalm.inference.grammar import Automaton, Grammar, Progress
 from upalm.inference.sampling import Sampler
 from upalm.model.attention import KeyValue
 from upalm.model.config import ModelConfig
@@ -93,9 +93,9 @@ def decode_arguments(
     cache: Any = jax.ShapeDtypeStruct((n_rows * model.n_kv_heads, model.seq_len, model.d_head), model.compute_dtype)
 
     def first_arguments(row: jax.Array) -> tuple[State, Grammar, jax.Array]:
-        stop, tokens = np.zeros((2, model.vocab_size), np.int32), row[:, None]
-        symbols, n = Symbols((), {}), model.vocab_size
-        grammar = Grammar.of(row, tokens, row, symbols=symbols, stop=stop, n_embeddings=n)
+        tokens, n = row[:, None], model.vocab_size
+        spans = Automaton.of_any_text(n)
+        grammar = Grammar.of(row, tokens, row, tokens, symbols=Symbols((), {}), spans=spans, n_embeddings=n)
         state = State(row[0], row, tokens, tokens.astype(np.float32), Progress.start(row), [])
         return state, grammar, jax.random.split(jax.random.key(0), n_rows)
 
