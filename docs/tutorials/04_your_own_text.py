@@ -1,5 +1,5 @@
 # %% [markdown]
-# # Your own text
+# # Your own text, interrupted and resumed
 #
 # **Question:** if training is interrupted and resumed, is the result the same as if
 # it had not been?
@@ -15,6 +15,7 @@
 # %%
 import json
 import os
+import shutil
 import signal
 import tempfile
 import threading
@@ -31,40 +32,47 @@ from upalm.data import DataConfig, SentencePiece, Shards, build, sources
 from upalm.model import PALM
 from upalm.training import Adafactor, Schedule, Scratch, TrainConfig, run
 
-FOLDER = Path(tempfile.mkdtemp())
+SOURCE = ""  # a folder of your own text; empty takes Python's standard library
+FOLDER = Path(tempfile.gettempdir()) / "upalm_your_own_text"
+FRESH = True  # False keeps what an earlier run of this page left in FOLDER
+if FRESH:
+    shutil.rmtree(FOLDER, ignore_errors=True)
 
 # %% [markdown]
 # ## A folder of text
 #
-# Put your own files here: text of any ending, JSON Lines with a `text` column,
-# Parquet or Arrow. This page takes a few modules of Python's standard library, so
-# that it runs anywhere.
+# Set `SOURCE` to your own: a folder with `.txt` files, JSON Lines with a `text`
+# column, Parquet or Arrow, 200 KB or more. (`upalm data build --include '*.py'` takes
+# files of any other ending.) Without one, this page writes a hundred modules of
+# Python's standard library as text, so that it runs anywhere.
 
 # %%
-(FOLDER / "texts").mkdir()
-corpus = sources.load("stdlib")
-for document in (*corpus.train[:80], *corpus.validation[:20]):
-    name = document.name.replace("/", "_").removesuffix(".py") + ".txt"
-    (FOLDER / "texts" / name).write_text(document.text)
-texts = sorted((FOLDER / "texts").glob("*.txt"))
-n_bytes = sum(path.stat().st_size for path in texts)
-print(f"{len(texts)} files, {n_bytes / 1e6:.1f} MB")
+if not SOURCE:
+    SOURCE = str(FOLDER / "texts")
+    Path(SOURCE).mkdir(parents=True, exist_ok=True)
+    corpus = sources.load("stdlib")
+    for i, document in enumerate((*corpus.train[:80], *corpus.validation[:20])):
+        (Path(SOURCE) / f"{i}.txt").write_text(document.text)
+documents = sources.load(SOURCE)
+every = (*documents.train, *documents.validation)
+n_bytes = sum(len(document.text.encode()) for document in every)
+print(f"{len(every)} documents, {n_bytes / 1e6:.1f} MB")
 
 # %% [markdown]
 # ## Tokenizer and shards
 #
-# On the command line this is `upalm data build texts/ --out data --vocab-size 1024`.
+# On the command line this is `upalm data build SOURCE --out data --vocab-size 1024`.
+# Files longer than 8 KiB become several documents.
 
 # %%
-documents = sources.load(str(FOLDER / "texts"))
 tokenizer = SentencePiece.train([d.text for d in documents.train], 1024)
-build(str(FOLDER / "texts"), str(FOLDER / "data"), tokenizer)
+build(SOURCE, str(FOLDER / "data"), tokenizer)
 train = Shards(str(FOLDER / "data"), "train", tokenizer.hash)
 validation = Shards(str(FOLDER / "data"), "validation", tokenizer.hash)
 print(f"{train.n_tokens:,} tokens to train on, {validation.n_tokens:,} held out")
 text = documents.validation[0].text
 assert tokenizer.decode(tokenizer.encode(text)) == text, "no character is lost"
-assert validation.n_tokens > 0, "a tenth of the files is held out by their names"
+assert validation.n_tokens > 0, "a tenth of the documents is held out"
 
 # %% [markdown]
 # ## Train, and interrupt
@@ -72,6 +80,9 @@ assert validation.n_tokens > 0, "a tenth of the files is held out by their names
 # The settings of a run are one value. `run` does what `upalm run` does. We press
 # Ctrl-C from a second thread once step 25 is logged: the step in flight ends, a
 # checkpoint is written, and the process stops.
+#
+# The mixture `ul2r_eos` is the one for short runs; for runs of 2000 steps or more there
+# is `ul2r_infill` ([why](../results.md#why-the-inputs-end-with-eos-here)).
 
 # %%
 SIZE = replace(PALM["tiny"], vocab_size=1024, d_model=64, n_layers=2, seq_len=128)
@@ -84,7 +95,7 @@ settings = TrainConfig(
     optimizer=Adafactor(Schedule("cosine", 1e-2, 1e-4), decay=False),
     n_steps=60,
     log_every=1,
-    save_every=1000,
+    save_every=10,
     eval_every=60,
 )
 
@@ -103,13 +114,14 @@ def press_ctrl_c_after(step):
     os.kill(os.getpid(), signal.SIGINT)
 
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # some shells switch it off
-threading.Thread(target=press_ctrl_c_after, args=(25,), daemon=True).start()
-try:
-    run(settings)
-    raise AssertionError("the run was not interrupted")
-except KeyboardInterrupt as interrupted:
-    print(interrupted)
+if FRESH:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # some shells disable it
+    threading.Thread(target=press_ctrl_c_after, args=(25,), daemon=True).start()
+    try:
+        run(settings)
+        raise AssertionError("the run was not interrupted")
+    except KeyboardInterrupt as interrupted:
+        print(interrupted)
 stopped_at = max(losses(settings.out))
 
 # %% [markdown]
@@ -153,8 +165,24 @@ assert all(jax.tree.leaves(same)), "so is every parameter"
 #
 # ## Now change this
 #
-# - Set `checkpoints=CheckpointConfig(minutes=1)`, and kill the process with SIGKILL
-#   instead of Ctrl-C. How many steps are repeated? Are the losses still equal?
-# - Resume with `replace(settings, n_steps=80)`. Read the refusal, then set
+# - In `press_ctrl_c_after`, replace `signal.SIGINT` by `signal.SIGKILL`, which no
+#   program can answer. The process dies. Run the page again with `FRESH = False`. How
+#   many steps are repeated? Are the losses still equal?
+# - Resume with `run(replace(settings, n_steps=80))`. Read the refusal, then add
 #   `changed=True`.
-# - Point `texts` at files of your own and raise `n_steps` until the loss is flat.
+# - Set `SOURCE` to text of your own and raise `n_steps` until the loss is flat.
+#
+# <details><summary>Answers</summary>
+#
+# - Those after the last checkpoint: five, if the process dies at step 25, since
+#   `save_every` is 10. The losses and the parameters are equal to the last bit all
+#   the same.
+# - The refusal names the setting that differs, `n_steps: 60 there, 80 here`. (Its
+#   `--changed` is the same on the command line.) With `changed=True` the run takes 20
+#   more steps. They are not those of a run of 80 from the start, whose learning rate
+#   falls more slowly.
+# - That depends on the text. Set `eval_every=50` as well: if `validation_loss` in
+#   `metrics.jsonl` rises while the training loss falls, the model learns its text by
+#   heart.
+#
+# </details>

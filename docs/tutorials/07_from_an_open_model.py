@@ -16,10 +16,14 @@
 
 # %%
 import tempfile
+import warnings
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+
+warnings.filterwarnings("ignore", "IProgress not found")  # text will do
+
 import tokenizers
 import torch
 import transformers
@@ -113,7 +117,9 @@ assert np.abs(theirs - ours).max() < 1e-4
 # ## Continue it with UL2R
 #
 # On the command line: `upalm run ul2r --checkpoint models/base --data TEXT --out
-# runs/ul2r`. The weights are loaded, the optimizer starts afresh.
+# runs/ul2r`. The weights are loaded, the optimizer starts afresh. `ul2r_eos` is the
+# mixture for a run as short as this; for 2000 steps or more take `ul2r_infill`
+# ([why](../results.md#why-the-inputs-end-with-eos-here)).
 
 # %%
 (FOLDER / "texts").mkdir()
@@ -190,3 +196,14 @@ assert np.abs(score.log_probs - served).max() < 1e-4
 #   on your own text.
 # - Import with `norm="rms"`. The logits stay the same; why is there no way back?
 # - Give the stand-in four key-value heads. Which of the comparisons notices?
+#
+# <details><summary>Answers</summary>
+#
+# - [Open checkpoints](../open_checkpoints.md) says which come in, and how close their
+#   logits are.
+# - The mean that LayerNorm subtracts is made 0 by centring the weights, so the logits
+#   stay. Cohere's class has no place for the untied output embeddings that this
+#   leaves.
+# - None should. Both sides compute with the same four heads.
+#
+# </details>

@@ -47,6 +47,7 @@ FOLDER = Path(tempfile.mkdtemp())
 # A task says where its questions are and how a row of the file becomes a question. This
 # one asks which of four lines comes next in a Python file that the model has not seen.
 # The model *ranks* the choices: its answer is the one with the highest log-probability.
+# An excerpt has at most 240 characters, so it may begin in the middle of a line.
 
 # %%
 rng = random.Random(0)
@@ -80,7 +81,7 @@ def build_question(row):
 
 TASK = Ranked("next_line", (Source("next_line.jsonl", build_question),))
 question = TASK.load(FOLDER).questions[0]
-print(question.prompt)
+print(f"...{question.prompt}")
 print(*(f"  {'->' if i in question.gold else '  '} {c!r}" for i, c in
         enumerate(question.choices)), sep="\n")  # fmt: skip
 
@@ -127,7 +128,7 @@ missing = SUITES["english26"].find_missing(FOLDER)
 print(f"english26 lacks {len(missing)} of {SUITES['english26'].n_tasks} files, such as")
 print("  boolq:", missing["boolq"])
 
-# %% mystnb={"image": {"alt": "Accuracy with 95% intervals of eight evaluations, each beside its chance: random weights lie on chance, the base is far above it on the next line, higher with the causal mask; the synthetic tasks lie near chance."}}
+# %% mystnb={"image": {"alt": "Accuracy with 95% intervals of eight evaluations, each beside its chance: random weights lie on chance, the base is far above it on the next line, with much the same accuracy under both masks; the synthetic tasks lie near chance."}}
 figure, axes = plt.subplots(figsize=(8, 3.6), constrained_layout=True)
 for y, result in enumerate(results.values()):
     score = result.score
@@ -169,12 +170,16 @@ delta = is_right("base, causal mask") - is_right("base, prefix mask")
 draws = np.random.default_rng(0).choice(delta, (2000, len(delta))).mean(1)
 low, high = np.quantile(draws, (0.025, 0.975))
 print(f"causal minus prefix: {delta.mean():+.3f} [{low:+.3f}, {high:+.3f}]")
+assert low < 0.01, "no clear difference of the masks"
 print(f"{(delta != 0).sum()} of {len(delta)} questions have another answer")
 scores = [results[name].score for name in ("base, causal mask", "base, prefix mask")]
 assert abs(delta.mean() - (scores[0].mean - scores[1].mean)) < 1e-9
 assert high - low < (scores[0].high - scores[0].low) + (scores[1].high - scores[1].low)
 
 # %% [markdown]
+# The masks differ in 3 of 120 questions, and the interval begins at zero: on these
+# questions they cannot be told apart.
+#
 # The prompt format is part of the fingerprint of every record, so that answers to
 # differently asked questions are never mixed.
 #
@@ -238,3 +243,12 @@ else:
 #   normalisation do you report, and did you choose it before you saw the numbers?
 # - Save `build_question` and `TASKS = [TASK]` as `mine.py`, and run
 #   `upalm eval --suite ./mine.py --data FOLDER -c CHECKPOINT`.
+#
+# <details><summary>Answers</summary>
+#
+# - Compare the intervals, and then question by question: that is what tells a help
+#   from luck.
+# - The one that you chose before. Report the others beside it.
+# - The score is that of this page, if the prompt format is the same.
+#
+# </details>
