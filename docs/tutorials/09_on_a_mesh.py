@@ -229,11 +229,11 @@ for by_matrix in apart.values():
 # %% [markdown]
 # The differences are those of rounding: eight devices add the same numbers in another
 # order. They are largest in the embedding, where Adafactor divides the tiny gradients
-# of rare tokens by their own size: 0.0002 here. It is a hundredth of that in every other
-# matrix. The README's "within 2e-6" is about all parameters after 8 steps of a smaller
-# model (`tests/distributed/test_processes.py`). The batches are equal to the bit, since
-# row `r` of step `s` depends on the seed, `s` and `r` alone, and each process makes
-# just the rows of its own devices.
+# of rare tokens by their own size: 0.0002 here, and under a hundredth of that in
+# every other matrix. The README's "within 2e-6" is about all parameters after 8 steps
+# of a smaller model (`tests/distributed/test_processes.py`). The batches are equal to
+# the bit, since row `r` of step `s` depends on the seed, `s` and `r` alone, and each
+# process makes just the rows of its own devices.
 #
 # On real machines only the environment changes. `XLA_FLAGS` goes away, and the devices
 # are those that JAX finds. [Training](../training.md) has the failures that were
