@@ -205,8 +205,8 @@ assert per_byte["ul2r"][1] > left_to_right["ul2r"], "a gap costs more than the l
 # %% [markdown]
 # ## Before and after
 #
-# A model of this size fills no gap as a person would. These two are chosen, since most
-# fills show less. Look for words that stand *after* the gap.
+# A model of this size fills no gap as a person would. Look for words that stand *after*
+# the gap.
 
 # %%
 texts = (
@@ -222,11 +222,9 @@ for text in texts:
     print(text)
     for name, fill in fills.items():
         print(f"    {name:8} {fill!r}")
-    assert [name for name, fill in fills.items() if "item" in fill] == ["ul2r"]
 
 # %% [markdown]
-# Only UL2R's fills repeat what stands after the gap, `append(item)` and `items[0]`. It
-# was read, though not understood.
+# Two fills prove nothing; the figures above compare the models on a hundred gaps.
 #
 # ## Now change this
 #
