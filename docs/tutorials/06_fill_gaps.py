@@ -153,8 +153,8 @@ assert "".join(piece.text for piece in pieces) == model.infill(text, settings).s
 # A mode token in front of a prompt says which denoiser it resembles: `nlu` short gaps,
 # `nlg` long ones, `s2s` a continuation. U-PaLM asks one prompt in eight ways: with
 # each of the three or none, and with and without `<extra_id_0>` at the end (section
-# 4.2). There the answers differ in style. At this size a mode token does something, but
-# which of the three it is changes nothing here.
+# 4.2). There the answers differ in style. One prompt and a model of this size say
+# nothing about which is better: see how many of the eight differ at all.
 
 # %%
 prompt = "def largest(items):\n    "
@@ -164,7 +164,7 @@ for mode in ("none", "s2s", "nlu", "nlg"):
     grid[mode, "plain"] = model.generate(prompt, settings).text
     grid[mode, "infill"] = model.generate(prompt + "<extra_id_0>", settings).text
 
-# %% mystnb={"image": {"alt": "A table of eight answers to one prompt: rows are the four mode tokens, columns are with and without a sentinel at the end. The rows of the three tokens are the same."}}
+# %% mystnb={"image": {"alt": "A table of eight answers to one prompt: rows are the four mode tokens, columns are with and without a sentinel at the end."}}
 figure, axes = plt.subplots(figsize=(9, 2.2), constrained_layout=True)
 axes.axis("off")
 modes = ("none", "s2s", "nlu", "nlg")
@@ -181,9 +181,8 @@ table.scale(1, 1.5)
 plt.show()
 
 # %%
-for way in ways:
-    assert len({grid[mode, way] for mode in ("s2s", "nlu", "nlg")}) == 1
-    assert grid["none", way] != grid["nlg", way], "with and without a mode token"
+print(f"{len(set(grid.values()))} different answers of {len(grid)}")
+assert len(set(grid.values())) > 1, "how it is asked changes the answer"
 
 # %% [markdown]
 # ## Now change this
@@ -198,8 +197,7 @@ for way in ways:
 #
 # <details><summary>Answers</summary>
 #
-# - It is false: the model opens two gaps and ends, so the third has no span
-#   (`finish_reasons` says "missing").
+# - It is false if the answer leaves out a gap (`finish_reasons` says "missing").
 # - `[truth[0], truth[2], truth[1]]` costs 81.0 bits in place of 78.5. So little shows
 #   that this model hardly knows which of the two belongs where.
 # - 13.8 bits with those lines and 18.6 without. Write `numbers` for `values` in them,
