@@ -37,7 +37,7 @@ class Case:
     beside: Path | None = None
     """Another checkout, to compare with."""
     imports: bool = True
-    """Also print which packages the imports of each start take."""
+    """Print which packages the imports of each start take, too."""
 
 
 def starts(folder: Path) -> dict[str, list[str]]:

@@ -29,7 +29,7 @@ gpu_device_info {
   block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
 }
 """
-"""What XLA wants to know of a GPU, by NVIDIA's data sheet and table of compute capabilities."""
+"""Facts that XLA wants to know of a GPU, by NVIDIA's data sheet and table of compute capabilities."""
 
 
 @dataclass(frozen=True)

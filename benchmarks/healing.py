@@ -1,4 +1,4 @@
-"""What healing does to fills of gaps that begin or end inside a word, and of gaps that do not.
+"""Measure what healing does to fills of gaps, inside words and at the borders of lines.
 
     python benchmarks/healing.py --checkpoint runs/quickstart/ul2r --data bench/
 

@@ -54,7 +54,7 @@ class Case:
     eval_batches: int = 16
     """Validation batches."""
     contenders: tuple[str, ...] = ("fp32", "factored", "bf16", "nearest")
-    """Which of them run."""
+    """Contenders that run."""
 
 
 # --- Rounding -------------------------------------------------------------------------------------

@@ -108,7 +108,7 @@ def losses(folder):
 
 
 def press_ctrl_c_after(step):
-    """What you would do at the keyboard."""
+    """Press Ctrl-C, as you would at the keyboard."""
     while step not in losses(settings.out):
         time.sleep(0.01)
     os.kill(os.getpid(), signal.SIGINT)

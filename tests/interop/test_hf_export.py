@@ -148,7 +148,7 @@ def test_logits_of_own_layernorm_models_equal_those_of_transformers(layernorm):
 
 @pytest.mark.parametrize("damage", [b"{", b"[]", b"[" * 100_000, b"\xff"])
 def test_damaged_config_of_the_source_is_named(tmp_path, source_text, damage):
-    """It lies in the folder of the import, and decides how the model goes out."""
+    """A config.json in the folder of the import decides how the model goes out."""
     import_hf(save(small_cohere(), tmp_path / "hf", source_text), tmp_path / "ours")
     (tmp_path / "ours" / SOURCE_CONFIG).write_bytes(damage)
     with pytest.raises(ValueError, match=f"ours/{SOURCE_CONFIG} is damaged"):

@@ -34,7 +34,7 @@ from upalm.training.step import train_step
 
 
 def test_key_range_is_the_prefix_mask_with_packing():
-    """Same segment, and causal or both in the prefix."""
+    """A query sees keys of its segment that come before it, or that are in the prefix with it."""
     batch = packed_batch()
     visible = key_range(jnp.asarray(batch.segment_ids), jnp.asarray(batch.prefix_mask)).mask(64)
     ids, prefix = batch.segment_ids, batch.prefix_mask

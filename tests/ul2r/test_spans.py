@@ -72,8 +72,10 @@ def test_splicing_targets_into_inputs_restores_the_text(denoiser, ids, seed):
 
 
 def test_rolled_masks_favour_no_place_but_spare_the_ends():
-    """T5's first token is never noise, its last always. Rolled, all are, equally often but for the ends, where
-    no span may be split: there less, and on both sides alike."""
+    """T5's first token is never noise, its last always.
+
+    Rolled, all are, equally often but for the ends, where no span may be split: there less, and on both sides alike.
+    """
     rng, n = np.random.default_rng(0), 40_000
     share = sum(ul2r.span_noise_mask(40, 3.0, 0.15, rng, roll=True).astype(int) for _ in range(n)) / n
     assert np.ptp(share[8:-8]) < 10 * np.sqrt(0.15 * 0.85 / n), share

@@ -187,7 +187,7 @@ class TextSource:
         return f"Plain text of any ending is read with {option}."
 
     def _option(self, words: str, in_python: str) -> str:
-        """How to set this in the command in hand, or in Python."""
+        """Say how to set this in the command in hand, or in Python."""
         name, *values = words.split()
         option = next((option for option in self.options if option.endswith(name)), None)
         return " ".join([option, *values]) if option else f"{in_python} in Python"

@@ -140,7 +140,7 @@ def _check_alike(a: Start, b: Start) -> None:
 
 @dataclass(frozen=True)
 class Measures:
-    """What every checkpoint of a ladder is measured on."""
+    """Text and questions that every checkpoint of a ladder is measured on."""
 
     documents: Sequence[Document]
     """Held-out text, from `load_held_out`."""
@@ -241,7 +241,9 @@ def load_held_out(text: TextSource) -> list[Document]:
     Raises:
         ValueError: see `TextSource.load`; or all are in the training text.
     """
-    documents = [d for d in text.load().validation if d.name not in set(text.repeated)]
+    validation = text.load().validation
+    repeated = set(text.repeated)
+    documents = [d for d in validation if d.name not in repeated]
     if not documents:
         raise ValueError(
             f"all {len(text.repeated)} held-out documents of {text.source!r} are also in its training text: give text "

@@ -18,7 +18,7 @@ N_SEEDS = 1 << 32
 
 @dataclass(frozen=True)
 class GenerationConfig:
-    """How answers are generated. Every call takes one.
+    """Settings of a generation, one for every call.
 
     Raises:
         ValueError: a value that the field does not take.

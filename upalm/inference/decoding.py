@@ -288,8 +288,9 @@ def prefill(
     max_new: int,
     attention: Attention,
 ) -> tuple[Float[Array, "B D"], list[KeyValue]]:
-    """Run the whole prompt at once, each query seeing [start, end). Returns the last outputs, and caches with room for
-    `max_new` more tokens.
+    """Run the whole prompt at once, each query seeing [start, end).
+
+    Returns the last outputs, and caches with room for `max_new` more tokens.
     """
     n_prompt = tokens_BP.shape[1]
     index_BP = jnp.broadcast_to(jnp.arange(n_prompt), tokens_BP.shape)

@@ -136,8 +136,9 @@ def generate_batch(
     *,
     inputs_eos: bool = False,
 ) -> list[Continuation]:
-    """Continue prompts, in all formats of the paper: with or without mode token, with or without a final
-    `<extra_id_0>` (U-PaLM section 4.2), which requests a span in place of a continuation.
+    """Continue prompts, in all formats of the paper (U-PaLM section 4.2).
+
+    A prompt has a mode token or none, and may end with `<extra_id_0>`, which requests a span in place of a continuation.
 
     Raises:
         ValueError: a gap that is not at the end, an empty text, no room for the new tokens, or another's tokenizer.

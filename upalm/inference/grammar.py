@@ -53,7 +53,7 @@ class Border(NamedTuple):
     """Bytes at both ends of a span that were taken back from the text around its gap. See `healing`."""
 
     head: tuple[bytes, ...] = ()
-    """Of each token before the gap. The span begins with them all."""
+    """Bytes of each token before the gap that was taken back. The span begins with them all."""
     tail: bytes = b""
     """The span ends with them, unless a stop string comes first."""
 
@@ -141,7 +141,7 @@ def join(automata: Sequence[Automaton]) -> tuple[Automaton, list[int]]:
 
 
 class Progress(NamedTuple):
-    """How far each row's answer has come."""
+    """Progress of each row's answer."""
 
     opened: Int[Array, " B"]
     """Sentinels written."""

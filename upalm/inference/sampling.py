@@ -16,7 +16,9 @@ MIN_TEMPERATURE = 1e-6
 
 @dataclass(frozen=True)
 class Sampler:
-    """How the next token is drawn. Filters apply in the order of the fields, each to the tokens that remain.
+    """Settings by which the next token is drawn.
+
+    Filters apply in the order of the fields, each to the tokens that remain.
 
     Raises:
         ValueError: a value out of range, or NaN.

@@ -40,7 +40,7 @@ _LLAMA3_ROPE = {
 
 @dataclass(frozen=True)
 class Architecture:
-    """How a class of transformers and `ModelConfig` describe the same model."""
+    """A class of transformers beside the options of `ModelConfig` for the same model."""
 
     name: str
     model_type: str

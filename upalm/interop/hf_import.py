@@ -77,7 +77,7 @@ class Imported(NamedTuple):
     ignored: list[str]
     """Arrays that are computed, not learnt, and are left out."""
     longest_row_is: str
-    """What `config.seq_len`, the longest row, was taken from."""
+    """Setting of the source that `config.seq_len`, the longest row, was taken from."""
 
 
 def import_hf(
@@ -150,8 +150,9 @@ def _copy(
     folds: bool,
     progress: Progress,
 ) -> None:
-    """Write every tensor into its place, with `folds` centred. One file is open at a time: what has been read of a file
-    stays in memory until it is closed.
+    """Write every tensor into its place, with `folds` centred.
+
+    One file is open at a time: what has been read of a file stays in memory until it is closed.
     """
     n_done = 0
 
