@@ -33,7 +33,9 @@ def test_a_suite_is_run_and_its_holes_are_named(upalm, capsys, checkpoint, tmp_p
     ("words", "message"),
     [
         (("--limit", "3", "--mode", "nlu"), "suite held_out has no use for --limit, --mode"),
+        (("--out", "elsewhere"), "suite held_out has no use for --out"),
         (("--suite", "infilling", "--attention", "causal"), "suite infilling has no use for --attention"),
+        (("--suite", "mmlu", "--seq-len", "64", "--n-rows", "3"), "suite mmlu has no use for --seq-len, --n-rows"),
         (("--suite", "mmlu", "--limit", "-1"), "--limit is -1, expected at least 1"),
     ],
 )

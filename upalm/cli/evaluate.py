@@ -1,7 +1,7 @@
 """`upalm eval`."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +22,11 @@ with epy.lazy_imports():  # once the options are read: they import JAX
 
 INFILLING = "infilling"
 _HELD_OUT = "held_out"
+
+_OF_PROMPTS = ("tasks", "attention", "infill")
+_OF_SUITES = (*_OF_PROMPTS, "out", "limit", "mode")
+_OF_HELD_OUT = ("seq_len", "n_rows", "n_decoded", "include", "skip_undecodable", "json")
+"""Fields of `Eval` that only some suites have a use for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,16 +79,9 @@ class Eval:
 
     def _check_options(self) -> None:
         """Refuse options that would be ignored, and numbers below 1."""
-        of_prompts = {"attention": self.attention != "prefix", "infill": self.infill, "tasks": bool(self.tasks)}
-        of_suites = of_prompts | {"limit": self.limit is not None, "mode": self.mode is not None}
-        ignored = {_HELD_OUT: of_suites, INFILLING: of_prompts}.get(self.suite, {})
-        if self.suite != _HELD_OUT:
-            ignored = ignored | {
-                "json": self.json is not None,
-                "include": bool(self.include),
-                "skip-undecodable": self.skip_undecodable,
-            }
-        if given := [f"--{name}" for name, is_given in ignored.items() if is_given]:
+        ignored = {_HELD_OUT: _OF_SUITES, INFILLING: _OF_PROMPTS + _OF_HELD_OUT}.get(self.suite, _OF_HELD_OUT)
+        changed = [f.name for f in fields(self) if f.name in ignored and getattr(self, f.name) != f.default]
+        if given := [f"--{name.replace('_', '-')}" for name in changed]:
             raise ValueError(f"suite {self.suite} has no use for {', '.join(given)}: leave it out.")
         at_least_one = {
             "limit": self.limit,

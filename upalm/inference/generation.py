@@ -138,7 +138,7 @@ def generate_batch(
 ) -> list[Continuation]:
     """Continue prompts, in all formats of the paper (U-PaLM section 4.2).
 
-    A prompt has a mode token or none, and may end with `<extra_id_0>`, which requests a span in place of a continuation.
+    A prompt has a mode token or none. It may end with `<extra_id_0>`, which requests a span in place of a continuation.
 
     Raises:
         ValueError: a gap that is not at the end, an empty text, no room for the new tokens, or another's tokenizer.

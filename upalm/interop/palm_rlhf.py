@@ -63,7 +63,7 @@ def import_palm(
         with closing(ArrayWriter(folder / WEIGHTS, layout)) as writer:
             for name, array in wanted.items():
                 writer.write(name, 0, array)
-    return Imported(dest, config, vocabulary, "F32", sorted(arrays.computed), "--seq-len")
+    return Imported(dest, config, vocabulary, "F32", sorted(arrays.computed), "as --seq-len says")
 
 
 def _state_dict(source: Path) -> Mapping[str, Any]:
