@@ -76,6 +76,20 @@ def test_the_infilling_suite_goes_on_where_it_was(upalm, monkeypatch, capsys, ch
         upalm(*words)
 
 
+def test_infilling_results_without_healing_are_refused(upalm, checkpoint, tmp_path):
+    (tmp_path / "nlp").mkdir()
+    text = " ".join("the cat sat on the mat and then it ran".split() * 3)
+    (tmp_path / "nlp/lambada_openai.jsonl").write_text(f"{json.dumps({'text': text})}\n")
+    words = ("eval", "-c", checkpoint, "--data", str(tmp_path), "--suite", "infilling", "--out", str(tmp_path / "out"))
+    upalm(*words)
+    record = tmp_path / "out/infilling/prose_1_span.json"
+    stored = json.loads(record.read_text())
+    assert stored["fingerprint"].pop("heal") is True  # as a version without healing wrote it
+    record.write_text(json.dumps(stored))
+    with pytest.raises(SystemExit, match="another"):
+        upalm(*words)
+
+
 def test_results_are_saved_whatever_the_names(upalm, monkeypatch, capsys, checkpoint, tmp_path, source_text):
     """A name that is no valid markup stays text, and the numbers are saved before anything is printed."""
     folder, numbers = tmp_path / "ck[/b][red]", tmp_path / "numbers.json"
