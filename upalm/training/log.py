@@ -5,6 +5,7 @@ import resource
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,6 +18,17 @@ from upalm.training import metrics, progress
 from upalm.training.config import TrainConfig
 from upalm.training.spikes import SpikeDetector
 from upalm.training.step import StepMetrics, TrainState
+
+
+def start_profile(folder: Path) -> None:
+    """Start a profile of devices and of JAX's own calls; `jax.profiler.stop_trace` writes it to a folder.
+
+    Python's calls are left out: JAX would walk through the states of all Python threads to watch them, and crashes when
+    a native thread, of a loader or a checkpoint's writer, comes or goes meanwhile (jaxlib 0.10.2).
+    """
+    options = jax.profiler.ProfileOptions()
+    options.python_tracer_level = 0
+    jax.profiler.start_trace(str(folder), profiler_options=options)
 
 
 class StepLog:
@@ -74,7 +86,7 @@ class StepLog:
             jax.block_until_ready(state)
             self._stop_profile()
         elif first and first <= step + 1 <= last and not self._is_tracing:
-            jax.profiler.start_trace(str(self._config.out / "profile"))
+            start_profile(self._config.out / "profile")
             self._is_tracing = True
 
     def _stop_profile(self) -> None:
