@@ -33,7 +33,8 @@ def build(case: Case):
         return upalm_step(shape, rows)
     from peers import hf
 
-    return hf.train_step(shape, rows, compiled=case.worker == "hf_compile")
+    step = hf.train_step(shape, rows, "whole" if case.worker == "hf_compile" else "no")
+    return lambda: {"loss": step().item()}
 
 
 def upalm_step(shape: Shape, rows):
@@ -41,14 +42,9 @@ def upalm_step(shape: Shape, rows):
     import optax
 
     from upalm.model.palm import Decoder
-    from upalm.training.step import TrainState, microbatched, train_step
-    from upalm.ul2r.rows import Batch
+    from upalm.training.step import TrainState, train_step
 
-    batch = Batch.empty(shape.batch_size, shape.seq_len)
-    batch.input_tokens[:], batch.target_tokens[:] = rows[:, :-1], rows[:, 1:]
-    batch.loss_weights[:], batch.segment_ids[:] = 1, 1
-    batch.positions[:] = range(shape.seq_len)
-    batches = jax.tree.map(jax.numpy.asarray, microbatched(batch, 1))
+    batches = causal_batches(rows)
     model = Decoder(model_config(shape), key=jax.random.key(0))
     optimizer = optax.adamw(**ADAMW)
     states = [TrainState(model, jax.jit(optimizer.init)(model))]
@@ -58,6 +54,20 @@ def upalm_step(shape: Shape, rows):
         return {"loss": float(reported.sums.nll.sum() / reported.sums.weight.sum())}
 
     return step
+
+
+def causal_batches(rows):
+    """One microbatch of causal rows, each a single segment, from tokens [B, T + 1]."""
+    import jax
+
+    from upalm.training.step import microbatched
+    from upalm.ul2r.rows import Batch
+
+    batch = Batch.empty(len(rows), rows.shape[1] - 1)
+    batch.input_tokens[:], batch.target_tokens[:] = rows[:, :-1], rows[:, 1:]
+    batch.loss_weights[:], batch.segment_ids[:] = 1, 1
+    batch.positions[:] = range(rows.shape[1] - 1)
+    return jax.tree.map(jax.numpy.asarray, microbatched(batch, 1))
 
 
 def model_config(shape: Shape):

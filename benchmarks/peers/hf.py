@@ -5,6 +5,7 @@ Needs: pip install torch transformers
 
 import os
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 import torch
@@ -13,8 +14,8 @@ import transformers
 from .shapes import ADAMW, Shape
 
 
-def build_model(shape: Shape) -> transformers.PreTrainedModel:
-    """Random weights, float32, on the CPU with every core."""
+def build_model(shape: Shape, device: str = "cpu", dtype: torch.dtype = torch.float32) -> transformers.PreTrainedModel:
+    """Random weights. On the CPU, every core takes part."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     sizes = dict(
         hidden_size=shape.d_model,
@@ -30,14 +31,32 @@ def build_model(shape: Shape) -> transformers.PreTrainedModel:
         pad_token_id=None,
     )
     if shape.block == "sequential":
-        return transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes))
-    return transformers.CohereForCausalLM(transformers.CohereConfig(**sizes, logit_scale=1.0))
+        config = transformers.LlamaConfig(**sizes)
+    else:
+        config = transformers.CohereConfig(**sizes, logit_scale=1.0)
+    with torch.device(device):
+        return transformers.AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
 
 
-def train_step(shape: Shape, rows: np.ndarray, compiled: bool) -> Callable[[], dict[str, float]]:
-    """One step of AdamW on the same batch [B, T + 1], with or without torch.compile."""
-    model = build_model(shape).train()
-    ids = torch.from_numpy(rows)
+def preload() -> None:
+    """Import what building a model imports: transformers looks it up late."""
+    assert transformers.LlamaForCausalLM and transformers.CohereForCausalLM
+
+
+def train_step(
+    shape: Shape,
+    rows: np.ndarray,
+    compiled: Literal["no", "layers", "whole"],
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Callable[[], torch.Tensor]:
+    """One step of AdamW on the same batch [B, T + 1], which returns the loss.
+
+    With `compiled="layers"`, torch.compile takes one layer for all, and the loss: it takes seconds where the whole
+    model takes minutes.
+    """
+    model = build_model(shape, device, dtype).train()
+    ids = torch.from_numpy(rows).to(device)
     inputs, targets = ids[:, :-1].contiguous(), ids[:, 1:].reshape(-1)
     optimizer = torch.optim.AdamW(
         model.parameters(),
@@ -48,18 +67,24 @@ def train_step(shape: Shape, rows: np.ndarray, compiled: bool) -> Callable[[], d
         fused=True,
     )
 
+    def loss_of_hidden(hidden: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(model.lm_head(hidden).view(-1, shape.vocab_size), targets)
+
     def loss_of_batch() -> torch.Tensor:
-        logits = model(inputs, use_cache=False).logits
-        return torch.nn.functional.cross_entropy(logits.view(-1, shape.vocab_size), targets)
+        return loss_of_hidden(model.model(inputs, use_cache=False).last_hidden_state)
 
-    loss_fn = torch.compile(loss_of_batch) if compiled else loss_of_batch
+    if compiled == "layers":
+        for layer in model.model.layers:
+            layer.compile()
+        loss_of_hidden = torch.compile(loss_of_hidden)
+    loss_fn = torch.compile(loss_of_batch) if compiled == "whole" else loss_of_batch
 
-    def step() -> dict[str, float]:
+    def step() -> torch.Tensor:
         optimizer.zero_grad(set_to_none=True)
         loss = loss_fn()
         loss.backward()
         optimizer.step()
-        return {"loss": loss.item()}
+        return loss.detach()
 
     return step
 

@@ -189,9 +189,14 @@ def _loop_bytes(model: Any, program: Program, config: ModelConfig) -> dict[str, 
     return {"gradients": gradients, "activations": stacks[0] if stacks else 0}
 
 
-def _memory(held: dict[str, int], stats: Any) -> dict[str, float]:
+def total_bytes(stats: Any) -> int:
+    """Return the bytes of a chip that a compiled program needs, by its `memory_analysis()`."""
     kinds = ("argument", "output", "temp", "generated_code")
-    total = sum(getattr(stats, f"{kind}_size_in_bytes") for kind in kinds) - stats.alias_size_in_bytes
+    return sum(getattr(stats, f"{kind}_size_in_bytes") for kind in kinds) - stats.alias_size_in_bytes
+
+
+def _memory(held: dict[str, int], stats: Any) -> dict[str, float]:
+    total = total_bytes(stats)
     by_kind = held | {"rest": total - sum(held.values()), "total": total}
     return {kind: n / GIB for kind, n in by_kind.items()}
 
