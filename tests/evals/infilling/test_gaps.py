@@ -30,6 +30,10 @@ def test_shuffled_suffixes_change_the_right_side_only(source_text):
     for row, other in zip(rows, gaps.shuffle_suffixes(rows), strict=True):
         assert (other.parts[0], other.spans) == (row.parts[0], row.spans)
         assert other.parts[1] != row.parts[1]
+    rows = gaps.cut_words(documents(source_text), 20, lambda row: True)
+    for row, other in zip(rows, gaps.shuffle_suffixes(rows), strict=True):
+        assert (other.parts[:-1], other.spans) == (row.parts[:-1], row.spans)
+        assert other.parts[-1] != row.parts[-1]
 
 
 def test_gaps_that_do_not_fit_are_told_from_text_without_gaps(source_text):

@@ -1,5 +1,7 @@
 """Teacher-forced scores of gaps."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
@@ -63,3 +65,21 @@ def test_closing_cost_is_apart_from_the_spans(tokenizer, model):
     found = scores.score_spans(model, tokenizer, [row], "none")
     assert found.n_tokens[0] == sum(len(tokenizer.encode(span)) for span in row.spans)
     assert found.closing_nll[0] > 0
+
+
+def test_several_gaps_continue_from_all_text_before(tokenizer, model):
+    """From the left, a row of two gaps costs what each span costs after the true text before it."""
+    row = ROWS[0]
+    (a, b, _), (first, second) = row.parts, row.spans
+    apart = [Gap((a, ""), (first,)), Gap((a + first + b, ""), (second,))]
+    together = scores.score_left_only(model, tokenizer, [row], "none", "causal")
+    each = scores.score_left_only(model, tokenizer, apart, "none", "causal")
+    assert together.bits == pytest.approx(each.bits.sum(), rel=1e-5)
+    assert together.n_bytes == each.n_bytes.sum()
+
+
+def test_gaps_are_scored_under_the_given_mask(tokenizer, model):
+    """Under a causal mask the text before a gap does not see the text after it, which the second layer notices."""
+    model = Decoder(replace(model.config, n_layers=2), key=jax.random.key(0))
+    prefix, causal = (scores.score_spans(model, tokenizer, ROWS, "nlu", attention=a).nll for a in ("prefix", "causal"))
+    assert np.isfinite(causal).all() and not np.allclose(prefix, causal, rtol=1e-4)

@@ -123,9 +123,9 @@ def _cut_words(text: str, rng: random.Random) -> Gap | None:
 
 
 def shuffle_suffixes(rows: Sequence[Gap]) -> list[Gap]:
-    """Give every row the right context of another row, half the list away: the control of `infill_gain`."""
+    """Give every row the text after the last gap of another row, half the list away: the control of `infill_gain`."""
     shift = max(len(rows) // 2, 1)
-    return [Gap((row.parts[0], rows[(i + shift) % len(rows)].parts[-1]), row.spans) for i, row in enumerate(rows)]
+    return [Gap((*row.parts[:-1], rows[(i + shift) % len(rows)].parts[-1]), row.spans) for i, row in enumerate(rows)]
 
 
 def take_excerpts(documents: Sequence[Document], n: int, fits: Callable[[str], bool]) -> Iterator[str]:

@@ -16,7 +16,8 @@ from upalm.inference.prompts import prompt_ids
 from upalm.model.palm import Decoder
 
 MODES: tuple[Mode, ...] = ("none", "nlu", "nlg")
-_MAX_SPAN_TOKENS = 40
+MAX_SPAN_TOKENS = 40
+"""Longest fill of a gap."""
 _LEFT_ONLY_FORMATS: tuple[tuple[Mode, Attention], ...] = (("none", "causal"), ("none", "prefix"), ("s2s", "prefix"))
 
 
@@ -35,7 +36,7 @@ def cut_gaps(
     Raises:
         ValueError: the documents are too short.
     """
-    longest_answer = _MAX_SPAN_TOKENS + 2
+    longest_answer = MAX_SPAN_TOKENS + 2
 
     def fits(row: Gap) -> bool:
         return max(_count_tokens(tokenizer, row, mode, inputs_eos, longest_answer) for mode in MODES) <= seq_len
@@ -50,25 +51,87 @@ def _count_tokens(tokenizer: Tokenizer, row: Gap, mode: Mode, inputs_eos: bool, 
 
 
 @dataclass
-class Measurement:
-    """Measurements of one model row by row, so that models can be compared in pairs."""
+class GapBits:
+    """Cost of gaps row by row: with both sides in view, from the left alone, and with the text after another gap."""
+
+    infill: scores.Bits
+    infill_mode: Mode
+    """Mode token with which `infill` costs the fewest bits."""
+    left_only: scores.Bits
+    """The missing spans as continuations of the text before them."""
+    left_only_format: str
+    """Mode token and attention with which `left_only` costs the fewest bits."""
+    shuffled: scores.Bits
+    """With the text after another gap."""
+    shuffled_rows: np.ndarray
+    """Indices of the gaps in `shuffled`: those that fit the model's rows."""
+
+    def estimates(self) -> dict[str, Estimate]:
+        """Return each metric with its interval."""
+        infill = self.infill.select(self.shuffled_rows)
+        return {
+            "infill_bits_per_byte": ratio(*self.infill),
+            "left_only_bits_per_byte": ratio(*self.left_only),
+            "infill_gain": scores.infill_gain(self.left_only, self.infill),
+            "infill_gain_shuffled": scores.infill_gain(self.left_only.select(self.shuffled_rows), self.shuffled),
+            "suffix_use": ratio(self.shuffled.bits - infill.bits, infill.n_bytes),
+        }
+
+
+def measure_gaps(
+    model: Decoder,
+    tokenizer: Tokenizer,
+    rows: Sequence[Gap],
+    *,
+    seq_len: int,
+    inputs_eos: bool = False,
+    attention: Attention = "prefix",
+) -> GapBits:
+    """Score gaps with the mode token, and the format of left-only continuation, that suit the model best.
+
+    Args:
+        model: the model.
+        tokenizer: of the model.
+        rows: gaps that fit rows of `seq_len`, as `cut_gaps` makes them.
+        seq_len: longest prompt with its answer, in tokens; no more than the model's rows.
+        inputs_eos: whether training ended inputs with EOS (`CheckpointInfo.inputs_eos`).
+        attention: mask of prompts with gaps, as the model was trained.
+
+    Raises:
+        ValueError: no gap fits the model's rows with the text after another gap.
+    """
+
+    def score(some: Sequence[Gap], mode: Mode) -> scores.Bits:
+        return scores.score_spans(model, tokenizer, some, mode, inputs_eos, attention).bits
+
+    infills = {mode: score(rows, mode) for mode in MODES}
+    mode: Mode = min(MODES, key=lambda m: infills[m].bits.sum())
+    left_only = {
+        f"{m}, {mask}": scores.score_left_only(model, tokenizer, rows, m, mask) for m, mask in _LEFT_ONLY_FORMATS
+    }
+    left_only_format = min(left_only, key=lambda f: left_only[f].bits.sum())
+    shuffled = gaps.shuffle_suffixes(rows)
+    fitting = [i for i, row in enumerate(shuffled) if _count_tokens(tokenizer, row, mode, inputs_eos) <= seq_len]
+    if not fitting:
+        raise ValueError(f"no gap fits rows of {seq_len} tokens with the text after another gap: give longer text.")
+    return GapBits(
+        infill=infills[mode],
+        infill_mode=mode,
+        left_only=left_only[left_only_format],
+        left_only_format=left_only_format,
+        shuffled=score([shuffled[i] for i in fitting], mode),
+        shuffled_rows=np.array(fitting),
+    )
+
+
+@dataclass
+class Measurement(GapBits):
+    """Measurements of one model row by row, so that models can be compared in pairs; `GapBits` of single lines."""
 
     causal: scores.Bits
     """Whole texts from left to right."""
-    infill: scores.Bits
-    """Single-line gaps."""
-    infill_mode: Mode
-    """Mode token that costs the fewest bits."""
     multi: scores.Bits
     """Three-span gaps."""
-    left_only: scores.Bits
-    """The missing lines as continuations of the text before them."""
-    left_only_format: str
-    """Mode token and attention that cost the fewest bits."""
-    shuffled: scores.Bits
-    """Single-line gaps with the text after another gap."""
-    shuffled_rows: np.ndarray
-    """Indices of the gaps in `shuffled`: those that fit the model's rows."""
     free: scores.Fills
     """Fills without the grammar."""
     filled: scores.Fills
@@ -82,14 +145,9 @@ class Measurement:
 
     def estimates(self) -> dict[str, Estimate]:
         """Return each metric with its interval."""
-        infill = self.infill.select(self.shuffled_rows)
         return {
             "causal_bits_per_byte": ratio(*self.causal),
-            "infill_bits_per_byte": ratio(*self.infill),
-            "left_only_bits_per_byte": ratio(*self.left_only),
-            "infill_gain": scores.infill_gain(self.left_only, self.infill),
-            "infill_gain_shuffled": scores.infill_gain(self.left_only.select(self.shuffled_rows), self.shuffled),
-            "suffix_use": ratio(self.shuffled.bits - infill.bits, infill.n_bytes),
+            **super().estimates(),
             "multi_span_bits_per_byte": ratio(*self.multi),
             "format_ok": mean(self.free.format_ok),
             "line_exact_match": mean(self.exact),
@@ -133,30 +191,16 @@ def measure(
         ValueError: no gap fits the model's rows with the text after another gap.
     """
     texts = list(gaps.take_excerpts(documents, len(lines), lambda x: len(tokenizer.encode(x)) <= seq_len))
-    infills = {m: scores.score_spans(model, tokenizer, lines, m, inputs_eos).bits for m in MODES}
-    mode: Mode = min(MODES, key=lambda m: infills[m].bits.sum())
-    left_only = {
-        f"{m}, {attention}": scores.score_left_only(model, tokenizer, lines, m, attention)
-        for m, attention in _LEFT_ONLY_FORMATS
-    }
-    left_only_format = min(left_only, key=lambda f: left_only[f].bits.sum())
-    shuffled = gaps.shuffle_suffixes(lines)
-    fitting = [i for i, row in enumerate(shuffled) if _count_tokens(tokenizer, row, mode, inputs_eos) <= seq_len]
-    if not fitting:
-        raise ValueError(f"no gap fits rows of {seq_len} tokens with the text after another gap: give longer text.")
+    found = measure_gaps(model, tokenizer, lines, seq_len=seq_len, inputs_eos=inputs_eos)
+    mode = found.infill_mode
     decoded = lines[:n_decoded]
     decode = partial(scores.decode_rows, model, tokenizer, decoded, mode, inputs_eos=inputs_eos)
-    filled = decode(max_new_tokens=_MAX_SPAN_TOKENS)
+    filled = decode(max_new_tokens=MAX_SPAN_TOKENS)
     return Measurement(
+        **vars(found),
         causal=scores.score_texts(model, tokenizer, texts),
-        infill=infills[mode],
-        infill_mode=mode,
         multi=scores.score_spans(model, tokenizer, words, mode, inputs_eos).bits,
-        left_only=left_only[left_only_format],
-        left_only_format=left_only_format,
-        shuffled=scores.score_spans(model, tokenizer, [shuffled[i] for i in fitting], mode, inputs_eos).bits,
-        shuffled_rows=np.array(fitting),
-        free=decode(max_new_tokens=_MAX_SPAN_TOKENS, constrained=False),
+        free=decode(max_new_tokens=MAX_SPAN_TOKENS, constrained=False),
         filled=filled,
         exact=scores.match_lines(filled, decoded),
     )

@@ -60,7 +60,12 @@ class SpanScores(NamedTuple):
 
 
 def score_spans(
-    model: Decoder, tokenizer: Tokenizer, rows: Sequence[Gap], mode: Mode, inputs_eos: bool = False
+    model: Decoder,
+    tokenizer: Tokenizer,
+    rows: Sequence[Gap],
+    mode: Mode,
+    inputs_eos: bool = False,
+    attention: Attention = "prefix",
 ) -> SpanScores:
     """Score the true spans without decoding: the cheap measure of infilling."""
     examples, spans = [], []
@@ -72,9 +77,10 @@ def score_spans(
             is_span += [False] + [True] * len(ids)
         examples.append((prompt_ids(tokenizer, row.parts, mode, inputs_eos), [*target, tokenizer.symbols.eos_id]))
         spans.append(np.array([*is_span, False]))
+    scored = score(model, examples, attention=attention, bos_id=tokenizer.symbols.bos_id)
     columns = [
         (-x.log_probs[inside].sum(), inside.sum(), x.is_best[inside].sum(), -x.log_probs[1:][~inside[1:]].mean())
-        for x, inside in zip(score(model, examples, bos_id=tokenizer.symbols.bos_id), spans, strict=True)
+        for x, inside in zip(scored, spans, strict=True)
     ]
     nll, n_tokens, n_best, closing_nll = np.array(columns).T
     bits = Bits(nll / _LN2, np.array([row.n_bytes for row in rows]))
@@ -92,11 +98,18 @@ def infill_gain(left_only: Bits, both_sides: Bits) -> Estimate:
 def score_left_only(
     model: Decoder, tokenizer: Tokenizer, rows: Sequence[Gap], mode: Mode, attention: Attention
 ) -> Bits:
-    """Score single spans as a continuation of the left context."""
-    examples = [(prompt_ids(tokenizer, row.parts[:1], mode), tokenizer.encode(row.spans[0])) for row in rows]
+    """Score each row's spans as continuations of all the text before them, in which earlier gaps are filled."""
+    examples, row_ids = [], []
+    for i, row in enumerate(rows):
+        before = ""
+        for part, span in zip(row.parts, row.spans, strict=False):
+            before += part
+            examples.append((prompt_ids(tokenizer, (before,), mode), tokenizer.encode(span)))
+            row_ids.append(i)
+            before += span
     scores = score(model, examples, attention=attention, bos_id=tokenizer.symbols.bos_id)
-    bits = [-x.log_probs.sum() / _LN2 for x in scores]
-    return Bits(np.array(bits), np.array([row.n_bytes for row in rows]))
+    bits = np.bincount(row_ids, [-x.log_probs.sum() / _LN2 for x in scores], len(rows))
+    return Bits(bits, np.array([row.n_bytes for row in rows]))
 
 
 def score_texts(model: Decoder, tokenizer: Tokenizer, texts: Sequence[str]) -> Bits:
@@ -127,6 +140,8 @@ def decode_rows(
     constrained: bool = True,
     stop: Sequence[str] = (),
     inputs_eos: bool = False,
+    attention: Attention = "prefix",
+    batch_size: int = 32,
 ) -> Fills:
     """Fill the gaps of every row greedily.
 
@@ -139,12 +154,14 @@ def decode_rows(
         constrained: enforce the form of the answer by the grammar.
         stop: strings that end a span.
         inputs_eos: whether training ended inputs with EOS (`CheckpointInfo.inputs_eos`).
+        attention: mask of the prompt.
+        batch_size: rows to fill at once.
     """
     texts = [row.parts for row in rows]
     limits = [
         limits_of(tokenizer, row) if max_new_tokens is None else [max_new_tokens] * len(row.spans) for row in rows
     ]
-    config = GenerationConfig(mode=mode, constrained=constrained, stop=stop, batch_size=32)
+    config = GenerationConfig(mode=mode, constrained=constrained, stop=stop, attention=attention, batch_size=batch_size)
     fills = infill_batch(model, tokenizer, texts, config, inputs_eos=inputs_eos, limits=limits)
     return Fills([tuple(fill.spans) for fill in fills], np.array([fill.format_ok for fill in fills]))
 

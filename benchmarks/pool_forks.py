@@ -1,0 +1,149 @@
+"""Pool the seeds of forks that `smollm2_forks.py` measured, and compare forks in pairs, with 95% intervals.
+
+    python benchmarks/pool_forks.py --rows runs/forks/rows --json docs/results/smollm2_forks.json
+
+An interval is a bootstrap over rows of the mean over seeds; `by_seed` has the seeds one by one. Pairs have the same
+rows, seed and step: a longer list of rows begins with the shorter one, so the first rows of both are compared.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+
+from upalm.evals.bootstrap import ratio
+from upalm.files import write_atomically
+
+CONTROLS = {"ul2r": "causal", "ul2r_4e-3": "causal"}
+"""Control of each fork; see also `find_control`."""
+REFERENCE = "short"
+"""Fork that the ablations are changes of."""
+
+Record = Mapping[str, Any]
+Sums = dict[str, tuple[np.ndarray, np.ndarray]]
+"""Numerators and denominators of each metric, by row."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """Row by row measures, and the file for the pooled ones."""
+
+    rows: Path
+    """Folder that `smollm2_forks.py` wrote."""
+    json: Path
+    """File for the numbers."""
+
+
+def find_control(fork: str) -> str | None:
+    """Return the causal fork of the same steps and rows."""
+    if fork in CONTROLS:
+        return CONTROLS[fork]
+    control = {"long": "long_causal", "short": "short_causal"}.get(fork.split("_")[0])
+    control = "causal_512" if fork.endswith("_512") else control
+    return None if fork == control else control
+
+
+def sums(record: Record) -> Sums:
+    """Return what each metric is a ratio of."""
+    found: Sums = {}
+    for kind, gaps in record["kinds"].items():
+        rows = np.array(gaps["shuffled_rows"])
+        infill, left, n_bytes = (np.array(gaps[key], float) for key in ("infill", "left_only", "n_bytes"))
+        shuffled = np.full(len(infill), np.nan)
+        shuffled[rows] = gaps["shuffled"]
+        found |= {
+            f"{kind}/infill_bits_per_byte": (infill, n_bytes),
+            f"{kind}/left_only_bits_per_byte": (left, n_bytes),
+            f"{kind}/infill_gain": (left - infill, n_bytes),
+            f"{kind}/infill_gain_shuffled": (left - shuffled, n_bytes),
+            f"{kind}/suffix_use": (shuffled - infill, n_bytes),
+        }
+    found["causal_bits_per_byte"] = (np.array(record["causal"]["bits"]), np.array(record["causal"]["n_bytes"], float))
+    for name, values in record["decoded"].items():
+        if name != "mode":
+            found[name] = (np.array(values, float), np.ones(len(values)))
+    return found
+
+
+def estimate(by_seed: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]:
+    """Estimate a ratio of sums from the rows of every seed; rows without a value in some seed are left out."""
+    numerators, denominators = (np.array(x) for x in zip(*by_seed, strict=True))
+    rows = np.isfinite(numerators).all(0)
+    numerators, denominators = numerators[:, rows], denominators[:, rows]
+    pooled = ratio(numerators.mean(0), denominators.mean(0))._asdict()
+    values = numerators.sum(1) / denominators.sum(1)
+    return pooled | ({"by_seed": values.tolist()} if len(values) > 1 else {})
+
+
+def compare(ours: Sequence[Sums], control: Sequence[Sums]) -> dict[str, Any]:
+    """Estimate paired differences, ours minus control; and ours over control from left to right."""
+    differences = {}
+    for name in ours[0]:
+        pairs = []
+        for a, b in zip(ours, control, strict=True):
+            n = min(len(a[name][0]), len(b[name][0]))
+            if not np.array_equal(a[name][1][:n], b[name][1][:n]):
+                raise ValueError(f"{name}: the rows of a fork and of its control differ, expected the same gaps.")
+            pairs.append((a[name][0][:n] - b[name][0][:n], a[name][1][:n]))
+        differences[name] = estimate(pairs)
+    bits = [(a["causal_bits_per_byte"][0], b["causal_bits_per_byte"][0]) for a, b in zip(ours, control, strict=True)]
+    shortest = min(len(x) for pair in bits for x in pair)
+    differences["causal_ratio"] = estimate([(a[:shortest], b[:shortest]) for a, b in bits])
+    return differences
+
+
+def pool(records: Sequence[Record]) -> dict[str, Any]:
+    """Pool the seeds of every fork and step, and compare each with the base, its control and its reference."""
+    groups: dict[tuple[str, int], dict[int, Record]] = defaultdict(dict)
+    for record in records:
+        groups[record["fork"], record["step"]][record["seed"]] = record
+    by_row = {key: {seed: sums(record) for seed, record in group.items()} for key, group in groups.items()}
+    results: dict[str, Any] = {"settings": {}, "checkpoints": {}, "differences": {}}
+    for (fork, step), group in sorted(groups.items()):
+        first, seeds = next(iter(group.values())), sorted(group)
+        ours = [by_row[fork, step][seed] for seed in seeds]
+        results["checkpoints"][f"{fork}@{step}"] = {
+            **{key: first[key] for key in ("fork", "step", "tokens", "n_params", "device", "matmul_precision")},
+            "seeds": seeds,
+            "modes": {kind: [group[s]["kinds"][kind]["mode"] for s in seeds] for kind in first["kinds"]},
+            "estimates": {name: estimate([x[name] for x in ours]) for name in ours[0]},
+            "fills": first["fills"],
+        }
+        others = {"base": ("base", 0), "control": (find_control(fork), step)}
+        others["reference"] = (REFERENCE if fork.startswith(REFERENCE) and fork != REFERENCE else None, step)
+        for name, other in others.items():
+            theirs = by_row.get(other)  # pyright: ignore[reportArgumentType]
+            if theirs is None or other == (fork, step):
+                continue
+            shared = seeds if name == "base" else [seed for seed in seeds if seed in theirs]
+            if shared:
+                pairs = [theirs[0] if name == "base" else theirs[seed] for seed in shared]
+                found = compare([by_row[fork, step][seed] for seed in shared], pairs)
+                results["differences"][f"{fork}@{step} minus {other[0]}@{other[1]}"] = found
+        results["settings"] |= {"versions": first["versions"]}
+    return results
+
+
+def rounded(value: Any) -> Any:
+    """Round to what a reader can use: a file of every digit is three times as long."""
+    if isinstance(value, Mapping):
+        return {k: rounded(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [rounded(v) for v in value]
+    return round(value, 5) if isinstance(value, float) else value
+
+
+def main(args: Case) -> None:
+    records = [json.loads(path.read_text("utf-8")) for path in sorted(args.rows.glob("*-s*-*.json"))]
+    if not records:
+        raise ValueError(f"no measures in {args.rows}: run benchmarks/smollm2_forks.py with --out {args.rows} first.")
+    write_atomically(args.json, json.dumps(rounded(pool(records)), indent=1, allow_nan=False) + "\n")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Case, description=__doc__))

@@ -1,0 +1,108 @@
+"""Score checkpoints of one shape on a slice of a suite, under several prompt formats.
+
+    python benchmarks/prompt_formats.py --data bench/ --suite english26 --limit 200 --json english.json \\
+        --checkpoints base=models/smollm2 ul2r=runs/ul2r_smollm2 --formats prefix,none prefix,s2s causal,none
+    python benchmarks/prompt_formats.py --data bench/ --suite infilling --tasks single-line random-span \\
+        --checkpoints ul2r=runs/ul2r_smollm2 --formats prefix,nlu prefix,nlg --json humaneval.json
+
+The measures are those of `upalm eval --suite`; all checkpoints share one process, so that programs compile once.
+"""
+
+import json
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import tyro
+
+from upalm.checkpoints.folder import Checkpoint, load_model
+from upalm.distributed.runtime import enable_compilation_cache
+from upalm.evals import suites
+from upalm.evals.bootstrap import to_json
+from upalm.evals.infilling import humaneval
+from upalm.evals.infilling.suite import NAME as INFILLING
+from upalm.evals.scorer import PromptFormat, Scorer
+from upalm.files import write_atomically
+from upalm.inference.config import Attention, Mode
+
+
+@dataclass(frozen=True)
+class Case:
+    """Checkpoints, questions and formats."""
+
+    checkpoints: tuple[str, ...]
+    """NAME=FOLDER of each."""
+    data: Path
+    """Folder of the benchmark files."""
+    json: Path
+    """File for the numbers."""
+    suite: str = "english26"
+    """Name of a suite; infilling is HumanEval's."""
+    tasks: tuple[str, ...] = ()
+    """These tasks only; of infilling, single-line, multi-line and random-span."""
+    formats: tuple[str, ...] = ("prefix,none",)
+    """ATTENTION,MODE of each prompt format."""
+    limit: int = 200
+    """Questions of each task: the first ones; of infilling, evenly spaced ones."""
+
+
+def parse_format(text: str) -> tuple[Attention, Mode]:
+    """Read `prefix,s2s`."""
+    formats = {f"{attention},{mode}": (attention, mode) for attention in get_args(Attention) for mode in get_args(Mode)}
+    if text not in formats:
+        raise ValueError(f"format {text!r}: expected one of {' '.join(formats)}.")
+    return formats[text]
+
+
+def run_suite(args: Case, checkpoint: Checkpoint, attention: Attention, mode: Mode) -> dict[str, Any]:
+    """Score the questions of a suite's tasks that have files."""
+    suite = suites.find_suite(args.suite).select(args.tasks)
+    scorer = Scorer(checkpoint.model, checkpoint.tokenizer, PromptFormat(attention, mode))
+    with tempfile.TemporaryDirectory() as records:
+        result = suites.run_suite(scorer, suite, args.data, Path(records), limit=args.limit)
+    return {
+        name: {"metrics": to_json(r.estimates), "chance": r.chance, "n_shots": r.n_shots}
+        for name, r in result.results.items()
+    }
+
+
+def run_infilling(args: Case, checkpoint: Checkpoint, attention: Attention, mode: Mode) -> dict[str, Any]:
+    """Fill gaps of HumanEval."""
+    if attention != "prefix":
+        raise ValueError(f"format {attention},{mode}: gaps are filled under prefix attention.")
+    model, tokenizer, info = checkpoint
+    found = {}
+    for kind in args.tasks or humaneval.FILES:
+        benchmark = humaneval.load(args.data / "humaneval_infilling", kind)
+        spacing = max(1, len(benchmark.rows) // args.limit)
+        benchmark = benchmark._replace(rows=benchmark.rows[::spacing][: args.limit])
+        result = humaneval.evaluate(model, tokenizer, benchmark, mode=mode, inputs_eos=info.inputs_eos)
+        found[f"humaneval {kind}"] = {
+            "metrics": to_json(result.estimates),
+            "n_too_long": result.n_too_long,
+            "fills": [[p, row.spans[0]] for p, row in zip(result.predictions[:8], benchmark.rows, strict=False)],
+        }
+    return found
+
+
+def main(args: Case) -> None:
+    formats = [parse_format(text) for text in args.formats]
+    enable_compilation_cache()
+    run = run_infilling if args.suite == INFILLING else run_suite
+    results: dict[str, Any] = {}
+    for pair in args.checkpoints:
+        name, _, folder = pair.partition("=")
+        checkpoint = load_model(folder)
+        for attention, mode in formats:
+            started = time.monotonic()
+            scores = results.setdefault(name, {})[f"{attention}, {mode}"] = run(args, checkpoint, attention, mode)
+            first = {task: next(iter(score["metrics"].values()))["mean"] for task, score in scores.items()}
+            shown = " ".join(f"{task} {mean:.3f}" for task, mean in first.items())
+            print(f"{name}, {attention}, {mode}: {shown}, {time.monotonic() - started:.0f} s", flush=True)
+            write_atomically(args.json, json.dumps(results, indent=1, allow_nan=False) + "\n")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Case, description=__doc__))
