@@ -2,10 +2,11 @@ import gzip
 import json
 import os
 import random
+import re
 
 import pytest
 
-from upalm.data import readers, sources
+from upalm.data import python_files, readers, sources
 
 TEXT = "".join(f"line {i} of a text that is long enough to be cut\n" for i in range(4000))
 
@@ -293,3 +294,35 @@ def test_hints_name_options_that_the_command_has(tmp_path, options, skip, includ
     with pytest.raises(ValueError) as e:
         sources.load(str(tmp_path), options=options)
     assert str(e.value).endswith(f"with {include}.")
+
+
+def test_installed_trains_on_more_and_holds_out_the_same():
+    """Held-out text of the standard library is held out of the larger source, and in no training text."""
+    stdlib, installed = sources.load("stdlib"), sources.TextSource("installed")
+    corpus = installed.load()
+    assert sum(len(d.text) for d in corpus.train) > 3 * sum(len(d.text) for d in stdlib.train)
+    assert {d.text for d in stdlib.validation} <= {d.text for d in corpus.validation}
+    assert not {d.text.strip() for d in corpus.validation} & {d.text.strip() for d in corpus.train}
+    assert installed.repeated == [] and any(f"{installed.n_copies} files" in note for note in installed.notes())
+
+
+def test_installed_reads_code_and_no_tests_or_tables():
+    names = [file.name.replace(os.sep, "/") for file in sources.TextSource("installed").files]
+    within = [name.partition("site-packages/")[2] or name for name in names]
+    assert {"jax/_src/core.py", "equinox/_module/_module.py", "typing_extensions.py"} <= set(within)
+    assert not [
+        name for name in within if re.search(r"/tests?/|/_vendor/|_pb2\.py|_gen\.py|conftest|^(upalm|torch)/", name)
+    ]
+    assert not {"matplotlib/_cm_listed.py", "scipy/integrate/_lebedev.py"} & set(within)
+
+
+def test_a_package_that_is_not_installed_is_named():
+    with pytest.raises(ValueError, match="absent-package is not installed"):
+        python_files.package_files("absent-package")
+
+
+def test_of_copies_the_held_out_one_is_kept(tmp_path):
+    paths = [tmp_path / name for name in ("a.py", "b.py", "c.py", "d.py")]
+    for path, text in zip(paths, ("x = 1\n", "y = 2\n", "x = 1", "y = 2\n"), strict=True):
+        path.write_text(text)
+    assert python_files.without_copies(paths, {paths[2]}) == [paths[1], paths[2]]

@@ -30,7 +30,8 @@ class Build:
     """
 
     data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
-    """`stdlib`, a file (.txt, .jsonl, .gz or .zst of them, .parquet, .arrow), or a folder of such files."""
+    """`stdlib` (Python's own source files), `installed` (and those of the packages that upalm needs), a file (.txt,
+    .jsonl, .gz or .zst of them, .parquet, .arrow), or a folder of such files."""
     out: Annotated[str, tyro.conf.arg(metavar="FOLDER")]
     """Folder of the shards, on a disk or in a bucket (gs://...)."""
     tokenizer: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None

@@ -29,8 +29,9 @@ class DataConfig:
     """Text, mixture and batches that a model is trained on."""
 
     source: Annotated[str, tyro.conf.arg(aliases=("--data",))] = sources.STDLIB
-    """`stdlib` (Python's own source files), a text file, a folder of text files, or a folder that `upalm data build`
-    wrote. Several built folders are mixed by weight: `wiki=0.7,code=0.3`."""
+    """`stdlib` (Python's own source files), `installed` (and those of the packages that upalm needs), a text file, a
+    folder of text files, or a folder that `upalm data build` wrote. Several built folders are mixed by weight:
+    `wiki=0.7,code=0.3`."""
     mixture: Annotated[str | ul2r.Mixture, tyro.conf.arg(constructor=str)] = "ul2r"
     """Name of a mixture: ul2r (the paper's), ul2r_infill (best where text follows a gap: EOS ends the inputs, and gaps
     lie anywhere), ul2r_eos, ul2r_split_x, ul2, prefix_lm, causal; or denoisers as in Python:

@@ -114,11 +114,15 @@ def _pyarrow(name: str, path: Path) -> Any:
 
 def read_source_file(file: SourceFile, skipped: list[str] | None) -> Iterator[Document]:
     """Named by module, so that copies of a module in other packages land in the same split."""
-    path = file.path
-    name = path.stem if path.stem not in ("__init__", "__main__") else path.parent.name
-    text = path.read_text(encoding="utf-8", errors="replace")  # a few declare another encoding
+    text = file.path.read_text(encoding="utf-8", errors="replace")  # a few declare another encoding
     if text:
-        yield Document(name.strip("_").lower(), text)
+        yield Document(module_name(file.path), text)
+
+
+def module_name(path: Path) -> str:
+    """Name of the module in a source file, or of the package whose `__init__` or `__main__` it is."""
+    name = path.stem if path.stem not in ("__init__", "__main__") else path.parent.name
+    return name.strip("_").lower()
 
 
 def read_text(file: SourceFile, skipped: list[str] | None) -> Iterator[Document]:

@@ -8,19 +8,20 @@ import fnmatch
 import hashlib
 import os
 import random
-import sysconfig
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from upalm.data import python_files
 from upalm.data.readers import (
     READERS,
     Document,
     SourceFile,
     Undecodable,
     kind_of,
+    module_name,
     printable,
     read_file,
     read_source_file,
@@ -31,10 +32,9 @@ from upalm.files import sha256_file
 STDLIB = "stdlib"
 """The name of the embedded corpus: every machine with Python has it, nothing is downloaded."""
 
-_SKIPPED_FOLDERS = {
-    *("test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "_bundled"),
-    *("encodings", "pydoc_data"),  # generated tables and help topics, not source text
-}
+INSTALLED = "installed"
+"""The name of a larger one: the standard library, and the sources of the packages that upalm depends on."""
+
 _PIECE_CHARS = 1000
 
 
@@ -60,8 +60,8 @@ class TextSource:
     """
 
     source: str
-    """`stdlib`, a file, or a folder that is searched recursively. Rows of JSON and tables have a `text`, or `inputs`
-    and `targets`."""
+    """`stdlib`, `installed`, a file, or a folder that is searched recursively. Rows of JSON and tables have a `text`,
+    or `inputs` and `targets`."""
     include: tuple[str, ...] = ()
     """Patterns such as `*.py`: exactly the matching files are read, as plain text if their kind is not known. Without
     any, files of the known kinds."""
@@ -73,6 +73,8 @@ class TextSource:
     """In the order of their paths."""
     other: Counter[str] = field(init=False, repr=False)
     """Files of a folder that are not read, by their ending."""
+    n_copies: int = field(init=False, repr=False, default=0)
+    """Files of `installed` that are not read because another one has their text; held-out ones are read first."""
     skipped: list[str] = field(init=False, repr=False, default_factory=list)
     """Files and rows that `documents` left out because they are not UTF-8."""
     repeated: list[str] = field(init=False, repr=False, default_factory=list)
@@ -83,14 +85,19 @@ class TextSource:
             self.source = str(self.source)
         self.include = (self.include,) if isinstance(self.include, str) else tuple(self.include)
         self.other = Counter()
-        if self.source == STDLIB:
-            self.files = [SourceFile(p, printable(p), read_source_file) for p in _stdlib_files()]
+        if self.source in (STDLIB, INSTALLED):
+            paths = python_files.stdlib_files()
+            if self.source == INSTALLED:
+                paths += python_files.package_files()
+                held_out = {path for path in paths if is_validation(module_name(path))}
+                self.n_copies = len(paths) - len(paths := python_files.without_copies(paths, held_out))
+            self.files = [SourceFile(p, printable(p), read_source_file) for p in paths]
             return
         root = Path(self.source) if isinstance(self.source, str) and self.source.strip() else None
         if root is None or not root.exists():
             raise ValueError(
                 f"no such file or folder: {self.source!r}. Give a file of {', '.join(READERS)}, a folder of them, "
-                f"or {STDLIB!r} for Python's own source files."
+                f"{STDLIB!r} for Python's own source files, or {INSTALLED!r} for those of installed packages, too."
             )
         names = {p: p.relative_to(root) for p in _walk(root)} if root.is_dir() else {root: Path(root.name)}
         self.files = [
@@ -144,6 +151,8 @@ class TextSource:
         notes = []
         if self.other:
             notes.append(f"left out {self.other.total()} files of other kinds ({_counts(self.other)})")
+        if self.n_copies:
+            notes.append(f"left out {self.n_copies} files with the text of another")
         if self.skipped:
             more = ", ..." if len(self.skipped) > 5 else ""
             notes.append(f"left out {len(self.skipped)} texts: {'; '.join(self.skipped[:5])}{more}")
@@ -249,21 +258,6 @@ def _walk(root: Path) -> list[Path]:
             continue
         visited.add(real)
         paths += [Path(folder, name) for name in names]
-    return sorted(paths)
-
-
-def _stdlib_files() -> list[Path]:
-    root = Path(sysconfig.get_path("stdlib"))
-    paths = []
-    for folder, folders, names in os.walk(root):
-        folders[:] = sorted(set(folders) - _SKIPPED_FOLDERS)
-        # _sysconfigdata and its kind hold the paths of the machine that built Python
-        paths += [Path(folder, f) for f in names if f.endswith(".py") and "sysconfigdata" not in f]
-    if not paths:
-        raise ValueError(
-            f"this Python has no source files under {root} (a zipped or frozen standard library). "
-            "Give your own text with --data."
-        )
     return sorted(paths)
 
 
