@@ -1,7 +1,6 @@
-"""Speed and memory on one GPU in bf16 beside transformers (`peers/hf.py`), and attention's errors there.
+"""Speed and memory on one GPU in bf16: training beside transformers (`peers/hf.py`), and greedy generation.
 
     python benchmarks/gpu_speed.py --shapes 1b smollm2 llama1b --only train
-    python benchmarks/gpu_speed.py --only attention
     python benchmarks/gpu_speed.py --shapes smollm2 llama1b --only generate
 
 Each cell is a process, which has the GPU to itself. It appends records to the file `out` as it finds them, so that a
@@ -25,29 +24,35 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import tyro
+from gpu_attention import library_calls
 from peers import clock
 from peers.shapes import ADAMW, SHAPES, Shape, random_rows
 from train_speed import causal_batches, model_config
 
 from upalm.distributed.chips import GIB, chip_of
 
-Part = Literal["train", "attention", "generate"]
+Part = Literal["train", "generate"]
 Contender = Literal["upalm", "peer"]
+
+
+FULL = {"1b": 16, "smollm2": 16, "llama1b": 8}
+"""Rows of 2048 tokens that a step of either side takes on an H100."""
 
 
 @dataclass(frozen=True)
 class Case:
-    only: tuple[Part, ...] = ("train", "attention", "generate")
+    only: tuple[Part, ...] = ("train", "generate")
     shapes: tuple[str, ...] = ("1b", "smollm2", "llama1b")
     """Shapes of `peers/shapes.py`."""
     contenders: tuple[Contender, ...] = ("upalm", "peer")
     """Who trains."""
-    batch: int = 16
-    """Rows of a training step."""
+    batch: int = 0
+    """Rows of a training step; 0 for what fills 80 GB (FULL)."""
     seq: int = 2048
     """Tokens of a row."""
+    remat: Literal["none", "matmuls", "full"] = "matmuls"
+    """What upalm's backward pass recomputes (`ModelConfig.remat`)."""
     rounds: int = 3
     steps: int = 5
     """Training steps of a round, of which the mean is taken."""
@@ -55,14 +60,14 @@ class Case:
     """Tokens of each prompt in generation."""
     new: int = 256
     """Tokens decoded after it."""
-    limit: float = 90.0
+    limit: float = 150.0
     """Seconds that a cell may take."""
     out: Path = Path("gpu_speed.jsonl")
     worker: str = ""
     """Be this cell: the script sets it for the processes that it starts."""
 
     def shape(self, name: str) -> Shape:
-        return SHAPES[name]._replace(seq_len=self.seq, batch_size=self.batch)
+        return SHAPES[name]._replace(seq_len=self.seq, batch_size=self.batch or FULL.get(name, 16))
 
     def record(self, **fields: Any) -> None:
         cell = dict(zip(("part", "shape", "contender"), self.worker.split(":"), strict=True))
@@ -112,7 +117,7 @@ def train_upalm(case: Case, name: str) -> None:
 
     wait_for_turn()
     shape, device = case.shape(name), jax.local_devices()[0]
-    config = replace(model_config(shape), compute_dtype="bfloat16")
+    config = replace(model_config(shape), compute_dtype="bfloat16", remat=case.remat)
     batches = causal_batches(random_rows(shape.batch_size, shape.seq_len + 1, shape.vocab_size))
     optimizer: Any = optax.adamw(**ADAMW)  # pyright: ignore[reportArgumentType]
     empty = empty_model(config)
@@ -131,8 +136,12 @@ def train_upalm(case: Case, name: str) -> None:
                 "calls": library_calls(programs[path]),
             }
             print(name, path, facts[path], file=sys.stderr, flush=True)
-    model = eqx.filter_jit(Decoder)(config, key=jax.random.key(0))
-    state = TrainState(model, jax.jit(optimizer.init)(model))
+
+    def fresh_state() -> TrainState:
+        model = eqx.filter_jit(Decoder)(config, key=jax.random.key(0))
+        return TrainState(model, jax.jit(optimizer.init)(model))
+
+    state = fresh_state()
 
     def run(program: Any, n_steps: int) -> float:
         nonlocal state
@@ -150,8 +159,11 @@ def train_upalm(case: Case, name: str) -> None:
             facts[path]["loss"] = [run(programs[path], 1) for _ in range(3)][-1]
             before, facts[path]["peak"] = peak(), peak() if peak() > before else None
             ready[path] = partial(run, programs[path])
+        if path not in ready:  # the step that failed took the state with it
+            state = None
+            state = fresh_state()
     for path, seconds in timed(ready, case).items():
-        record_training(case, name, device.device_kind, seconds, path=path, **facts[path])
+        record_training(case, name, device.device_kind, seconds, path=path, remat=case.remat, **facts[path])
 
 
 def train_peer(case: Case, name: str) -> None:
@@ -185,78 +197,8 @@ def record_training(case: Case, name: str, device: str, seconds: list[float], **
     shape, chip = case.shape(name), chip_of(device)
     rate = shape.batch_size * shape.seq_len / statistics.median(seconds)
     mfu = rate * model_config(shape).train_flops_per_token(shape.seq_len) / chip.flops if chip else None
-    case.record(rows=case.batch, seq=case.seq, device=device, seconds=seconds, tokens_per_s=rate, mfu=mfu, **facts)
-
-
-def library_calls(program: Any) -> int:
-    """How often a compiled program calls cuDNN's attention, forward and backward."""
-    return (program.as_text() or "").count('custom_call_target="__cudnn$fmha')
-
-
-# --- Attention ------------------------------------------------------------------------------------
-
-HEADS = {
-    "multi-query, 256 wide": (8, 1, 256, 512),
-    "multi-query, 64 wide": (8, 1, 64, 512),
-    "grouped, 64 wide": (9, 3, 64, 512),
-    "grouped, 128 wide": (8, 2, 128, 256),
-    "separate, 128 wide": (8, 8, 128, 512),
-    "grouped, 64 wide, odd length": (8, 2, 64, 129),
-}
-"""Query heads, key heads, their width, and positions."""
-
-ROWS = ("causal", "prefix", "packed", "padding alone")
-
-
-def segments(n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Segment ids and prefix mask of a batch with one row of each of ROWS."""
-    ids, prefix = np.ones((len(ROWS), n), np.int32), np.zeros((len(ROWS), n), bool)
-    prefix[1, : n // 2 + 3] = True
-    ids[2] = np.repeat([1, 2, 3, 0], [n // 5, n // 3, n // 4, n - n // 5 - n // 3 - n // 4])
-    prefix[2, : n // 8] = prefix[2, n // 5 : n // 5 + n // 6] = True
-    ids[3] = 0
-    return ids, prefix
-
-
-def worst(found: np.ndarray, true: np.ndarray) -> float:
-    """Largest error relative to the largest number."""
-    return float(np.abs(found - true).max() / np.abs(true).max())
-
-
-def attention_errors(case: Case) -> None:
-    """Outputs and gradients in bf16, by cuDNN and by the plain path, against the definition in fp32."""
-    import jax
-    import jax.numpy as jnp
-
-    from upalm.model import attention
-
-    wait_for_turn()
-    widest_head = attention.max_library_head
-
-    def values_and_gradients(function: Any, qkv: Any, visible: Any, d_out: Any) -> tuple[list[np.ndarray], int]:
-        def both(qkv, visible, d_out):
-            value, gradient = jax.vjp(lambda *qkv: function(*qkv, visible), *qkv)
-            return value, *gradient(d_out)
-
-        program = jax.jit(both).lower(qkv, visible, d_out).compile()
-        return [np.asarray(x, np.float32) for x in program(qkv, visible, d_out)], library_calls(program)
-
-    for heads, (n, k, h, t) in HEADS.items():
-        with case.caught(heads=heads):
-            rng, b = np.random.default_rng(0), len(ROWS)
-            sizes = ((b, t, n, h), (b, k, t, h), (b, k, t, h), (b, t, n, h))
-            *qkv, d_out = (jnp.asarray(rng.normal(size=size), jnp.bfloat16) for size in sizes)
-            visible = attention.key_range(*map(jnp.asarray, segments(t)))
-            with jax.default_matmul_precision("highest"):
-                exact = jax.tree.map(lambda x: x.astype(jnp.float32), (qkv, d_out))
-                true, _ = values_and_gradients(attention.attention_reference, exact[0], visible, exact[1])
-            for path in ("cuDNN", "plain"):
-                with case.caught(heads=heads, path=path):
-                    attention.max_library_head = widest_head if path == "cuDNN" else lambda: 0
-                    found, n_calls = values_and_gradients(attention.attend, qkv, visible, d_out)
-                    pairs = list(zip(found, true, strict=True))
-                    errors = {row: [worst(a[i], b[i]) for a, b in pairs] for i, row in enumerate(ROWS)}
-                    case.record(heads=heads, path=path, calls=n_calls, errors_of_out_dq_dk_dv=errors)
+    size = {"rows": shape.batch_size, "seq": shape.seq_len}
+    case.record(**size, device=device, seconds=seconds, tokens_per_s=rate, mfu=mfu, **facts)
 
 
 # --- Generation -----------------------------------------------------------------------------------
@@ -330,15 +272,13 @@ def generate(case: Case, name: str) -> None:
 def cells(case: Case) -> list[str]:
     """Parts, shapes and contenders, in the order of their turns."""
     train = [f"train:{name}:{who}" for name in case.shapes for who in case.contenders]
-    by_part = {"train": train, "attention": ["attention::"], "generate": [f"generate:{s}:upalm" for s in case.shapes]}
+    by_part = {"train": train, "generate": [f"generate:{name}:upalm" for name in case.shapes]}
     return [cell for part in case.only for cell in by_part[part]]
 
 
 def work(case: Case) -> None:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # one process follows the other
     part, name, who = case.worker.split(":")
-    if part == "attention":
-        return attention_errors(case)
     run = generate if part == "generate" else train_peer if who == "peer" else train_upalm
     run(case, name)
 
@@ -363,15 +303,9 @@ def print_tables(records: list[dict[str, Any]]) -> None:
         speed = f"{statistics.median(ms):.1f} ({min(ms):.1f} to {max(ms):.1f})", f"{r['tokens_per_s']:.0f}"
         ratio = "" if peer is None else f"{r['tokens_per_s'] / peer:.2f}"
         memory = gib(r.get("peak")), gib(r.get("planned"))
-        who = " ".join(filter(None, (r["contender"], r.get("path"))))
+        who = " ".join(r[key] for key in ("contender", "path", "remat") if key in r)
         rows.append((r["shape"], f"{r['rows']} x {r['seq']}", who, *speed, share(r["mfu"]), ratio, *memory))
     clock.print_table(header, rows)
-    rows = [
-        (r["heads"], r["path"], r["calls"], *(f"{max(column):.4f}" for column in zip(*r[key].values(), strict=True)))
-        for r in of("attention")
-        for key in ("errors_of_out_dq_dk_dv",)
-    ]
-    clock.print_table(("heads", "path", "calls of cuDNN", "error of out", "dq", "dk", "dv"), rows)
     rows = [
         (r["shape"], r["rows"], f"{r['tokens_per_s']:.0f}", f"{r['whole_tokens_per_s']:.0f}")
         + (f"{1e3 * r['step_s'][1]:.2f}", share(r["of_data_sheet"]), share(r["of_copy"]))
