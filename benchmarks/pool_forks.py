@@ -7,6 +7,7 @@ rows, seed and step: a longer list of rows begins with the shorter one, so the f
 """
 
 import json
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,8 +22,13 @@ from upalm.files import write_atomically
 
 CONTROLS = {"ul2r": "causal", "ul2r_4e-3": "causal"}
 """Control of each fork; see also `find_control`."""
+INNERMOST = re.compile(r"\{[^{}\[\]]*(\[[^{}\[\]]*\])?\s*\}|\[[^{}\[\]]*\]")
+"""Objects and lists that hold no others, but for one list at the end of an object."""
 REFERENCE = "short"
 """Fork that the ablations are changes of."""
+
+COMPARED = ("infill_bits_per_byte", "infill_gain", "causal_bits_per_byte", "format_ok", "exact_grammar")
+"""Ends of the names of metrics that are compared in pairs."""
 
 Record = Mapping[str, Any]
 Sums = dict[str, tuple[np.ndarray, np.ndarray]]
@@ -77,13 +83,13 @@ def estimate(by_seed: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]
     numerators, denominators = numerators[:, rows], denominators[:, rows]
     pooled = ratio(numerators.mean(0), denominators.mean(0))._asdict()
     values = numerators.sum(1) / denominators.sum(1)
-    return pooled | ({"by_seed": values.tolist()} if len(values) > 1 else {})
+    return {**pooled, "by_seed": values.tolist()}
 
 
 def compare(ours: Sequence[Sums], control: Sequence[Sums]) -> dict[str, Any]:
     """Estimate paired differences, ours minus control; and ours over control from left to right."""
     differences = {}
-    for name in ours[0]:
+    for name in (name for name in ours[0] if name.endswith(COMPARED)):
         pairs = []
         for a, b in zip(ours, control, strict=True):
             n = min(len(a[name][0]), len(b[name][0]))
@@ -135,14 +141,15 @@ def rounded(value: Any) -> Any:
         return {k: rounded(v) for k, v in value.items()}
     if isinstance(value, list):
         return [rounded(v) for v in value]
-    return round(value, 5) if isinstance(value, float) else value
+    return round(value, 4) if isinstance(value, float) else value
 
 
 def main(args: Case) -> None:
     records = [json.loads(path.read_text("utf-8")) for path in sorted(args.rows.glob("*-s*-*.json"))]
     if not records:
         raise ValueError(f"no measures in {args.rows}: run benchmarks/smollm2_forks.py with --out {args.rows} first.")
-    write_atomically(args.json, json.dumps(rounded(pool(records)), indent=1, allow_nan=False) + "\n")
+    text = json.dumps(rounded(pool(records)), indent=1, allow_nan=False)
+    write_atomically(args.json, INNERMOST.sub(lambda m: " ".join(m[0].split()), text) + "\n")  # a line per estimate
 
 
 if __name__ == "__main__":

@@ -30,7 +30,15 @@ extensions = [
     "generated_pages",
     "notebooks",
 ]
-exclude_patterns = ["_build", "_ext", "conf.py", "check_site.py", "results_tables.py", "**.ipynb_checkpoints"]
+exclude_patterns = [
+    "_build",
+    "_ext",
+    "conf.py",
+    "check_site.py",
+    "results_tables.py",
+    "results_figures.py",
+    "**.ipynb_checkpoints",
+]
 suppress_warnings = ["config.cache"]
 
 myst_enable_extensions = ["deflist"]

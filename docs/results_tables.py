@@ -5,6 +5,7 @@ A table stands between `<!-- NAME -->` and `<!-- end -->`. A test fails when a p
 
 import json
 import re
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -47,16 +48,126 @@ def differences_table(results: dict[str, Any]) -> str:
     return format_rows(["bits per byte", *(f"`{key}`" for key in keys)], rows)
 
 
+# --- Forks of SmolLM2 -----------------------------------------------------------------------------
+
+MEASURES = (
+    *(f"{kind}/{name}" for kind in ("line", "short", "several", "prose") for name in ORDER[:5]),
+    *("causal_bits_per_byte", "format_ok", "exact_grammar", "edit_similarity_grammar", "exact_free"),
+    "edit_similarity_free",
+)
+GAINS = tuple(f"{kind}/infill_gain" for kind in ("line", "short", "several", "prose"))
+
+
+def final_table(results: dict[str, Any]) -> str:
+    """The model before, the control and UL2R, seeds pooled."""
+    found = {name: results["checkpoints"][name]["estimates"] for name in ("base@0", "causal@300", "ul2r@300")}
+    rows = [[f"`{key}`", *(format_estimate(estimates[key]) for estimates in found.values())] for key in MEASURES]
+    return format_rows(["measure", "before", "control", "UL2R"], rows)
+
+
+def final_differences_table(results: dict[str, Any]) -> str:
+    """UL2R minus its control and minus the model before, in pairs, with each seed."""
+    pairs = {name: results["differences"][f"ul2r@300 minus {name}"] for name in ("causal@300", "base@0")}
+    rows = []
+    for key in next(iter(pairs.values())):
+        seeds = ", ".join(f"{x:.3f}" for x in pairs["causal@300"][key]["by_seed"])
+        rows.append(
+            [f"`{key}`", format_estimate(pairs["causal@300"][key]), seeds, format_estimate(pairs["base@0"][key])]
+        )
+    return format_rows(["UL2R minus", "control", "its seeds", "before"], rows)
+
+
+def forks_table(results: dict[str, Any], *prefixes: str) -> str:
+    """One row per fork after its last step, in the order of the prefixes of their names."""
+    by_step = sorted(results["checkpoints"].items(), key=lambda item: item[1]["step"])
+    last = {checkpoint["fork"]: (name, checkpoint) for name, checkpoint in by_step}
+    rows = []
+    for fork in [fork for prefix in prefixes for fork in sorted(last) if fork.startswith(prefix)]:
+        name, checkpoint = last[fork]
+        cells = [format_estimate(checkpoint["estimates"][key]) for key in (*GAINS, "format_ok", "exact_grammar")]
+        ratios = [
+            format_estimate(found["causal_ratio"])
+            for pair, found in results["differences"].items()
+            if pair.startswith(f"{name} minus ") and "causal" in pair.split(" minus ")[1]
+        ]
+        tokens = f"{checkpoint['tokens'] / 1e6:.2g}"
+        rows.append([f"`{fork}`", tokens, str(len(checkpoint["seeds"])), *cells, *(ratios or [""])])
+    header = ["fork", "million tokens", "seeds", *(f"`{key}`" for key in GAINS), "`format_ok`", "exact"]
+    return format_rows([*header, "left to right, over control"], rows)
+
+
+def candidates_table(results: dict[str, Any]) -> str:
+    """Forks of 300 steps and more."""
+    return forks_table(results, "ul2r", "lines", "ul2_", "causal", "long")
+
+
+def ablations_table(results: dict[str, Any]) -> str:
+    """Forks of 100 steps."""
+    return forks_table(results, "short")
+
+
+# --- Suites ---------------------------------------------------------------------------------------
+
+
+def suite_table(results: dict[str, Any]) -> str:
+    """One row per task, one column per checkpoint and prompt format."""
+    columns = [(name, how) for name, formats in results.items() for how in formats]
+    tasks = list(next(iter(next(iter(results.values())).values())))
+    rows = []
+    for task in tasks:
+        scores = [results[name][how][task] for name, how in columns]
+        shots = {score.get("n_shots", 0) for score in scores}
+        first = [next(iter(score["metrics"].values())) for score in scores]
+        rows.append(
+            [
+                f"{task}, {max(shots)}-shot",
+                str(first[0]["n"]),
+                *(f"{100 * x['mean']:.1f} ± {196 * x['se']:.1f}" for x in first),
+            ]
+        )
+    return format_rows(["task", "questions", *(f"{name}: {how}" for name, how in columns)], rows)
+
+
+def humaneval_table(results: dict[str, Any]) -> str:
+    """One row per kind of gap, checkpoint and mode token."""
+    keys = ("format_ok", "em_line", "em", "edit_sim", "span_bits_per_byte", "closing_nll")
+    rows = []
+    for name, formats in results.items():
+        for how, tasks in formats.items():
+            for task, found in tasks.items():
+                metrics = found["metrics"]
+                cells = [format_estimate(metrics[key]) if key in metrics else "" for key in keys]
+                rows.append([task, name, how, str(metrics["format_ok"]["n"]), *cells])
+    return format_rows(["gaps", "checkpoint", "format", "rows", *(f"`{key}`" for key in keys)], sorted(rows))
+
+
 TABLES = {
     "smollm2 checkpoints": ("smollm2.json", checkpoints_table),
     "smollm2 differences": ("smollm2.json", differences_table),
+    "smollm2 forks": ("smollm2_forks.json", final_table),
+    "smollm2 forks in pairs": ("smollm2_forks.json", final_differences_table),
+    "smollm2 candidates": ("smollm2_forks.json", candidates_table),
+    "smollm2 ablations": ("smollm2_forks.json", ablations_table),
+    "smollm2 english": ("smollm2_english*.json", suite_table),
+    "smollm2 humaneval": ("smollm2_humaneval*.json", humaneval_table),
 }
+"""Tables, each with its file of numbers, or files that are merged, and what makes it."""
+
+
+def merged(a: Any, b: Any) -> Any:
+    """Merge nested dicts."""
+    if not isinstance(a, dict):
+        return b
+    return a | {key: merged(a[key], value) if key in a else value for key, value in b.items()}
 
 
 def with_tables(page: str) -> str:
     """Replace every table of a page by that of its numbers."""
-    for name, (file, make) in TABLES.items():
-        table = make(json.loads((HERE / "results" / file).read_text()))
+    for name, (pattern, make) in TABLES.items():
+        files = sorted((HERE / "results").glob(pattern))
+        if not files:
+            continue  # not measured yet
+        table = make(reduce(merged, (json.loads(file.read_text("utf-8")) for file in files)))
         page, n_found = re.subn(
             rf"(<!-- {name} -->\n).*?(<!-- end -->)", lambda m, t=table: f"{m[1]}\n{t}\n\n{m[2]}", page, flags=re.DOTALL
         )

@@ -1,0 +1,176 @@
+"""Draw the figures of docs/results.md from the raw numbers in docs/results: `python docs/results_figures.py`.
+
+Figures are SVG that follows a dark page. A test fails when a figure and its numbers differ.
+"""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any, NamedTuple
+
+HERE = Path(__file__).parent
+STYLE = """
+text { font: 12px sans-serif; fill: #24292f } .grid { stroke: #d0d7de } .card { fill: #ffffff }
+.c0 { stroke: #2b6cb0; fill: #2b6cb0 } .c1 { stroke: #b7600f; fill: #b7600f } .c2 { stroke: #2f855a; fill: #2f855a }
+.c3 { stroke: #8a8f98; fill: #8a8f98 } .c4 { stroke: #805ad5; fill: #805ad5 } .c5 { stroke: #b83280; fill: #b83280 }
+path { fill: none !important } .seed { opacity: 0.35; stroke-width: 1 } .mean { stroke-width: 2 }
+.bar { stroke-width: 1.5 }
+@media (prefers-color-scheme: dark) {
+  text { fill: #e6edf3 } .grid { stroke: #30363d } .card { fill: #161b22 } .c0 { stroke: #7db4f0; fill: #7db4f0 }
+  .c1 { stroke: #f0a860; fill: #f0a860 } .c2 { stroke: #68d391; fill: #68d391 } .c4 { stroke: #b794f4; fill: #b794f4 }
+}
+"""
+WIDTH, LEFT, RIGHT, PANEL, GAP = 760, 190, 20, 190, 56
+
+Estimate = dict[str, Any]
+
+
+class Curve(NamedTuple):
+    """Estimates of one fork over tokens."""
+
+    name: str
+    points: list[tuple[float, Estimate]]
+
+
+def scale(values: Sequence[float], low: float, high: float) -> Callable[[float], float]:
+    """Map the range of some values, with a margin, to [low, high]."""
+    least, most = min(values), max(values)
+    margin = 0.06 * (most - least) or 1.0
+    return lambda x: low + (x - least + margin) / (most - least + 2 * margin) * (high - low)
+
+
+def ticks(values: Sequence[float]) -> list[float]:
+    """Choose up to six round numbers in the range of some values."""
+    span = (max(values) - min(values)) or 1.0
+    step = 10 ** math.floor(math.log10(span / 2))
+    step *= next(k for k in (1, 2, 5, 10) if span / (step * k) <= 5)
+    first = math.ceil(min(values) / step)
+    return [round(i * step, 10) for i in range(first, math.floor(max(values) / step) + 1)]
+
+
+def line(x1: float, y1: float, x2: float, y2: float, style: str) -> str:
+    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{style}"/>'
+
+
+def write(x: float, y: float, words: str, anchor: str = "start") -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(words)}</text>'
+
+
+def page(parts: Sequence[str], height: float, caption: str) -> str:
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:.0f}" width="{WIDTH}" role="img">'
+    card = f'<rect width="{WIDTH}" height="{height:.0f}" class="card"/>'
+    return "\n".join([head, f"<title>{escape(caption)}</title><style>{STYLE}</style>", card, *parts, "</svg>"]) + "\n"
+
+
+def draw_curves(panels: Sequence[tuple[str, Sequence[Curve]]], base: dict[str, Estimate], caption: str) -> str:
+    """Draw a panel per metric: means with intervals over tokens, thin lines for seeds, a dotted one for the base."""
+    parts, top, left, right = list[str](), 30.0, 64, WIDTH - 130
+    for metric, curves in panels:
+        points, before = [point for curve in curves for point in curve.points], base[metric]["mean"]
+        values = [e[k] for _, e in points for k in ("low", "high")] + [before]
+        x, y = scale([math.log10(n) for n, _ in points], left, right), scale(values, top + PANEL, top)
+        parts.append(write(left, top - 10, metric.replace("/", ": ").replace("_", " ")))
+        for tick in ticks(values):
+            parts += [line(left, y(tick), right, y(tick), "grid"), write(left - 6, y(tick) + 4, f"{tick:g}", "end")]
+        parts.append(f'<g stroke-dasharray="3 4">{line(left, y(before), right, y(before), "c3 bar")}</g>')
+        for n in sorted({n for n, _ in points}):
+            parts.append(write(x(math.log10(n)), top + PANEL + 16, f"{n / 1e6:.2g}", "middle"))
+        for i, (name, some) in enumerate(curves):
+            xs = [x(math.log10(n)) for n, _ in some]
+            for seed in range(min(len(e["by_seed"]) for _, e in some)):
+                parts.append(path(xs, [y(e["by_seed"][seed]) for _, e in some], f"c{i} seed"))
+            parts.append(path(xs, [y(e["mean"]) for _, e in some], f"c{i} mean"))
+            parts += [line(a, y(e["low"]), a, y(e["high"]), f"c{i} bar") for a, (_, e) in zip(xs, some, strict=True)]
+            parts.append(dot(right + 14, top + 8 + 18 * i, 4, f"c{i}"))
+            parts.append(write(right + 24, top + 12 + 18 * i, name))
+        top += PANEL + GAP
+    parts.append(write(left, top - 22, "million tokens of training; dotted: the model before"))
+    return page(parts, top - 10, caption)
+
+
+def dot(x: float, y: float, r: float, style: str) -> str:
+    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{r:g}" class="{style}"/>'
+
+
+def path(xs: Sequence[float], ys: Sequence[float], style: str) -> str:
+    points = " L".join(f"{a:.1f} {b:.1f}" for a, b in zip(xs, ys, strict=False))
+    return f'<path d="M{points}" class="{style}"/>'
+
+
+def draw_dots(panels: Sequence[tuple[str, dict[str, Estimate]]], caption: str) -> str:
+    """Draw a panel per metric and a row per fork: the mean with its interval, small dots for seeds."""
+    parts, top = list[str](), 30.0
+    for title, rows in panels:
+        values = [x for e in rows.values() for x in (e["low"], e["high"], *e["by_seed"])] + [0.0]
+        x, height = scale(values, LEFT, WIDTH - RIGHT), 22 * len(rows)
+        parts.append(write(LEFT, top - 8, title))
+        for tick in ticks(values):
+            parts.append(line(x(tick), top, x(tick), top + height, "grid"))
+            parts.append(write(x(tick), top + height + 15, f"{tick:g}", "middle"))
+        parts.append(line(x(0), top, x(0), top + height, "c3 bar"))
+        for i, (name, e) in enumerate(rows.items()):
+            at = top + 22 * i + 11
+            parts += [write(LEFT - 10, at + 4, name, "end"), line(x(e["low"]), at, x(e["high"]), at, "c0 bar")]
+            parts += [dot(x(value), at, 2, "c0 seed") for value in e["by_seed"]]
+            parts.append(dot(x(e["mean"]), at, 4, "c0"))
+        top += height + GAP
+    return page(parts, top - 20, caption)
+
+
+# --- Forks of SmolLM2 -----------------------------------------------------------------------------
+
+
+CURVES = ("ul2r", "causal", "lines_512", "long_causal", "long_ul2r", "long_lines")
+
+
+def smollm2_curves(results: dict[str, Any]) -> str:
+    """Gain and bits over tokens, of UL2R, its control and the longer forks."""
+    checkpoints = results["checkpoints"]
+    measured = {c["fork"] for c in checkpoints.values()}
+    names = [name for name in CURVES if name in measured]
+    panels = []
+    for metric in ("line/infill_gain", "prose/infill_gain", "format_ok", "causal_bits_per_byte"):
+        curves = []
+        for name in names:
+            some = sorted((c["tokens"], c["estimates"][metric]) for c in checkpoints.values() if c["fork"] == name)
+            curves.append(Curve(name, some))
+        panels.append((metric, curves))
+    return draw_curves(panels, checkpoints["base@0"]["estimates"], "Forks of SmolLM2-135M over tokens of training")
+
+
+def smollm2_ablations(results: dict[str, Any]) -> str:
+    """Each change of UL2R minus UL2R itself, after 100 steps."""
+    pairs = {name: found for name, found in results["differences"].items() if name.endswith(" minus short@100")}
+    panels = [
+        (title, {name.split("@")[0].removeprefix("short_"): found[metric] for name, found in pairs.items()})
+        for metric, title in (
+            ("line/infill_gain", "infill gain of lines, minus UL2R's: bits per byte; right is better"),
+            ("several/infill_gain", "infill gain of several gaps, minus UL2R's: bits per byte; right is better"),
+            ("format_ok", "share of well-formed answers, minus UL2R's; right is better"),
+            ("causal_bits_per_byte", "left to right, minus UL2R's: bits per byte; left is better"),
+        )
+    ]
+    return draw_dots(panels, "Changes of UL2R against UL2R itself, after 100 steps from SmolLM2-135M")
+
+
+FIGURES = {
+    "smollm2_curves.svg": ("smollm2_forks.json", smollm2_curves),
+    "smollm2_ablations.svg": ("smollm2_forks.json", smollm2_ablations),
+}
+"""Figures in docs/_static, each with its file of numbers and what draws it."""
+
+
+def figures() -> dict[Path, str]:
+    """Draw every figure whose numbers are there."""
+    return {
+        HERE / "_static" / name: draw(json.loads((HERE / "results" / file).read_text("utf-8")))
+        for name, (file, draw) in FIGURES.items()
+        if (HERE / "results" / file).is_file()
+    }
+
+
+if __name__ == "__main__":
+    for path_of_figure, svg in figures().items():
+        path_of_figure.write_text(svg, "utf-8")

@@ -1,0 +1,118 @@
+"""From the rows of measured forks to pooled numbers, tables and figures."""
+
+import json
+import runpy
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parent.parent
+STEPS = {
+    "base": (0,),
+    "ul2r": (50, 300),
+    "causal": (50, 300),
+    "short": (100,),
+    "short_causal": (100,),
+    "short_ul2": (100,),
+}
+
+
+@pytest.fixture(scope="module")
+def pool():
+    return runpy.run_path(str(ROOT / "benchmarks" / "pool_forks.py"))["pool"]
+
+
+def record(fork, seed, step, n_rows):
+    """Measures of a fork whose gaps get cheaper with training, on rows that differ in difficulty."""
+    difficulty = np.random.default_rng(0).uniform(1, 3, 32)[:n_rows]
+    saved = 0.0 if "causal" in fork or fork == "base" else step / 300 + seed / 10
+    n_bytes = np.arange(10, 10 + n_rows)
+    gaps = {
+        "mode": "nlu",
+        "left_only_format": "none, causal",
+        "n_bytes": n_bytes.tolist(),
+        "infill": ((difficulty + 0.5 - saved) * n_bytes).tolist(),
+        "left_only": (difficulty * n_bytes).tolist(),
+        "shuffled_rows": list(range(n_rows - 1)),
+        "shuffled": ((difficulty + 1) * n_bytes).tolist()[:-1],
+    }
+    return {
+        "fork": fork,
+        "seed": seed,
+        "step": step,
+        "tokens": step * 2048,
+        "n_params": 1,
+        "device": "cpu",
+        "matmul_precision": "default",
+        "versions": {},
+        "kinds": {kind: gaps for kind in ("line", "short", "several", "prose")},
+        "causal": {"bits": [3.0] * n_rows, "n_bytes": [2] * n_rows},
+        "decoded": {"mode": "nlu", "format_ok": [1, 0] * (n_rows // 2)}
+        | {f"{name}_{how}": [0] * n_rows for name in ("exact", "edit_similarity") for how in ("grammar", "free")},
+        "fills": [],
+    }
+
+
+@pytest.fixture(scope="module")
+def results(pool):
+    seeds = {fork: (0,) if fork == "base" else (0, 1) for fork in STEPS}
+    return pool([record(f, s, k, 16 if k == 50 else 32) for f in STEPS for s in seeds[f] for k in STEPS[f]])
+
+
+def test_seeds_are_pooled_over_the_same_rows(results):
+    gain = results["checkpoints"]["ul2r@300"]["estimates"]["line/infill_gain"]
+    assert gain["by_seed"] == pytest.approx([0.5, 0.6])
+    assert gain["mean"] == pytest.approx(0.55) and gain["n"] == 32
+    assert gain["low"] == pytest.approx(gain["high"])  # the rows differ in cost, not in gain
+
+
+def test_forks_are_compared_with_their_control_in_pairs(results):
+    difference = results["differences"]["ul2r@300 minus causal@300"]
+    assert difference["line/infill_bits_per_byte"]["mean"] == pytest.approx(-1.05)
+    assert difference["line/infill_bits_per_byte"]["low"] == pytest.approx(-1.05)
+    assert difference["causal_ratio"]["mean"] == 1
+    assert "short_ul2@100 minus short@100" in results["differences"]
+    assert results["differences"]["ul2r@50 minus base@0"]["format_ok"]["n"] == 16
+
+
+def test_rows_of_different_gaps_are_not_compared(pool):
+    other = record("causal", 0, 300, 32)
+    other["kinds"]["line"] = other["kinds"]["line"] | {"n_bytes": [1] * 32}
+    with pytest.raises(ValueError, match="the rows of a fork and of its control differ"):
+        pool([record("ul2r", 0, 300, 32), other])
+
+
+def test_tables_of_forks_have_a_row_for_each(results):
+    tables = runpy.run_path(str(ROOT / "docs" / "results_tables.py"))
+    final = tables["final_table"](results)
+    assert "| `line/infill_gain` | -0.500 [-0.500, -0.500] | -0.500 [-0.500, -0.500] | 0.550 [0.550, 0.550] |" in final
+    assert tables["candidates_table"](results).count("\n| `") == 2
+    assert tables["ablations_table"](results).count("| 0.2 | 2 |") == 3
+    assert "-1.000, -1.100" in tables["final_differences_table"](results)
+
+
+def test_tables_of_suites_merge_their_files():
+    tables = runpy.run_path(str(ROOT / "docs" / "results_tables.py"))
+    score = {"metrics": {"acc": {"mean": 0.5, "low": 0.4, "high": 0.6, "n": 200, "se": 0.05}}, "n_shots": 1}
+    files = [{"base": {"prefix, none": {task: score}, "causal, none": {task: score}}} for task in ("copa", "piqa")]
+    table = tables["suite_table"](tables["merged"](*files))
+    assert table.count("1-shot | 200 | 50.0 ± 9.8 | 50.0 ± 9.8 |") == 2
+
+
+def test_figures_of_forks_hold_every_curve_and_row(results):
+    figures = runpy.run_path(str(ROOT / "docs" / "results_figures.py"))
+    plain = json.loads(json.dumps(results))
+    curves, ablations = (figures[f"smollm2_{name}"](plain) for name in ("curves", "ablations"))
+    texts = [
+        [e.text for e in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")]
+        for svg in (curves, ablations)
+    ]
+    assert {"ul2r", "causal", "line: infill gain", "0.1", "0.61"} <= set(texts[0])
+    assert texts[1].count("ul2") == 4 and "nan" not in curves + ablations
+
+
+def test_figures_of_results_are_those_of_their_numbers():
+    for path, svg in runpy.run_path(str(ROOT / "docs" / "results_figures.py"))["figures"]().items():
+        assert path.read_text("utf-8") == svg, "run: python docs/results_figures.py"
