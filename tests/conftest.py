@@ -10,13 +10,14 @@ import tempfile
 
 import jax
 import pytest
+from support.environment import QUICK_TO_COMPILE
 
 from upalm.data.tokenizer import SentencePiece, Tokenizer
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # most of what tests do is compiling; the processes that they start do likewise, but for the quickstart
 jax.config.update("jax_disable_most_optimizations", True)
-os.environ |= {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+os.environ |= QUICK_TO_COMPILE
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # one for all processes of these tests, and none of the user's
     folder = tempfile.mkdtemp(prefix="programs")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)

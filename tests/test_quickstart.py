@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from support.environment import AS_USERS_HAVE
 
 from upalm.checkpoints.folder import export
 from upalm.model.config import ModelConfig
@@ -23,8 +24,7 @@ def quickstart(folder: Path, base: Path, data: Path, *more: str) -> subprocess.C
     arguments = ["run", "quickstart", "--out", str(folder), "--checkpoint", str(base), "--data", str(data)]
     sizes = ["--n-steps", "6", "--n-rows", "6", "--n-decoded", "3"]
     command = [sys.executable, "-m", "upalm", *arguments, *sizes, *more]
-    env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}  # as users run it
-    return subprocess.run(command, capture_output=True, text=True, env=env)
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | AS_USERS_HAVE)
 
 
 @pytest.fixture(scope="module")

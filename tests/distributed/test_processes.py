@@ -1,6 +1,7 @@
 """The same run on one process and on several; stopping one process, and settings that all must share."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from support.environment import with_devices
 from support.pod import Pod, same, wait_for
 
 from upalm.checkpoints import lock
@@ -74,7 +76,7 @@ def test_losses_and_parameters_are_those_of_one_device(pod, alone, pair, name):
 @pytest.mark.slow
 @pytest.mark.parametrize("n", [1, 2])
 def test_batches_are_the_same_on_every_mesh(pod, n):
-    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={8 // n}"}
+    env = with_devices(8 // n)
     env["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [env.get("PYTHONPATH")])])
     port = 20_000 + os.getpid() % 10_000 + n
     words = [sys.executable, "-m", "support.pod_rows", pod.folder / "data", str(port), str(n)]
@@ -83,38 +85,45 @@ def test_batches_are_the_same_on_every_mesh(pod, n):
     assert [p.returncode for p in started] == [0] * n, said[0][-3000:]
 
 
-@pytest.mark.slow
-def test_sigterm_to_one_process_saves_on_all(pod, pair):
-    """SIGTERM announces a preemption. A run resumes to the same bits on its mesh, to the same numbers on another."""
-    started = pod.start("stopped", *mesh(1, 4, 2), "--save-every", 100, n=2)
+@pytest.fixture(scope="module")
+def broken(pod):
+    """One run of two processes, stopped once and killed twice, to its end: what its processes said at each break."""
+    words, said = mesh(1, 4, 2), {}
+    started = pod.start("broken", *words, "--save-every", 100, n=2)
     wait_for(started[0], "train 1/8")
     started[1].send_signal(signal.SIGTERM)
-    said = pod.finish(started, ok=False)
+    said["stopped"] = pod.finish(started, ok=False)
+    shutil.copytree(pod.folder / "broken", pod.folder / "moved")
+    for killed in (0, 1):
+        started = pod.start("broken", *words, "--save-every", 1, n=2)
+        wait_for(started[0], "is being written")
+        started[killed].kill()
+        said[killed] = pod.finish(started, ok=False)
+    pod.run("broken", *words, n=2)
+    return said
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_process_saves_on_all(pod, pair, broken):
+    """SIGTERM announces a preemption. A run resumes to the same bits on its mesh, to the same numbers on another."""
+    said = broken["stopped"]
     assert all("saved after step" in x for x in said)
     assert said[0].split("saved after")[1][:7] == said[1].split("saved after")[1][:7]
-    [step] = [int(p.name) for p in (pod.folder / "stopped" / "steps").iterdir()]
+    [step] = [int(p.name) for p in (pod.folder / "moved" / "steps").iterdir()]
     assert 1 < step < 8
-    subprocess.run(["cp", "-r", pod.folder / "stopped", pod.folder / "moved"], check=True)
-    pod.run("stopped", *mesh(1, 4, 2), n=2)
-    assert same(pod.params("stopped"), pair[0])
-    assert pod.metrics("stopped") == pair[1]
     pod.run("moved", *mesh(1, 8, 1))
     close((pod.params("moved"), pod.metrics("moved")), pair)
+    assert same(pod.params("broken"), pair[0])
+    assert pod.metrics("broken") == pair[1]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("killed", [0, 1])
-def test_killed_process_ends_the_others_and_a_restart_resumes(pod, pair, killed):
-    out = f"killed_{killed}"
-    started = pod.start(out, *mesh(1, 4, 2), n=2)
-    wait_for(started[0], "checkpoint 3")
-    started[killed].kill()
-    said = pod.finish(started, ok=False)
-    survivor = said[1 - killed]
+def test_killed_process_ends_the_others_and_a_restart_resumes(pod, pair, broken, killed):
+    survivor = broken[killed][1 - killed]
     assert "lost another process of the run" in survivor or "another task died" in survivor
-    pod.run(out, *mesh(1, 4, 2), n=2)
-    assert same(pod.params(out), pair[0])
-    assert pod.metrics(out) == pair[1]
+    assert same(pod.params("broken"), pair[0])
+    assert pod.metrics("broken") == pair[1]
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.cohere import logits, oracle
+from support.environment import AS_USERS_HAVE
 from support.open_checkpoints import stored_tensors
 
 from upalm.inference.config import GenerationConfig
@@ -70,9 +71,8 @@ def our_greedy_tokens(model, ids: list[int], n: int, vocab_size: int) -> list[in
 
 def upalm(*words) -> None:
     """Run a command with the optimised programs that users have."""
-    environment = {k: v for k, v in os.environ.items() if k != "JAX_DISABLE_MOST_OPTIMIZATIONS"}
     command = [sys.executable, "-m", "upalm", *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | AS_USERS_HAVE)
     assert done.returncode == 0, done.stderr[-2000:]
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import jax
 import pytest
 from support.eight_devices import on_eight_devices, planned_decoding_weights
+from support.environment import USERS_FLAGS
 
 import upalm
 from upalm.cli import main as cli
@@ -33,7 +34,7 @@ def command(*words: str, expect: int = 0, **env: str) -> str:
         [sys.executable, "-m", "upalm", "plan", *words],
         capture_output=True,
         text=True,
-        env=os.environ | {"JAX_PLATFORMS": "cpu", "COLUMNS": "200"} | env,
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": USERS_FLAGS, "COLUMNS": "200"} | env,
     )
     assert done.returncode == expect, done.stderr[-2000:]
     return done.stdout if expect == 0 else done.stderr

@@ -10,6 +10,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from support.environment import with_devices
 
 from upalm.checkpoints.arrays import to_arrays
 from upalm.checkpoints.folder import describe, export, load_model
@@ -50,9 +51,8 @@ OPEN_MODELS = {
 def on_eight_devices(program: Callable[..., None], *arguments: str | Path) -> None:
     """Run a function of this module, which takes strings, in a process with eight devices."""
     paths = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
-    flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     command = [sys.executable, "-m", "support.eight_devices", program.__name__, *map(str, arguments)]
-    env = os.environ | flags | {"PYTHONPATH": os.pathsep.join(paths)}
+    env = with_devices(8) | {"PYTHONPATH": os.pathsep.join(paths)}
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
 
@@ -70,9 +70,9 @@ def _decode(model: Decoder, sampler: Sampler = Sampler()) -> tuple[list, np.ndar
 def decode_on_meshes() -> None:
     """Every sample is that of one device, and caches are split by rows."""
     model = Decoder(CONFIG, key=jax.random.key(0))
-    for sampler in (Sampler(), Sampler(1.0)):
+    for sampler, meshes in ((Sampler(1.0), ((8, 1), (1, 8), (2, 4))), (Sampler(), ((2, 4),))):
         expected, expected_log_probs = _decode(model, sampler)
-        for n_data, n_model in ((8, 1), (1, 8), (2, 4), (4, 2)):
+        for n_data, n_model in meshes:
             mesh = make_mesh(n_data, n_model)
             with jax.set_mesh(mesh):
                 sharded = shard(model, mesh)
@@ -99,21 +99,23 @@ def open_models_on_meshes() -> None:
         model = Decoder(config, key=jax.random.key(0))
         expected_loss, expected_gradient = step(model, batch)
         expected = to_arrays(expected_gradient)
-        expected_tokens, expected_log_probs = _decode(model)
-        for n_data, n_model in ((8, 1), (1, 8), (2, 4)):
+        for n_data, n_model in ((1, 8), (2, 4)):
             mesh = make_mesh(n_data, n_model)
             with jax.set_mesh(mesh):
                 sharded = shard(model, mesh)
                 rows = jax.device_put(batch, jax.NamedSharding(mesh, jax.P(*row_sharding(mesh).spec[1:])))
                 loss, gradient = step(sharded, rows)
-                tokens, log_probs = _decode(sharded)
             np.testing.assert_allclose(loss, expected_loss, rtol=1e-5)
             for parameter, array in to_arrays(gradient).items():
                 scale = np.abs(expected[parameter]).max()
                 message = f"{name}, {parameter} on {n_data} x {n_model}"
                 np.testing.assert_allclose(array, expected[parameter], atol=2e-5 * scale, err_msg=message)
-            assert tokens == expected_tokens, (name, n_data, n_model)
-            np.testing.assert_allclose(log_probs, expected_log_probs, atol=1e-4)
+        expected_tokens, expected_log_probs = _decode(model)
+        mesh = make_mesh(2, 4)
+        with jax.set_mesh(mesh):
+            tokens, log_probs = _decode(shard(model, mesh))
+        assert tokens == expected_tokens, name
+        np.testing.assert_allclose(log_probs, expected_log_probs, atol=1e-4)
 
 
 def factored_updates_on_a_mesh() -> None:
@@ -144,32 +146,30 @@ def factored_updates_on_a_mesh() -> None:
 
 
 def move_checkpoint(folder: str, tokenizer_file: str) -> None:
-    """A checkpoint that one mesh wrote gives the same samples on others."""
+    """A checkpoint that one mesh wrote has the same parameters on others, each device's part on each."""
     model, tokenizer = Decoder(CONFIG, key=jax.random.key(0)), SentencePiece.load(Path(tokenizer_file))
-    expected, _ = _decode(model)
     describe(Path(folder), CONFIG, tokenizer, {})
     checkpoints = Checkpoints(Path(folder))
     checkpoints.save(1, shard(model, make_mesh(2, 4)), {"count": jnp.zeros(())})
     checkpoints.close()
     for sizes in ((8, 1), (1, 8), (1, 1)):
-        mesh = make_mesh(*sizes)
-        with jax.set_mesh(mesh):
-            restored = load_model(Path(folder), mesh).model
-            assert restored.embed.sharding.mesh.shape == mesh.shape
-            assert _decode(restored)[0] == expected, sizes
+        _check_layout(load_model(Path(folder), make_mesh(*sizes)).model, to_arrays(model), *sizes)
 
 
 def read_into_shards(folder: str, tokenizer_file: str) -> None:
     """Exported weights are read as each device's part."""
     export(Path(folder), Decoder(CONFIG, key=jax.random.key(0)), SentencePiece.load(Path(tokenizer_file)), {})
     expected = to_arrays(load_model(Path(folder)).model)
-    for n_data, n_model in ((8, 1), (1, 8), (2, 4)):
-        mesh = make_mesh(n_data, n_model)
-        model = load_model(Path(folder), mesh).model
-        assert model.blocks.wq.sharding.shard_shape((2, 32, 8, 8)) == (2, 32 // n_data, 8 // n_model, 8)
-        for name, array in to_arrays(model).items():
-            assert array.sharding.mesh.shape == mesh.shape
-            np.testing.assert_array_equal(array, expected[name])
+    for sizes in ((8, 1), (1, 8), (2, 4)):
+        _check_layout(load_model(Path(folder), make_mesh(*sizes)).model, expected, *sizes)
+
+
+def _check_layout(model: Decoder, expected: dict, n_data: int, n_model: int) -> None:
+    """The parameters are those expected, each device's part on each."""
+    assert model.blocks.wq.sharding.shard_shape((2, 32, 8, 8)) == (2, 32 // n_data, 8 // n_model, 8)
+    for name, array in to_arrays(model).items():
+        assert array.sharding.mesh.shape == make_mesh(n_data, n_model).shape
+        np.testing.assert_array_equal(array, expected[name])
 
 
 def _collectives(function: Callable, *specs_and_shapes: tuple[jax.P, tuple[int, ...]]) -> Iterable[tuple]:

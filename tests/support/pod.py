@@ -1,13 +1,13 @@
 """Real training runs of several processes on this machine, with fake devices, started as a user starts them."""
 
 import json
-import os
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+from support.environment import with_devices
 
 from upalm.checkpoints.arrays import to_arrays
 from upalm.checkpoints.folder import load_model
@@ -27,11 +27,7 @@ class Pod:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        flags = {
-            "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices // n}",
-            "GLIBC_TUNABLES": "glibc.malloc.hugetlb=0",  # else a process starts itself anew
-        }
+        anew = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"}  # else a process starts itself anew
         started = []
         for i in range(n):
             command = [sys.executable, "-m", "upalm", "run"]
@@ -42,7 +38,7 @@ class Pod:
                 command += ["--processes.coordinator", f"127.0.0.1:{port}", "--processes.n-processes", str(n)]
                 command += ["--processes.process-id", str(i), "--processes.heartbeat-seconds", "10"]
             command += map(str, (each or {}).get(i, ()))
-            given = os.environ | flags | (env or {})
+            given = with_devices(devices // n) | anew | (env or {})
             pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
             started.append(subprocess.Popen(command, text=True, env=given, **pipes))
         return started
