@@ -31,7 +31,7 @@ UL2R_8B = TrainConfig(
     save_every=500,
     eval_every=1000,
     checkpoints=CheckpointConfig(minutes=30.0, last=3, every=5000),
-    mesh=MeshConfig(model=1),
+    mesh=MeshConfig(model=2),
 )
 CAUSAL = replace(UL2R_8B, out=Path("runs/causal_8b"), data=replace(UL2R_8B.data, mixture="causal"))
 

@@ -241,16 +241,16 @@ for by_matrix in apart.values():
 #
 # ## Now change this
 #
-# - Set `--mesh.model 4`. Read the refusal: what does the mesh have to divide?
+# - Set `--data.batch-size 6`. Read the refusal: what does the mesh have to divide?
 # - Kill a process of the pair with SIGKILL instead. What does the other one say, and
 #   after how long? (`--processes.heartbeat-seconds` decides.)
 # - Add `--accumulation 2` to one of the runs. Is the update still the same?
 #
 # <details><summary>Answers</summary>
 #
-# - "n_heads 2 is no multiple of the 4 devices of the mesh's model axis." The model
-#   axis divides the heads and the hidden units, the data axis divides the width and
-#   the rows.
+# - "a batch of 6 rows in 1 microbatches has 6 rows each, no multiple of the 4 shards of
+#   replica x data." The data axis divides the rows and the width, the model axis
+#   divides the hidden units, and the heads or the width of each.
 # - It ends with an error after at most `--processes.heartbeat-seconds`, which is 100
 #   unless set. The same command resumes.
 # - Up to rounding: the gradients of the two halves of a batch are added before the

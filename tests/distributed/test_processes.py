@@ -186,8 +186,11 @@ def test_clusters_are_detected(monkeypatch, env, found):
         (("--mesh.model", 16), "needs 16 devices, there are 8"),
         (("--data.batch-size", 12), "no multiple of the 8 shards of replica x data"),
         (("--accumulation", 4), "4 microbatches has 4 rows each, no multiple of the 8 shards"),
-        (("--mesh.model", 8, "--start.model.n-heads", 12), "n_heads 12 is no multiple of the 8 devices"),
-        (("--start.model.d-model", 36), "d_model 36 is no multiple of the 8 devices"),
+        (
+            ("--mesh.model", 8, "--start.model.n-heads", 12, "--start.model.d-head", 36),
+            "n_heads 12 and d_head 36: no multiple of the 8 devices",
+        ),
+        (("--start.model.d-model", 36), "d_model 36: no multiple of the 8 devices"),
     ],
 )
 def test_meshes_that_do_not_divide_the_run_are_refused(pod, words, message):

@@ -111,6 +111,20 @@ def test_decoding_step_of_four_chips(tmp_path):
     assert plan["compiled_flops_per_step"] == pytest.approx(plan["flops_per_step"], rel=0.5)
 
 
+@needs_libtpu
+@pytest.mark.slow
+def test_nodes_of_gpus_are_timed_and_priced_by_their_own_rates(tmp_path):
+    words = ("palm_tiny", "tiny", "--topology", "H100:8", "--slices", "2", "--price", "3", "--data.batch-size", "16")
+    output = command(*words, "--json", str(tmp_path / "plan.json"))
+    plan, chip = json.loads((tmp_path / "plan.json").read_text()), CHIPS["H100"]
+    assert plan["devices"] == 16 and plan["capacity_gib"] * GIB == chip.memory and plan["stands_in"]
+    assert plan["seconds"]["compute"] == pytest.approx(plan["compiled_flops_per_step"] / 16 / chip.flops)
+    within, between = (plan["seconds"][name] * rate for name, rate in (("interconnect", chip.link), ("network", 50e9)))
+    assert within + between == pytest.approx(plan["collective_bytes"])
+    hours = [1e9 / plan["tokens_per_step"] * plan[name] / 3600 for name in ("step_seconds", "serial_seconds")]
+    assert plan["billion_hours"] == pytest.approx(hours) and "at 3 US dollars per device-hour" in output
+
+
 def test_planned_decoding_weights_lie_where_decoding_puts_them():
     on_eight_devices(planned_decoding_weights)
 
@@ -155,6 +169,7 @@ def test_topologies_are_listed(monkeypatch, capsys):
         (("ul2r_540b", "540b", "--topology", "v4:8x8x8", "--decode", "-1"), "expected at least 1, and at least 0"),
         (("palm_tiny", "tiny", "--slices", "2"), "needs a --topology"),
         (("palm_tiny", "--json", "nowhere/plan.json"), "there is no folder nowhere"),
+        (("palm_tiny", "--price", "-1"), "expected US dollars per device-hour"),
     ],
 )
 def test_impossible_requests_are_refused(words, message, monkeypatch):
@@ -182,7 +197,10 @@ def test_requests_that_the_compiler_refuses_end_in_a_line(words, message):
     [
         (("ul2r_540b", "540b", "--topology", "v4:8x8x8", "--mesh.model", "7"), "needs 511 devices, there are 512"),
         (("ul2r_540b", "540b", "--topology", "v4:8x8x8", "--mesh.model", "8"), "no multiple of the 64 shards"),
-        (("ul2r_8b", "8b", "--topology", "v4:4x4x4", "--mesh.model", "32"), "n_heads 16 is no multiple"),
+        (
+            ("palm_tiny", "tiny", "--topology", "v4:4x4x8", "--mesh.model", "128"),
+            "n_heads 2 and d_head 64: no",
+        ),
         (("ul2r_8b", "8b", "--topology", "v4:3x5x7"), "no slice v4:3x5x7"),
     ],
 )
@@ -192,7 +210,8 @@ def test_meshes_that_do_not_divide_are_refused(words, message):
 
 
 def test_find_mesh_refuses_when_none_divides():
-    output = command("palm_tiny", "tiny", "--topology", "v4:2x2x1", "--data.batch-size", "7", "--find-mesh", expect=1)
+    odd = ("--data.batch-size", "7", "--start.model.d-head", "62")
+    output = command("palm_tiny", "tiny", "--topology", "v4:2x2x1", *odd, "--find-mesh", expect=1)
     assert "no mesh of the 4 devices divides" in output
 
 
@@ -201,8 +220,9 @@ def test_find_mesh_refuses_when_none_divides():
 def test_find_mesh_ranks_the_fastest_first(tmp_path):
     command("palm_tiny", "tiny", "--topology", "v4:2x2x1", "--find-mesh", "--json", str(tmp_path / "plans.json"))
     plans = json.loads((tmp_path / "plans.json").read_text())
-    assert {tuple(f["mesh"].values()) for f in plans} == {(1, 4, 1), (1, 2, 2)}
-    assert plans[0]["step_seconds"] <= plans[1]["step_seconds"] and all(f["fits"] for f in plans)
+    assert {tuple(f["mesh"].values()) for f in plans} == {(1, 4, 1), (1, 2, 2), (1, 1, 4)}
+    times = [f["serial_seconds"] for f in plans]
+    assert times == sorted(times) and all(f["fits"] for f in plans)
 
 
 def test_missing_libtpu_is_named(monkeypatch):

@@ -33,6 +33,7 @@ from upalm.ul2r.symbols import Symbols
 SHAPE = dict(vocab_size=512, d_model=32, n_layers=2, n_heads=8, d_head=8, d_ff=64, seq_len=128)
 CONFIG = ModelConfig(**SHAPE)
 OPEN_MODELS = {
+    "six heads, which no mesh divides": ModelConfig(**(SHAPE | {"n_heads": 6})),
     "two key heads, which four devices do not divide": ModelConfig(
         **SHAPE, n_kv_heads=2, block="sequential", qkv_bias=True, qk_norm="shared", rope_factor=8.0, gate="gelu"
     ),

@@ -18,7 +18,7 @@ from upalm.training.loss import loss_fn
 from upalm.ul2r.rows import Batch
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "layouts.txt"
-MESHES = {"540b": (1, 32, 16), "62b": (1, 16, 4), "8b": (1, 64, 1)}
+MESHES = {"540b": (1, 16, 32), "62b": (1, 16, 4), "8b": (1, 32, 2)}
 ROWS = {"540b": 32, "62b": 128, "8b": 128}
 
 

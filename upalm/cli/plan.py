@@ -22,7 +22,7 @@ with epy.lazy_imports():  # once the options are read: some import JAX
 
 @dataclass(frozen=True)
 class Plan:
-    """Plan a recipe on TPUs not at hand, or on this machine.
+    """Plan a recipe on TPUs or GPUs not at hand, or on this machine.
 
     `upalm plan ul2r_540b 540b --topology v4:8x8x8` prints memory, FLOPs and collectives of a step, and its least time.
     Further options change the recipe, as for `upalm run`: `--mesh.model 8 --data.batch-size 64`.
@@ -31,9 +31,11 @@ class Plan:
     recipe: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[RECIPE [CONFIG]]")] = ()
     """Recipe, and one of its configs."""
     topology: str = "here"
-    """A slice such as v4:8x8x8, or the devices of this machine."""
+    """A slice such as v4:8x8x8, a node of GPUs such as H100:8, or the devices of this machine."""
     slices: int = 1
-    """Slices of that shape, joined by the data-centre network."""
+    """Slices or nodes of that shape, joined by the network."""
+    price: float | None = None
+    """US dollars per device-hour; by default the list price of `upalm.distributed.chips`, where one is known."""
     decode: int = 0
     """Plan a decoding step of this many rows with full caches, instead of a training step."""
     find_mesh: bool = False
@@ -64,6 +66,8 @@ class Plan:
                 meshes = plan_every_mesh(request, status.update)
             else:
                 meshes = MeshPlans([plan_in_subprocess(request, status.update)], [])
+        for plan in meshes.plans:
+            plan["price"] = plan["price"] if self.price is None else self.price
         plan = meshes.plans[0]
         if self.json is not None:
             content = meshes.plans if self.find_mesh else plan
@@ -85,6 +89,8 @@ class Plan:
             raise ValueError(f"upalm plan {' '.join(self.recipe)}: expected RECIPE CONFIG, no further words.")
         if self.slices < 1 or self.decode < 0:
             raise ValueError(f"--slices {self.slices} --decode {self.decode}: expected at least 1, and at least 0.")
+        if self.price is not None and self.price <= 0:
+            raise ValueError(f"--price {self.price}: expected US dollars per device-hour, above 0.")
         if self.topology == "here" and self.slices > 1:
             raise ValueError(f"--slices {self.slices} needs a --topology: `here` is the devices of this machine.")
         if self.json is not None and not self.json.absolute().parent.is_dir():
@@ -124,12 +130,23 @@ def _table(plan: dict[str, Any]) -> "rich_table.Table":
         row("step", f"at least {plan['step_seconds']:.3f} s; {plan['serial_seconds']:.3f} s if nothing overlaps")
         row("MFU", f"at most {plan['mfu']:.1%}")
         row("tokens/s", f"at most {plan['tokens_per_second']:,.0f}")
+    if plan["stands_in"]:
+        row(
+            "stand-in",
+            "compiled for TPU v5p, timed by the GPU's rates; a GPU's own program needs other memory",
+        )
     if plan["loops_counted_once"]:
         row("counted once", f"{plan['loops_counted_once']} loops of unknown length")
     if plan["step_seconds"] and not plan["decodes"]:
         hours, chip_hours = plan["run_hours"], plan["chip_hours"]
-        cost = f"{hours:,.1f} hours, {chip_hours:,.0f} chip-hours at least"
+        cost = f"{hours:,.1f} hours, {chip_hours:,.0f} device-hours at least"
         row("whole recipe", f"{plan['run_tokens']:.3g} tokens: {cost}")
+        fastest, slowest = plan["billion_hours"]
+        row("1B tokens", f"{fastest:,.1f} hours at least; {slowest:,.1f} if nothing overlaps")
+        if plan["price"] is not None:
+            dollars = [hours * plan["devices"] * plan["price"] for hours in (fastest, slowest)]
+            rate = f"at {plan['price']:g} US dollars per device-hour"
+            row("", f"{dollars[0]:,.0f} US dollars at least; {dollars[1]:,.0f} if nothing overlaps, {rate}")
         if paper := PAPER.get(plan["recipe"]):
             row("the paper", paper)
     return table
@@ -144,14 +161,22 @@ PAPER = {
 
 def _ranking(plans: Sequence[dict[str, Any]]) -> "rich_table.Table":
     table = rich_table.Table(title="meshes that divide, those that fit first")
-    for name in ("replica x data x model", "GiB per chip", "fits", "step, s", "bound by", "MFU"):
+    for name in (
+        "replica x data x model",
+        "GiB per chip",
+        "fits",
+        "nothing overlaps, s",
+        "everything overlaps, s",
+        "bound by",
+        "MFU",
+    ):
         table.add_column(name, justify="right")
     for plan in plans:
-        step = "" if plan["step_seconds"] is None else f"{plan['step_seconds']:.3f}"
+        steps = ["" if s is None else f"{s:.3f}" for s in (plan["serial_seconds"], plan["step_seconds"])]
         mfu = "" if plan["mfu"] is None else f"{plan['mfu']:.1%}"
         fits = {True: "yes", False: "no", None: "unknown"}[plan["fits"]]
         sizes = " x ".join(str(n) for n in plan["mesh"].values())
-        table.add_row(sizes, f"{plan['memory_gib']['total']:.2f}", fits, step, plan["bound_by"] or "", mfu)
+        table.add_row(sizes, f"{plan['memory_gib']['total']:.2f}", fits, *steps, plan["bound_by"] or "", mfu)
     return table
 
 

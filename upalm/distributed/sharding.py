@@ -21,8 +21,16 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 AXES = ("replica", "data", "model")
 
 
-PARAM_RULES = {"embed": "data", "heads": "model", "mlp": "model", "vocab": "model", "kv_heads": None, None: None}
-"""Mesh axis of each logical axis of a parameter."""
+PARAM_RULES = {
+    "embed": "data",
+    "heads": "model",
+    "head_width": "model",  # where the mesh does not divide the heads
+    "mlp": "model",
+    "vocab": "model",
+    "kv_heads": None,
+    None: None,
+}
+"""Mesh axis of each logical axis of a parameter. A mesh axis splits the first one that it divides."""
 
 
 ACT_RULES = {
@@ -30,6 +38,7 @@ ACT_RULES = {
     "seq": ("model",),  # positions of the residual stream between blocks,
     "width": ("model",),  # or its width, if the mesh does not divide the positions
     "heads": ("model",),
+    "head_width": ("model",),
     "mlp": ("model",),
     "vocab": ("model",),
     "embed": ("data",),  # width of the residual stream in decoding, split as the weights' width is
@@ -111,8 +120,10 @@ def make_mesh(n_data: int, n_model: int, n_replicas: int = 1, *, devices: Sequen
 
 def spec(axes: LogicalAxes, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
     """Layout of a parameter. An axis that its mesh axis does not divide is not split."""
-    names = [PARAM_RULES[axis] for axis in axes]
-    split = [a if a in mesh.shape and n % mesh.shape[a] == 0 else None for a, n in zip(names, shape, strict=True)]
+    split: list[str | None] = []
+    for axis, n in zip(axes, shape, strict=True):
+        name = PARAM_RULES[axis]
+        split.append(name if name in mesh.shape and name not in split and n % mesh.shape[name] == 0 else None)
     return PartitionSpec(*split)
 
 
@@ -208,7 +219,9 @@ def _gather_forward(w: jax.Array, whole: PartitionSpec, split: PartitionSpec) ->
 
 
 def _gather_backward(whole: PartitionSpec, split: PartitionSpec, _: None, gradient: jax.Array) -> tuple[jax.Array]:
-    return (jax.lax.with_sharding_constraint(gradient, split),)
+    # first whole, then split: XLA makes one scatter of it, where a product with a split result becomes a long loop
+    whole_gradient = jax.lax.with_sharding_constraint(gradient, whole)
+    return (jax.lax.with_sharding_constraint(whole_gradient, split),)
 
 
 _gather.defvjp(_gather_forward, _gather_backward)

@@ -15,7 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from upalm.distributed.sharding import act_spec, axis_size, on_shards, sum_over
+from upalm.distributed.sharding import LogicalAxes, act_spec, axis_size, on_shards, sum_over
 from upalm.model import flash_attention
 
 
@@ -90,8 +90,7 @@ def attend(
 
     The backward pass recomputes the weights from the scores and their log-sum-exp, so nothing of size T x S is kept.
     TPUs run the kernels of `flash_attention`, and NVIDIA GPUs cuDNN's in bf16, where these take the shapes. On a mesh
-    each device has some rows and some heads, or all heads if the model axis does not divide K > 1
-    (`replication_note`).
+    each device has some rows, and of them some heads or some positions (`query_axes`).
     """
     return _attend_forward(q_BTNH, k_BKSH, v_BKSH, visible)[0]
 
@@ -118,7 +117,7 @@ def _attend_forward(q_BTNH, k_BKSH, v_BKSH, visible) -> tuple[Float[Array, "B T 
 
 def _attend_backward(saved: _Saved, d_out_BTNH) -> tuple[Array, Array, Array, None]:
     specs = _specs(saved.q, saved.k, saved.visible)
-    backward = partial(_backward, is_shared=saved.k.shape[1] == 1 and specs.q[2] is not None)
+    backward = partial(_backward, is_shared=any(specs.q[1:3]) and specs.k[1] is None)
     gradients = on_shards(backward, (specs, specs.out), (specs.q, specs.k, specs.v), saved, d_out_BTNH)
     return *gradients, None
 
@@ -126,13 +125,23 @@ def _attend_backward(saved: _Saved, d_out_BTNH) -> tuple[Array, Array, Array, No
 attend.defvjp(_attend_forward, _attend_backward)
 
 
+def query_axes(n_heads: int, n_kv_heads: int) -> LogicalAxes:
+    """Logical axes of queries [B, T, N, H] in attention.
+
+    Heads are split if their key heads can be with them, or if there is one key head, which all devices have. Otherwise
+    positions are split, and each device has all key heads.
+    """
+    n_devices = axis_size("heads")
+    by_head = n_heads % n_devices == 0 and (n_kv_heads == 1 or n_kv_heads % n_devices == 0)
+    return ("batch", None, "heads", None) if by_head else ("batch", "seq", None, None)
+
+
 def _specs(q_BTNH: Array, k_BKSH: Array, visible: KeyRange) -> _Saved:
-    """Layout of each array on the mesh. A key head stays with the query heads that share it."""
+    """Layout of each array on the mesh."""
     n_kv = k_BKSH.shape[1]
-    heads = "heads" if n_kv == 1 or n_kv % axis_size("heads") == 0 else None
-    q = act_spec(q_BTNH.shape, "batch", None, heads, None)
-    kv = act_spec(k_BKSH.shape, "batch", heads if n_kv > 1 else None, None, None)
-    ranges: Any = jax.tree.map(lambda x: act_spec(x.shape, "batch", None), visible)
+    q = act_spec(q_BTNH.shape, *query_axes(q_BTNH.shape[2], n_kv))
+    kv = act_spec(k_BKSH.shape, "batch", "heads" if n_kv > 1 and q[2] else None, None, None)
+    ranges: Any = jax.tree.map(lambda _: PartitionSpec(*q[:2]), visible)
     specs: Any = _Saved(q, kv, kv, ranges, q, PartitionSpec(*q[:3]))  # pyright: ignore[reportArgumentType]
     return specs
 
@@ -169,7 +178,7 @@ def _forward(
 def _backward(
     saved: _Saved, d_out_BTNH: Float[Array, "B T N H"], *, is_shared: bool
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B K S H"], Float[Array, "B K S H"]]:
-    """Gradients of one device's queries, keys and values; `is_shared` if other devices' query heads share the keys."""
+    """Gradients of one device's queries, keys and values; `is_shared` if other devices' queries share the keys."""
     n_heads, d_head, n_kv = *saved.q.shape[2:], saved.k.shape[1]
     q_GRH, k_GSH, v_GSH = _scaled_rows(saved.q, n_kv), _merge(saved.k), _merge(saved.v)
     out_GRH, d_out_GRH = _by_key_head(saved.out, n_kv), _by_key_head(d_out_BTNH, n_kv)
@@ -281,20 +290,6 @@ def _by_position(x_GRH: Float[Array, "G R H"], n_kv: int, n_heads: int) -> Float
     """The inverse of `_by_key_head`."""
     g, r, h = x_GRH.shape
     return x_GRH.reshape(g // n_kv, n_kv, -1, n_heads // n_kv, h).swapaxes(1, 2).reshape(g // n_kv, -1, n_heads, h)
-
-
-def replication_note(n_kv_heads: int, n_devices: int) -> str:
-    """A sentence on attention's layout over the devices of a model axis, if they do not divide the key-value heads.
-
-    >>> replication_note(n_kv_heads=2, n_devices=4)
-    'each of the 4 devices of the model axis computes all heads, because they do not divide 2 key-value heads'
-    """
-    if n_kv_heads == 1 or n_kv_heads % n_devices == 0:
-        return ""
-    return (
-        f"each of the {n_devices} devices of the model axis computes all heads, "
-        f"because they do not divide {n_kv_heads} key-value heads"
-    )
 
 
 # --- Cache ----------------------------------------------------------------------------------------

@@ -9,12 +9,12 @@ from typing import ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.sharding import AbstractMesh, Mesh
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from upalm.distributed.sharding import LogicalAxes, constrain, constrain_stream, gather, shardings
+from upalm.distributed.sharding import LogicalAxes, axis_size, constrain, constrain_stream, gather, shardings, spec
 from upalm.model import embedding
-from upalm.model.attention import KeyRange, KeyValue, attend, key_range
+from upalm.model.attention import KeyRange, KeyValue, attend, key_range, query_axes
 from upalm.model.config import ModelConfig
 from upalm.model.layers import (
     Rotary,
@@ -40,10 +40,10 @@ class Block(eqx.Module):
 
     AXES: ClassVar[dict[str, LogicalAxes]] = {
         "norm": ("embed",),
-        "wq": ("embed", "heads", None),
+        "wq": ("embed", "heads", "head_width"),
         "wk": ("embed", "kv_heads", None),
         "wv": ("embed", "kv_heads", None),
-        "wo": ("heads", None, "embed"),
+        "wo": ("heads", "head_width", "embed"),
         "w_gate": ("embed", "mlp"),
         "w_up": ("embed", "mlp"),
         "w_down": ("mlp", "embed"),
@@ -117,40 +117,50 @@ class Block(eqx.Module):
         """
         is_cached = cache is not None
 
-        def attention(h_BTD: Float[Array, "B T D"]) -> tuple[Float[Array, "B T D"], KeyValue]:
-            q_BTNH = constrain(_project(h_BTD, self.wq, self.bq), "batch", None, "heads", None)
+        def attention(stream_BTD: Float[Array, "B T D"]) -> tuple[Float[Array, "B T D"], KeyValue]:
+            h_BTD = _constrain_input(stream_BTD, is_cached)
+            q_BTNH = _constrain_heads(_project(h_BTD, self.wq, self.bq))
+            q_BTNH = constrain(q_BTNH, *query_axes(self.config.n_heads, self.config.n_kv_heads))
             q_BTNH = rotate(normalise_heads(q_BTNH, self.q_norm, self.config), tables)
-            kv = self._keys_values(h_BTD, tables)
+            # each device projects the keys of its positions, or else all devices of the model axis would project all
+            kv = self._keys_values(h_BTD if is_cached else stream_BTD, tables, by_position=not is_cached)
             kv = kv if cache is None else cache.write(kv, slot)
-            return matmul(attend(q_BTNH, *kv.by_row(len(q_BTNH)), visible), self.wo, n_in=2), kv
+            attended_BTNH = _constrain_heads(attend(q_BTNH, *kv.by_row(len(q_BTNH)), visible))
+            return matmul(attended_BTNH, self.wo, n_in=2), kv
 
         if self.config.block == "parallel":  # PaLM
-            h_BTD = _constrain_input(self._norm(x_BTD, self.norm), is_cached)
+            h_BTD = self._norm(x_BTD, self.norm)
             attended_BTD, kv = attention(h_BTD)
-            return x_BTD + _constrain_output(attended_BTD + self._feed_forward(h_BTD), is_cached), kv
+            branches_BTD = attended_BTD + self._feed_forward(_constrain_input(h_BTD, is_cached), is_cached)
+            return x_BTD + _constrain_output(branches_BTD, is_cached), kv
         if self.config.block == "sequential":  # Llama
-            attended_BTD, kv = attention(_constrain_input(self._norm(x_BTD, self.norm), is_cached))
+            attended_BTD, kv = attention(self._norm(x_BTD, self.norm))
             x_BTD = x_BTD + _constrain_output(attended_BTD, is_cached)
             h_BTD = _constrain_input(self._norm(x_BTD, self.mlp_norm), is_cached)
-            return x_BTD + _constrain_output(self._feed_forward(h_BTD), is_cached), kv
+            return x_BTD + _constrain_output(self._feed_forward(h_BTD, is_cached), is_cached), kv
         # post_norm: OLMo 2
-        attended_BTD, kv = attention(_constrain_input(x_BTD, is_cached))
+        attended_BTD, kv = attention(x_BTD)
         x_BTD = x_BTD + self._norm(_constrain_output(attended_BTD, is_cached), self.norm)
-        branch_BTD = _constrain_output(self._feed_forward(_constrain_input(x_BTD, is_cached)), is_cached)
-        return x_BTD + self._norm(branch_BTD, self.mlp_norm), kv
+        branch_BTD = self._feed_forward(_constrain_input(x_BTD, is_cached), is_cached)
+        return x_BTD + self._norm(_constrain_output(branch_BTD, is_cached), self.mlp_norm), kv
 
     def keys_values(self, x_BTD: Float[Array, "B T D"], tables: Rotary) -> KeyValue:
         """The block's keys and values alone."""
         h_BTD = x_BTD if self.config.block == "post_norm" else self._norm(x_BTD, self.norm)
         return self._keys_values(h_BTD, tables)
 
-    def _keys_values(self, h_BTD: Float[Array, "B T D"], tables: Rotary) -> KeyValue:
-        k_BTKH = normalise_heads(_project(h_BTD, self.wk, self.bk), self.k_norm, self.config)
-        return KeyValue.of(rotate(k_BTKH, tables, is_key=True), _project(h_BTD, self.wv, self.bv))
+    def _keys_values(self, h_BTD: Float[Array, "B T D"], tables: Rotary, by_position: bool = False) -> KeyValue:
+        k_BTKH, v_BTKH = _project(h_BTD, self.wk, self.bk), _project(h_BTD, self.wv, self.bv)
+        if by_position:
+            k_BTKH, v_BTKH = (constrain(x, "batch", "seq", None, None) for x in (k_BTKH, v_BTKH))
+        return KeyValue.of(rotate(normalise_heads(k_BTKH, self.k_norm, self.config), tables, is_key=True), v_BTKH)
 
-    def _feed_forward(self, h_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    def _feed_forward(self, h_BTD: Float[Array, "B T D"], is_cached: bool) -> Float[Array, "B T D"]:
         gate = jax.nn.silu if self.config.gate == "silu" else jax.nn.gelu
-        return matmul(gate(matmul(h_BTD, self.w_gate)) * matmul(h_BTD, self.w_up), self.w_down)
+        gate_BTF, up_BTF = (matmul(h_BTD, w) for w in (self.w_gate, self.w_up))
+        if not is_cached:
+            gate_BTF, up_BTF = (constrain(x, "batch", None, "mlp") for x in (gate_BTF, up_BTF))
+        return matmul(gate(gate_BTF) * up_BTF, self.w_down)
 
     def _norm(self, x_BTD: Float[Array, "B T D"], scale: Float[Array, " D"] | None) -> Float[Array, "B T D"]:
         return normalise(x_BTD, scale, self.config)
@@ -162,8 +172,16 @@ class Block(eqx.Module):
 
     def transposed(self, dtype: str) -> "Block":
         """The block with its matrices in `dtype` and laid out for decoding."""
-        matrices = [TransposedWeight.of(getattr(self, name).astype(dtype), n) for name, n in self.N_INPUT_AXES.items()]
-        return self._with_matrices(matrices)
+
+        def kernel(name: str, n_in: int) -> TransposedWeight:
+            weight = TransposedWeight.of(getattr(self, name).astype(dtype), n_in)
+            mesh = jax.sharding.get_abstract_mesh()
+            if mesh.empty:
+                return weight
+            split = kernel_spec(name, weight.kernel_OI.shape, mesh)
+            return TransposedWeight(jax.lax.with_sharding_constraint(weight.kernel_OI, split), weight.out_shape)
+
+        return self._with_matrices([kernel(name, n_in) for name, n_in in self.N_INPUT_AXES.items()])
 
     def _with_matrices(self, matrices: list) -> "Block":
         return eqx.tree_at(lambda block: [getattr(block, name) for name in self.N_INPUT_AXES], self, matrices)
@@ -174,6 +192,12 @@ def _project(h_BTD: Float[Array, "B T D"], w: Weight, bias_NH: Float[Array, "N H
     return x_BTNH if bias_NH is None else x_BTNH + bias_NH.astype(x_BTNH.dtype)[None, None]
 
 
+def _constrain_heads(x_BTNH: Float[Array, "B T N H"]) -> Float[Array, "B T N H"]:
+    """Queries, or what they attended to, as the weights lie: split over heads, or else over the width of each."""
+    by_head = x_BTNH.shape[2] % axis_size("heads") == 0 or x_BTNH.shape[1] == 1
+    return constrain(x_BTNH, "batch", None, *(("heads", None) if by_head else (None, "head_width")))
+
+
 def _constrain_input(h_BTD: Float[Array, "B T D"], is_cached: bool) -> Float[Array, "B T D"]:
     """A branch's input: whole on each device that has its rows. In decoding, few rows go to where the weights are."""
     return constrain(h_BTD, None, None, "embed") if is_cached else constrain(h_BTD, "batch", None, None)
@@ -181,7 +205,9 @@ def _constrain_input(h_BTD: Float[Array, "B T D"], is_cached: bool) -> Float[Arr
 
 def _constrain_output(branch_BTD: Float[Array, "B T D"], is_cached: bool) -> Float[Array, "B T D"]:
     """A branch's output, as the residual stream lies."""
-    return constrain(branch_BTD, None, None, "embed") if is_cached else constrain_stream(branch_BTD)
+    if is_cached:
+        return constrain(branch_BTD, None, None, "embed")
+    return constrain_stream(constrain(branch_BTD, "batch", None, None))  # see `sharding._gather_backward`
 
 
 _SAVE_MATMULS = jax.checkpoint_policies.save_from_both_policies(
@@ -271,6 +297,13 @@ LOGICAL_AXES: dict[str, LogicalAxes] = {
     **{f"blocks.{name}": (None, *axes) for name, axes in Block.AXES.items()},  # stacked: a leading layer axis
 }
 """Logical axes of every parameter by name; `sharding.PARAM_RULES` maps them to the mesh."""
+
+
+def kernel_spec(name: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
+    """Layout of a matrix of `Block.transposed`, which has its outputs along the rows: split as in training."""
+    axes, n_in = Block.AXES[name], Block.N_INPUT_AXES[name]
+    rows, columns = ([axis for axis in part if axis] or [None] for part in (axes[n_in:], axes[:n_in]))
+    return spec((rows[0], columns[0]), shape, mesh)
 
 
 def param_shardings(model: Decoder, mesh: Mesh | AbstractMesh) -> Decoder:

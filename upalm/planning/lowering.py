@@ -16,7 +16,7 @@ from upalm.inference.grammar import Automaton, Grammar, Progress
 from upalm.inference.sampling import Sampler
 from upalm.model.attention import KeyValue
 from upalm.model.config import ModelConfig
-from upalm.model.palm import LOGICAL_AXES, Block, Decoder, empty_model
+from upalm.model.palm import LOGICAL_AXES, Block, Decoder, empty_model, kernel_spec
 from upalm.training.config import TrainConfig
 from upalm.training.launch import check_mesh
 from upalm.training.step import TrainState, train_step
@@ -118,14 +118,8 @@ def _with_shardings(tree: Any, spec: Callable[[Any, Any], PartitionSpec], mesh: 
 
 
 def unstacked_spec(mesh: Mesh, path: Any, x: Any) -> PartitionSpec:
-    """Return the partitioning of a weight of `DecodingModel`: split as in training.
-
-    A transposed weight has its outputs along the rows.
-    """
+    """Return the partitioning of a weight of `DecodingModel`: split as in training."""
     names = [getattr(entry, "name", "") for entry in path]
-    if names[-1] != "kernel_OI":
-        return spec(Decoder.AXES.get(names[-1], Block.AXES.get(names[-1], ())), x.shape, mesh)
-    axes = Block.AXES[names[-2]]
-    n_in = Block.N_INPUT_AXES[names[-2]]
-    rows, columns = ([axis for axis in part if axis] or [None] for part in (axes[n_in:], axes[:n_in]))
-    return spec((rows[0], columns[0]), x.shape, mesh)
+    if names[-1] == "kernel_OI":
+        return kernel_spec(names[-2], x.shape, mesh)
+    return spec(Decoder.AXES.get(names[-1], Block.AXES.get(names[-1], ())), x.shape, mesh)

@@ -71,6 +71,10 @@ class Plan:
     """Tokens of the whole recipe."""
     peak_flops: float | None
     """FLOP/s of a chip."""
+    price: float | None = None
+    """US dollars per device-hour by the list that `chips` names."""
+    stands_in: bool = False
+    """Whether the program is that of TPUs, which stand in for GPUs."""
     loops_counted_once: int = 0
     """Loops of unknown length, such as the loop of decoding."""
 
@@ -106,9 +110,16 @@ class Plan:
         """Least hours of the whole recipe."""
         return None if self.step_seconds is None else self.run_tokens / self.tokens_per_step * self.step_seconds / 3600
 
+    @property
+    def billion_hours(self) -> list[float] | None:
+        """Hours per 1B tokens, if everything overlaps and if nothing does."""
+        if self.step_seconds is None or self.serial_seconds is None:
+            return None
+        return [1e9 / self.tokens_per_step * seconds / 3600 for seconds in (self.step_seconds, self.serial_seconds)]
+
     def to_json(self) -> dict[str, Any]:
         """Return the fields and the properties as plain values."""
-        properties = ("fits", "bound_by", "step_seconds", "serial_seconds", "mfu", "run_hours")
+        properties = ("fits", "bound_by", "step_seconds", "serial_seconds", "mfu", "run_hours", "billion_hours")
         step, hours = self.step_seconds, self.run_hours
         return {
             **asdict(self),
@@ -136,10 +147,12 @@ def plan(step: Step, model: ModelConfig, target: Target, mesh: Mesh | None) -> P
         "tokens_per_step": step.tokens,
         "run_tokens": step.run_tokens,
         "peak_flops": target.chip.flops if target.chip else None,
+        "price": target.chip.price if target.chip else None,
+        "stands_in": target.stands_in,
     }
     held = {kind: sum(map(_bytes_per_chip, jax.tree.leaves(tree))) for kind, tree in step.held.items()}
     try:
-        stats, program = _compile(step, mesh)
+        stats, program = _compile(step, mesh, target)
     except jax.errors.JaxRuntimeError as e:
         if (temporaries := _excess_gib(str(e))) is None:
             raise ValueError(f"the compiler of {target.name} refused the step: {str(e)[:500]}") from e
@@ -149,6 +162,7 @@ def plan(step: Step, model: ModelConfig, target: Target, mesh: Mesh | None) -> P
     if "optimizer" in held:
         held |= _loop_bytes(step.held["parameters"], program, model)
     work = program.work(dict(mesh.shape) if mesh is not None else {"devices": 1})
+    is_tpu = target.chip is not None and target.chip.kind.startswith("TPU")
     return Plan(
         memory_gib=_memory(held, stats),
         compiled_flops_per_step=work.flops * len(target.devices) or None,
@@ -156,7 +170,7 @@ def plan(step: Step, model: ModelConfig, target: Target, mesh: Mesh | None) -> P
         collective_bytes=work.collective_bytes,
         collectives=_collective_costs(work),
         loops_counted_once=work.loops_counted_once,
-        seconds=_seconds(work, target.chip, mesh) if target.chip and target.chip.kind.startswith("TPU") else {},
+        seconds=_seconds(work, target.chip, mesh) if target.chip and (is_tpu or target.stands_in) else {},
         **common,
     )
 
@@ -168,13 +182,15 @@ def _excess_gib(error: str) -> float | None:
     return float(match.group(1)) if match else None
 
 
-def _compile(step: Step, mesh: Mesh | None):
+def _compile(step: Step, mesh: Mesh | None, target: Target):
     """Return memory statistics and program. The text is the compiler's dump: on v6e `as_text` fails (libtpu 0.0.52)."""
     with jax.set_mesh(mesh) if mesh is not None else ExitStack():
         lowered = step.lower()
         with tempfile.TemporaryDirectory() as folder:
-            dump = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
-            compiled = lowered.compile(compiler_options=dump)
+            options: dict[str, Any] = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+            if target.stands_in and target.chip is not None:
+                options["xla_tpu_max_hbm_size_mib"] = int(target.chip.memory / 2**20)
+            compiled = lowered.compile(compiler_options=options)
             texts = sorted(Path(folder).glob("*after_optimizations.txt"))
             text = texts[-1].read_text(encoding="utf-8") if texts else compiled.as_text() or ""
     return compiled.memory_analysis(), Program.parse(text)
@@ -225,7 +241,7 @@ def _seconds(work: Work, chip: Chip, mesh: Mesh | None) -> dict[str, float]:
         over_network = (n_slices - 1) / max(c.n_devices - 1, 1)  # the least possible: the rest stays within slices
         between += n * c.n_bytes * over_network
         sent[c.axes] += n * c.n_bytes * (1 - over_network)
-    alone = [n / (_n_links(mesh, axes) * chip.link) for axes, n in sent.items() if axes]
+    alone = [n / (min(_n_links(mesh, axes), chip.links) * chip.link) for axes, n in sent.items() if axes]
     together = sum(sent.values()) / (chip.links * chip.link)
     bounds["interconnect"] = max([together, *alone])
     return bounds | ({"network": between / chip.network} if between else {})

@@ -137,7 +137,7 @@ class MeshPlans(NamedTuple):
     """Plans for the meshes that divide."""
 
     plans: list[dict[str, Any]]
-    """Sort key: plans that fit come first, then the fastest."""
+    """Those that fit come first; among them, the fastest if nothing overlaps."""
     refusals: list[str]
     """One line per mesh that the compiler refused."""
 
@@ -160,7 +160,7 @@ def plan_every_mesh(request: Request, report: Report = lambda line: None) -> Mes
             "change the batch size, --accumulation or the topology."
         )
         raise ValueError("\n".join([*refusals, reason]))
-    plans.sort(key=lambda p: (not p["fits"], p["step_seconds"] or float("inf"), p["memory_gib"]["total"]))
+    plans.sort(key=lambda p: (not p["fits"], p["serial_seconds"] or float("inf"), p["memory_gib"]["total"]))
     return MeshPlans(plans, refusals)
 
 
@@ -170,7 +170,7 @@ def _meshes(request: Request) -> Iterator[tuple[str, ...]]:
     n_devices = _n_devices(request)
     n_rows = request.n_decoded or max(config.data.batch_sizes()) // config.accumulation
     for replicas in sorted({1, request.n_slices}):
-        for n_model in (m for m in range(1, model.n_heads + 1) if model.n_heads % m == 0 and model.d_ff % m == 0):
+        for n_model in (m for m in range(1, model.d_ff + 1) if _divides_model(m, model)):
             n_data, rest = divmod(n_devices, replicas * n_model)
             if rest == 0 and n_data and n_rows % (replicas * n_data) == 0 and model.d_model % n_data == 0:
                 sizes = {"replicas": replicas, "data": n_data, "model": n_model}
@@ -178,10 +178,15 @@ def _meshes(request: Request) -> Iterator[tuple[str, ...]]:
                 yield (*request.overrides, *mesh)
 
 
+def _divides_model(n: int, model: Any) -> bool:
+    return model.d_ff % n == 0 and (model.n_heads % n == 0 or model.d_head % n == 0)
+
+
 def _n_devices(request: Request) -> int:
     if request.topology == "here":
         import jax
 
         return len(jax.devices())
-    sizes = request.topology.partition(":")[2].split("x")
-    return request.n_slices * math.prod(int(size) for size in sizes if size.isdigit())
+    family, _, sizes = request.topology.partition(":")
+    per_chip = 2 if family == "tpu7x" else 1
+    return request.n_slices * per_chip * math.prod(int(size) for size in sizes.split("x") if size.isdigit())

@@ -21,7 +21,6 @@ from upalm.data.tokenizer import SentencePiece, Tokenizer
 from upalm.distributed import processes, runtime
 from upalm.distributed.runtime import enable_compilation_cache
 from upalm.distributed.sharding import check_rows
-from upalm.model.attention import replication_note
 from upalm.model.config import ModelConfig
 from upalm.model.palm import Decoder, empty_model, param_shardings
 from upalm.training import metrics
@@ -54,8 +53,6 @@ def run(config: TrainConfig, describe: Callable[[TrainConfig, ModelConfig, Mesh 
             processes.agree({"tokenizer": tokenizer.hash})
             on_mesh = f", {mesh.size} devices {dict(mesh.shape)} of {jax.process_count()} processes" if mesh else ""
             _say(f"{model.config.n_params / 1e6:.2f}M parameters, vocabulary {tokenizer.vocab_size}{on_mesh}")
-            if mesh is not None and (note := replication_note(model.config.n_kv_heads, mesh.shape["model"])):
-                _say(f"note: {note}")
             train, validation = open_source(config.data, tokenizer)
             n_train, n_validation = (sum(corpus.n_tokens for corpus, _ in split) for split in (train, validation))
             _say(f"{n_train:,} training and {n_validation:,} validation tokens")
@@ -177,9 +174,11 @@ def check_mesh(config: TrainConfig, model: ModelConfig, mesh: Mesh | AbstractMes
     """
     if mesh is None:
         return
-    for name, axis in (("n_heads", "model"), ("d_ff", "model"), ("d_model", "data")):
-        if (n := getattr(model, name)) % mesh.shape[axis]:
-            raise ValueError(f"{name} {n} is no multiple of the {mesh.shape[axis]} devices of the mesh's {axis} axis.")
+    for names, axis in ((("n_heads", "d_head"), "model"), (("d_ff",), "model"), (("d_model",), "data")):
+        sizes = [getattr(model, name) for name in names]
+        if all(n % mesh.shape[axis] for n in sizes):
+            found = " and ".join(f"{name} {n}" for name, n in zip(names, sizes, strict=True))
+            raise ValueError(f"{found}: no multiple of the {mesh.shape[axis]} devices of the mesh's {axis} axis.")
     for n in config.data.batch_sizes():
         check_rows(mesh, n, config.accumulation)
 
