@@ -8,7 +8,7 @@ import pytest
         (("run", "absent.py"), "no recipe file absent.py"),
         (("run", "ul2r_tiny"), "upalm run ul2r_tiny needs a config before its options: choose one of ul2r, causal"),
         (("run", "ul2r_tiny", "--out", "x"), "upalm run ul2r_tiny needs a config before its options"),
-        (("run", "palm_tiny", "--data", "/nowhere"), "no such file or folder: '/nowhere'"),
+        (("run", "palm_tiny", "tiny", "--data", "/nowhere"), "no such file or folder: '/nowhere'"),
         (("run", "ul2r_tiny", "causal", "-c", "/nowhere"), "no checkpoint at /nowhere"),
     ],
 )
@@ -21,16 +21,33 @@ def test_a_mistake_in_a_run_is_one_line(upalm, words, message):
     ("words", "message"),
     [
         (("--data.mixture", "nope"), "error: --data.mixture: no mixture 'nope'"),
-        (("tiny", "--data.mixtur", "ul2"), "Perhaps you meant:\n    --data.mixture STR"),
+        (("--data.mixtur", "ul2"), "Perhaps you meant:\n    --data.mixture STR"),
         (("--n-steps", "x"), "error: --n-steps: expected a whole number, got 'x'"),
     ],
 )
 def test_a_mistake_in_a_recipes_option_names_it(upalm, capsys, words, message):
     with pytest.raises(SystemExit) as e:
-        upalm("run", "palm_tiny", *words)
+        upalm("run", "palm_tiny", "tiny", *words)
     said = capsys.readouterr().err
     assert e.value.code == 2 and message in said and "dummy" not in said
     assert said.endswith("`upalm run palm_tiny tiny --help` lists the options.\n")
+
+
+ONE_CONFIG = """
+from pathlib import Path
+from support.runs import tiny_config
+from upalm.training import recipes
+CONFIGS = {"only": ("Mine.", tiny_config(Path("run")))}
+if __name__ == "__main__":
+    print(recipes.choose(CONFIGS, __doc__).n_steps)
+"""
+
+
+def test_a_single_config_needs_no_name(upalm, capsys, tmp_path):
+    (tmp_path / "mine.py").write_text(ONE_CONFIG)
+    for words in ((), ("only",)):
+        upalm("run", tmp_path / "mine.py", *words, "--n-steps", 7)
+        assert capsys.readouterr().out == "7\n"
 
 
 def test_help_of_a_recipe_keeps_its_lines(upalm, capsys):

@@ -156,7 +156,8 @@ def test_healing_keeps_the_grammar_and_the_text(model, tokenizer, parts, limit, 
         assert written.startswith(before) and len(span) <= most
         if reason != "stop":
             assert written.removeprefix(before).endswith(tail)
-            assert written.removeprefix(before).removesuffix(tail).decode(errors="replace") == fill
+            inside = written.removeprefix(before).removesuffix(tail).decode(errors="replace")
+            assert fill == (inside if head or tail else tokenizer.decode(span))  # which replaces bytes one by one
 
 
 def test_a_gap_that_no_token_crosses_is_filled_as_without_healing(model, tokenizer):

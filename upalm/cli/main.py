@@ -19,7 +19,7 @@ COMMANDS = {
     "recipes": ("upalm.cli.recipes:Recipes", "List the recipes and their configs."),
     "recipes show": ("upalm.cli.recipes:Show", "Print the file of a recipe."),
     "recipes cp": ("upalm.cli.recipes:Copy", "Copy a recipe to edit it."),
-    "plan": ("upalm.cli.plan:Plan", "Plan a recipe on TPUs not at hand, or on this machine."),
+    "plan": ("upalm.cli.plan:Plan", "Plan a recipe on TPUs or GPUs not at hand, or on this machine."),
     "infill": ("upalm.cli.infer:Infill", "Fill the gaps <extra_id_0>, <extra_id_1>, ... of a text."),
     "sample": ("upalm.cli.infer:Sample", "Continue a prompt."),
     "data build": ("upalm.cli.data:Build", "Tokenise text into shards for training."),
