@@ -21,9 +21,9 @@ os.environ |= QUICK_TO_COMPILE
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # one for all processes of these tests, and none of the user's
     folder = tempfile.mkdtemp(prefix="programs")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    os.environ |= {"JAX_COMPILATION_CACHE_DIR": folder, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"}
+    os.environ |= {"JAX_COMPILATION_CACHE_DIR": folder, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 if "JAX_PLATFORMS" not in os.environ:  # with libtpu installed, JAX would look for a TPU first
     jax.config.update("jax_platforms", "cpu")
     os.environ["JAX_PLATFORMS"] = "cpu"

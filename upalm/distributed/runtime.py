@@ -20,8 +20,8 @@ def enable_compilation_cache() -> None:
     """Cache compiled programs on disk so that later starts skip compilation.
 
     The folder is JAX_COMPILATION_CACHE_DIR, or upalm/jax in XDG_CACHE_HOME or ~/.cache; without a writable one, nothing
-    is cached. JAX finds a program by its code, flags, versions and the machine's instructions. Programs that take 0.1 s
-    to compile are kept (JAX's own limit is 1 s), which on a CPU saves most of the time to a first answer.
+    is cached. JAX finds a program by its code, flags, versions and the machine's instructions. All are kept (JAX alone
+    keeps those that take 1 s to compile): a first answer needs tens of small ones.
     """
     if jax.config.values["jax_compilation_cache_dir"] is not None:
         return
@@ -36,4 +36,4 @@ def enable_compilation_cache() -> None:
         print(f"note: {note}", file=sys.stderr)
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
