@@ -9,7 +9,10 @@ Expected: docs/results.md. Measure with: upalm run quickstart --checkpoint runs/
 from dataclasses import replace
 from pathlib import Path
 
+import jax
+
 import upalm
+from upalm.checkpoints.folder import export_run
 from upalm.data.config import DataConfig
 from upalm.training import recipes
 from upalm.training.config import Continue, TrainConfig
@@ -30,5 +33,13 @@ CONFIGS = {
     "causal": ("The control: the same steps of plain language modelling.", CAUSAL),
 }
 
+
+def main(config: TrainConfig) -> None:
+    folder = run(config)
+    if jax.process_count() == 1:
+        export_run(folder, folder / "export")
+        print(f"weights to share: {folder / 'export'}")
+
+
 if __name__ == "__main__":
-    run(recipes.choose(CONFIGS, __doc__))
+    main(recipes.choose(CONFIGS, __doc__))

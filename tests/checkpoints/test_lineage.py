@@ -1,5 +1,6 @@
 """A checkpoint tells what it was trained on, at any of its steps and through its continuations."""
 
+import json
 import shutil
 from dataclasses import replace
 
@@ -7,7 +8,7 @@ import jax
 import pytest
 
 from upalm.checkpoints.config_json import split_step
-from upalm.checkpoints.folder import export, load_model
+from upalm.checkpoints.folder import export, export_run, load_model
 from upalm.checkpoints.lineage import Stage, stages
 from upalm.data.config import DataConfig
 from upalm.model.config import ModelConfig
@@ -47,6 +48,23 @@ def test_stages_add_up_the_tokens_of_every_step(runs):
         assert stages(runs / "fork") == [first, Stage("ul2r", 2 * 2 * 64, 7)]  # it was told when it began
     finally:
         shutil.move(runs / "moved", runs / "base")
+
+
+def test_an_exported_run_knows_what_led_to_it(runs, tmp_path):
+    """The base's folder is not at hand where an export goes; what suited the run's machine stays behind."""
+    log = runs / "fork" / "metrics.jsonl"
+    log.write_text("".join(f'{{"step": {i}, "loss": 1.0}}\n' for i in range(350)) + '{"validation_loss": 2.0}\n')
+    export_run(runs / "fork", tmp_path / "export")
+    shutil.move(runs / "base", runs / "moved")
+    try:
+        exported = load_model(tmp_path / "export")
+        assert exported.info == load_model(runs / "fork").info
+        assert exported.info.stages == (Stage("causal", 3 * 2 * 64, 0), Stage("ul2r", 2 * 2 * 64, 7))
+    finally:
+        shutil.move(runs / "moved", runs / "base")
+    assert json.loads((tmp_path / "export" / "config.json").read_text())["settings"] is None
+    lines = (tmp_path / "export" / "metrics.jsonl").read_text().splitlines()
+    assert 100 <= len(lines) <= 120 and "validation" in lines[-1]
 
 
 def test_a_continuation_begins_with_the_weights_of_that_step(runs):

@@ -20,7 +20,7 @@ import safetensors.numpy
 from jax.sharding import Mesh
 
 from upalm._version import __version__
-from upalm.checkpoints.arrays import read_weights, to_arrays
+from upalm.checkpoints.arrays import from_arrays, read_weights, to_arrays
 from upalm.checkpoints.config_json import FORMAT, checkpoints_folder, description, split_step
 from upalm.checkpoints.lineage import CheckpointInfo, read_info
 from upalm.checkpoints.manager import Checkpoints
@@ -148,13 +148,41 @@ def open_checkpoint(folder: Path) -> tuple[ModelConfig, Tokenizer, CheckpointInf
 def export(
     folder: Path, model: Decoder, tokenizer: Tokenizer, run: dict[str, Any], info: CheckpointInfo = CheckpointInfo()
 ) -> None:
-    """Write the weights alone, as bf16 safetensors to share, and a manifest with the files' checksums."""
-    describe(folder, model.config, tokenizer, run, info)
+    """Write the weights alone, as bf16 safetensors to share, and a manifest with the files' checksums.
+
+    Args:
+        folder: where to; files that it has already are part of the manifest.
+        model: the weights.
+        tokenizer: the model's.
+        run: the settings of the run that made them.
+        info: what they were trained on, that run included.
+    """
+    describe(folder, model.config, tokenizer, run, info, stages_before=info.stages[:-1] if info.stages else None)
     arrays = {name: np.asarray(leaf.astype(jnp.bfloat16)) for name, leaf in to_arrays(model).items()}
     safetensors.numpy.save_file(arrays, folder / WEIGHTS, metadata={"format": "upalm"})
     files = sorted(p for p in folder.iterdir() if p.is_file() and p.name != "manifest.json")
     manifest = {p.name: {"bytes": p.stat().st_size, "sha256": sha256_file(p)} for p in files}
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+def export_run(run: Path, folder: Path) -> None:
+    """Export a finished run, with its log and without what suited its machine alone.
+
+    Args:
+        run: folder of the run.
+        folder: where to. Of the log it gets every validation loss and up to about 100 other lines.
+
+    Raises:
+        ValueError: see `load_model`.
+    """
+    model, tokenizer, info = load_model(run)
+    config = replace(model.config, compute_dtype="float32", remat="matmuls")
+    log = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    every = max(len(log) // 100, 1)
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = [line for i, line in enumerate(log) if "validation_loss" in line or i % every == 0]
+    write_atomically(folder / "metrics.jsonl", "".join(kept))
+    export(folder, from_arrays(empty_model(config), to_arrays(model), run), tokenizer, description(run)["run"], info)
 
 
 def _check_manifest(folder: Path) -> None:
