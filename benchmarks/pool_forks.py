@@ -4,6 +4,8 @@
 
 An interval is a bootstrap over rows of the mean over seeds; `by_seed` has the seeds one by one. Pairs have the same
 rows, seed and step: a longer list of rows begins with the shorter one, so the first rows of both are compared.
+`on_shared_rows` has the estimates of a checkpoint on the rows that every checkpoint was measured on, where it has more;
+not those with the text after another gap, which is another text in a longer list.
 """
 
 import json
@@ -24,9 +26,13 @@ CONTROLS = {"ul2r": "causal", "ul2r_4e-3": "causal"}
 """Control of each fork; see also `find_control`."""
 INNERMOST = re.compile(r"\{[^{}\[\]]*(\[[^{}\[\]]*\])?\s*\}|\[[^{}\[\]]*\]")
 """Objects and lists that hold no others, but for one list at the end of an object."""
-REFERENCE = "short"
-"""Fork that the ablations are changes of."""
+REFERENCES = {"ul2r_4e-3": "ul2r", "lines_512": "ul2r_512", "ul2_512": "ul2r_512"} | {
+    name: "long_ul2r" for name in ("long_ul2", "long_lines")
+}
+"""Fork that each candidate is a change of; see also `find_reference`."""
 
+SHUFFLED = ("infill_gain_shuffled", "suffix_use")
+"""Ends of the names of metrics with the text after another gap."""
 COMPARED = ("infill_bits_per_byte", "infill_gain", "causal_bits_per_byte", "format_ok", "exact_grammar")
 """Ends of the names of metrics that are compared in pairs."""
 
@@ -52,6 +58,11 @@ def find_control(fork: str) -> str | None:
     control = {"long": "long_causal", "short": "short_causal"}.get(fork.split("_")[0])
     control = "causal_512" if fork.endswith("_512") else control
     return None if fork == control else control
+
+
+def find_reference(fork: str) -> str | None:
+    """Return the fork that another is a change of; "short" for the ablations."""
+    return "short" if fork.startswith("short_") else REFERENCES.get(fork)
 
 
 def sums(record: Record) -> Sums:
@@ -86,6 +97,11 @@ def estimate(by_seed: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]
     return {**pooled, "by_seed": values.tolist()}
 
 
+def shorten(ours: Sums, n_rows: Mapping[str, int]) -> Sums:
+    """Keep the first rows of some metrics."""
+    return {name: (ours[name][0][:n], ours[name][1][:n]) for name, n in n_rows.items()}
+
+
 def compare(ours: Sequence[Sums], control: Sequence[Sums]) -> dict[str, Any]:
     """Estimate paired differences, ours minus control; and ours over control from left to right."""
     differences = {}
@@ -109,6 +125,8 @@ def pool(records: Sequence[Record]) -> dict[str, Any]:
     for record in records:
         groups[record["fork"], record["step"]][record["seed"]] = record
     by_row = {key: {seed: sums(record) for seed, record in group.items()} for key, group in groups.items()}
+    every = [found for group in by_row.values() for found in group.values()]
+    shared = {name: min(len(found[name][0]) for found in every) for name in every[0] if not name.endswith(SHUFFLED)}
     results: dict[str, Any] = {"settings": {}, "checkpoints": {}, "differences": {}}
     for (fork, step), group in sorted(groups.items()):
         first, seeds = next(iter(group.values())), sorted(group)
@@ -120,16 +138,21 @@ def pool(records: Sequence[Record]) -> dict[str, Any]:
             "estimates": {name: estimate([x[name] for x in ours]) for name in ours[0]},
             "fills": first["fills"],
         }
+        if any(len(ours[0][name][0]) > n for name, n in shared.items()):
+            fewer = [shorten(x, shared) for x in ours]
+            results["checkpoints"][f"{fork}@{step}"]["on_shared_rows"] = {
+                name: estimate([x[name] for x in fewer]) for name in shared
+            }
         others = {"base": ("base", 0), "control": (find_control(fork), step)}
-        others["reference"] = (REFERENCE if fork.startswith(REFERENCE) and fork != REFERENCE else None, step)
+        others["reference"] = (find_reference(fork), step)
         for name, other in others.items():
             theirs = by_row.get(other)  # pyright: ignore[reportArgumentType]
             if theirs is None or other == (fork, step):
                 continue
-            shared = seeds if name == "base" else [seed for seed in seeds if seed in theirs]
-            if shared:
-                pairs = [theirs[0] if name == "base" else theirs[seed] for seed in shared]
-                found = compare([by_row[fork, step][seed] for seed in shared], pairs)
+            paired = seeds if name == "base" else [seed for seed in seeds if seed in theirs]
+            if paired:
+                pairs = [theirs[0] if name == "base" else theirs[seed] for seed in paired]
+                found = compare([by_row[fork, step][seed] for seed in paired], pairs)
                 results["differences"][f"{fork}@{step} minus {other[0]}@{other[1]}"] = found
         results["settings"] |= {"versions": first["versions"]}
     return results

@@ -28,7 +28,7 @@ Estimate = dict[str, Any]
 
 
 class Curve(NamedTuple):
-    """Estimates of one fork over tokens."""
+    """Estimates of one fork over steps."""
 
     name: str
     points: list[tuple[float, Estimate]]
@@ -64,30 +64,36 @@ def page(parts: Sequence[str], height: float, caption: str) -> str:
     return "\n".join([head, f"<title>{escape(caption)}</title><style>{STYLE}</style>", card, *parts, "</svg>"]) + "\n"
 
 
-def draw_curves(panels: Sequence[tuple[str, Sequence[Curve]]], base: dict[str, Estimate], caption: str) -> str:
-    """Draw a panel per metric: means with intervals over tokens, thin lines for seeds, a dotted one for the base."""
-    parts, top, left, right = list[str](), 30.0, 64, WIDTH - 130
-    for metric, curves in panels:
-        points, before = [point for curve in curves for point in curve.points], base[metric]["mean"]
-        values = [e[k] for _, e in points for k in ("low", "high")] + [before]
-        x, y = scale([math.log10(n) for n, _ in points], left, right), scale(values, top + PANEL, top)
-        parts.append(write(left, top - 10, metric.replace("/", ": ").replace("_", " ")))
+def draw_curves(panels: Sequence[tuple[str, Sequence[Curve]]], xs: str, caption: str) -> str:
+    """Draw two panels in a row, one per metric: means with intervals over training, thin lines for seeds."""
+    parts, height = list[str](), 150.0
+    for i, curve in enumerate(panels[0][1]):
+        parts += [dot(60 + 120 * i, 18, 4, f"c{i}"), write(70 + 120 * i, 22, curve.name)]
+    for number, (title, curves) in enumerate(panels):
+        left, top = 60 + (number % 2) * WIDTH / 2, 60 + (number // 2) * (height + GAP)
+        right = left + WIDTH / 2 - 80
+        points = [point for curve in curves for point in curve.points]
+        values = [value for _, e in points for value in (e["low"], e["high"], *e["by_seed"])]
+        if min(values) < 0:
+            values.append(0.0)
+        x, y = scale([n for n, _ in points], left, right), scale(values, top + height, top)
+        parts.append(write(left - 40, top - 10, title))
         for tick in ticks(values):
             parts += [line(left, y(tick), right, y(tick), "grid"), write(left - 6, y(tick) + 4, f"{tick:g}", "end")]
-        parts.append(f'<g stroke-dasharray="3 4">{line(left, y(before), right, y(before), "c3 bar")}</g>')
+        if min(values) < 0:
+            parts.append(line(left, y(0), right, y(0), "c3 bar"))
         for n in sorted({n for n, _ in points}):
-            parts.append(write(x(math.log10(n)), top + PANEL + 16, f"{n / 1e6:.2g}", "middle"))
-        for i, (name, some) in enumerate(curves):
-            xs = [x(math.log10(n)) for n, _ in some]
+            parts.append(write(x(n), top + height + 16, f"{n:g}", "middle"))
+        for i, (_, some) in enumerate(curves):
+            at = [x(n) + 3 * i for n, _ in some]  # beside each other
             for seed in range(min(len(e["by_seed"]) for _, e in some)):
-                parts.append(path(xs, [y(e["by_seed"][seed]) for _, e in some], f"c{i} seed"))
-            parts.append(path(xs, [y(e["mean"]) for _, e in some], f"c{i} mean"))
-            parts += [line(a, y(e["low"]), a, y(e["high"]), f"c{i} bar") for a, (_, e) in zip(xs, some, strict=True)]
-            parts.append(dot(right + 14, top + 8 + 18 * i, 4, f"c{i}"))
-            parts.append(write(right + 24, top + 12 + 18 * i, name))
-        top += PANEL + GAP
-    parts.append(write(left, top - 22, "million tokens of training; dotted: the model before"))
-    return page(parts, top - 10, caption)
+                parts.append(path(at, [y(e["by_seed"][seed]) for _, e in some], f"c{i} seed"))
+            parts.append(path(at, [y(e["mean"]) for _, e in some], f"c{i} mean"))
+            parts += [line(a, y(e["low"]), a, y(e["high"]), f"c{i} bar") for a, (_, e) in zip(at, some, strict=True)]
+            parts += [dot(a, y(e["mean"]), 2.5, f"c{i}") for a, (_, e) in zip(at, some, strict=True)]
+    bottom = 60 + (len(panels) + 1) // 2 * (height + GAP)
+    parts.append(write(60, bottom - 12, xs))
+    return page(parts, bottom, caption)
 
 
 def dot(x: float, y: float, r: float, style: str) -> str:
@@ -122,27 +128,43 @@ def draw_dots(panels: Sequence[tuple[str, dict[str, Estimate]]], caption: str) -
 # --- Forks of SmolLM2 -----------------------------------------------------------------------------
 
 
-CURVES = ("ul2r", "causal", "lines_512", "long_causal", "long_ul2r", "long_lines")
+KINDS = {"line": "a line", "short": "1 to 3 words", "several": "three gaps at once", "prose": "1 to 10 words of prose"}
 
 
 def smollm2_curves(results: dict[str, Any]) -> str:
-    """Gain and bits over tokens, of UL2R, its control and the longer forks."""
-    checkpoints = results["checkpoints"]
-    measured = {c["fork"] for c in checkpoints.values()}
-    names = [name for name in CURVES if name in measured]
-    panels = []
-    for metric in ("line/infill_gain", "prose/infill_gain", "format_ok", "causal_bits_per_byte"):
+    """Gain and cost of each kind of gap over steps, of UL2R and its control, on the same rows."""
+    checkpoints = list(results["checkpoints"].values())
+    panels = [
+        (f"{kind}/{end}", f"{words}: {y}")
+        for kind, words in KINDS.items()
+        for end, y in (
+            ("infill_gain", "infill gain, bits per byte"),
+            ("infill_bits_per_byte", "cost of the gap, bits per byte"),
+        )
+    ]
+    panels += [("causal_bits_per_byte", "left to right, bits per byte"), ("format_ok", "share of well-formed answers")]
+    drawn = []
+    for metric, title in panels:
         curves = []
-        for name in names:
-            some = sorted((c["tokens"], c["estimates"][metric]) for c in checkpoints.values() if c["fork"] == name)
-            curves.append(Curve(name, some))
-        panels.append((metric, curves))
-    return draw_curves(panels, checkpoints["base@0"]["estimates"], "Forks of SmolLM2-135M over tokens of training")
+        for name, fork in (("UL2R", "ul2r"), ("control", "causal")):
+            some = [
+                (c["step"], c.get("on_shared_rows", c["estimates"])[metric]) for c in checkpoints if c["fork"] == fork
+            ]
+            before = next(c.get("on_shared_rows", c["estimates"])[metric] for c in checkpoints if c["fork"] == "base")
+            n_seeds = min(len(e["by_seed"]) for _, e in some)
+            start = (0, before | {"by_seed": before["by_seed"] * n_seeds})
+            curves.append(Curve(name, sorted([start, *some], key=lambda point: point[0])))
+        drawn.append((title, curves))
+    return draw_curves(
+        drawn, "training steps of 8 x 256 tokens; thin lines: seeds", "Forks of SmolLM2-135M over training"
+    )
 
 
 def smollm2_ablations(results: dict[str, Any]) -> str:
-    """Each change of UL2R minus UL2R itself, after 100 steps."""
+    """Each change of UL2R minus UL2R itself, after 100 steps; nothing where none was measured."""
     pairs = {name: found for name, found in results["differences"].items() if name.endswith(" minus short@100")}
+    if not pairs:
+        return ""
     panels = [
         (title, {name.split("@")[0].removeprefix("short_"): found[metric] for name, found in pairs.items()})
         for metric, title in (
@@ -164,11 +186,12 @@ FIGURES = {
 
 def figures() -> dict[Path, str]:
     """Draw every figure whose numbers are there."""
-    return {
+    drawn = {
         HERE / "_static" / name: draw(json.loads((HERE / "results" / file).read_text("utf-8")))
         for name, (file, draw) in FIGURES.items()
         if (HERE / "results" / file).is_file()
     }
+    return {path: svg for path, svg in drawn.items() if svg}
 
 
 if __name__ == "__main__":

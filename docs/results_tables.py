@@ -77,33 +77,46 @@ def final_differences_table(results: dict[str, Any]) -> str:
     return format_rows(["UL2R minus", "control", "its seeds", "before"], rows)
 
 
-def forks_table(results: dict[str, Any], *prefixes: str) -> str:
-    """One row per fork after its last step, in the order of the prefixes of their names."""
-    by_step = sorted(results["checkpoints"].items(), key=lambda item: item[1]["step"])
-    last = {checkpoint["fork"]: (name, checkpoint) for name, checkpoint in by_step}
+def on_shared_rows(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Return the estimates on the rows that all checkpoints were measured on."""
+    return checkpoint.get("on_shared_rows", checkpoint["estimates"])
+
+
+def steps_table(results: dict[str, Any]) -> str:
+    """One row per step of UL2R: its gains on the same rows, and its cost from left to right over the control's."""
     rows = []
-    for fork in [fork for prefix in prefixes for fork in sorted(last) if fork.startswith(prefix)]:
-        name, checkpoint = last[fork]
-        cells = [format_estimate(checkpoint["estimates"][key]) for key in (*GAINS, "format_ok", "exact_grammar")]
-        ratios = [
-            format_estimate(found["causal_ratio"])
-            for pair, found in results["differences"].items()
-            if pair.startswith(f"{name} minus ") and "causal" in pair.split(" minus ")[1]
-        ]
-        tokens = f"{checkpoint['tokens'] / 1e6:.2g}"
-        rows.append([f"`{fork}`", tokens, str(len(checkpoint["seeds"])), *cells, *(ratios or [""])])
-    header = ["fork", "million tokens", "seeds", *(f"`{key}`" for key in GAINS), "`format_ok`", "exact"]
+    for name, checkpoint in sorted(results["checkpoints"].items(), key=lambda item: item[1]["step"]):
+        if checkpoint["fork"] not in ("base", "ul2r"):
+            continue
+        estimates, step = on_shared_rows(checkpoint), str(checkpoint["step"])
+        ratio = results["differences"].get(f"{name} minus causal@{step}", {}).get("causal_ratio")
+        cells = [format_estimate(estimates[key]) for key in (*GAINS, "format_ok")]
+        rows.append([step, *cells, format_estimate(ratio) if ratio else ""])
+    header = ["steps", *(f"`{key}`" for key in (*GAINS, "format_ok"))]
     return format_rows([*header, "left to right, over control"], rows)
 
 
+def changes_table(results: dict[str, Any], *references: str) -> str:
+    """One row per changed fork and step: paired differences from the fork that it is a change of."""
+    keys = (*GAINS, "format_ok", "causal_bits_per_byte")
+    rows = []
+    for pair, found in results["differences"].items():
+        name, other = pair.split(" minus ")
+        if other.split("@")[0] in references:
+            fork, step = name.split("@")
+            n_seeds = len(found[keys[0]]["by_seed"])
+            rows.append([f"`{fork}`", step, str(n_seeds), *(format_estimate(found[key]) for key in keys)])
+    return format_rows(["minus UL2R", "steps", "seeds", *(f"`{key}`" for key in keys)], rows) if rows else ""
+
+
 def candidates_table(results: dict[str, Any]) -> str:
-    """Forks of 300 steps and more."""
-    return forks_table(results, "ul2r", "lines", "ul2_", "causal", "long")
+    """Changes of UL2R's settings."""
+    return changes_table(results, "ul2r", "ul2r_512", "long_ul2r")
 
 
 def ablations_table(results: dict[str, Any]) -> str:
-    """Forks of 100 steps."""
-    return forks_table(results, "short")
+    """Changes of 100 steps of UL2R."""
+    return changes_table(results, "short")
 
 
 # --- Suites ---------------------------------------------------------------------------------------
@@ -146,6 +159,7 @@ TABLES = {
     "smollm2 differences": ("smollm2.json", differences_table),
     "smollm2 forks": ("smollm2_forks.json", final_table),
     "smollm2 forks in pairs": ("smollm2_forks.json", final_differences_table),
+    "smollm2 steps": ("smollm2_forks.json", steps_table),
     "smollm2 candidates": ("smollm2_forks.json", candidates_table),
     "smollm2 ablations": ("smollm2_forks.json", ablations_table),
     "smollm2 english": ("smollm2_english*.json", suite_table),
@@ -168,6 +182,8 @@ def with_tables(page: str) -> str:
         if not files:
             continue  # not measured yet
         table = make(reduce(merged, (json.loads(file.read_text("utf-8")) for file in files)))
+        if not table:
+            continue  # nothing of it was measured
         page, n_found = re.subn(
             rf"(<!-- {name} -->\n).*?(<!-- end -->)", lambda m, t=table: f"{m[1]}\n{t}\n\n{m[2]}", page, flags=re.DOTALL
         )

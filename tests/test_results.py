@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent.parent
 STEPS = {
     "base": (0,),
     "ul2r": (50, 300),
+    "ul2r_4e-3": (50,),
     "causal": (50, 300),
     "short": (100,),
     "short_causal": (100,),
@@ -68,6 +69,20 @@ def test_seeds_are_pooled_over_the_same_rows(results):
     assert gain["low"] == pytest.approx(gain["high"])  # the rows differ in cost, not in gain
 
 
+def test_steps_are_compared_on_the_rows_that_all_have(results):
+    last, earlier = (results["checkpoints"][f"ul2r@{step}"] for step in (300, 50))
+    assert "on_shared_rows" not in earlier and earlier["estimates"]["line/infill_gain"]["n"] == 16
+    cost = {name: last[name]["line/left_only_bits_per_byte"] for name in ("estimates", "on_shared_rows")}
+    assert (cost["estimates"]["n"], cost["on_shared_rows"]["n"]) == (32, 16)
+    assert cost["on_shared_rows"]["mean"] == earlier["estimates"]["line/left_only_bits_per_byte"]["mean"]
+
+
+def test_what_was_not_measured_has_no_table_and_no_figure(results):
+    fewer = {**results, "differences": {k: v for k, v in results["differences"].items() if "short" not in k}}
+    assert runpy.run_path(str(ROOT / "docs" / "results_tables.py"))["ablations_table"](fewer) == ""
+    assert runpy.run_path(str(ROOT / "docs" / "results_figures.py"))["smollm2_ablations"](fewer) == ""
+
+
 def test_forks_are_compared_with_their_control_in_pairs(results):
     difference = results["differences"]["ul2r@300 minus causal@300"]
     assert difference["line/infill_bits_per_byte"]["mean"] == pytest.approx(-1.05)
@@ -88,8 +103,14 @@ def test_tables_of_forks_have_a_row_for_each(results):
     tables = runpy.run_path(str(ROOT / "docs" / "results_tables.py"))
     final = tables["final_table"](results)
     assert "| `line/infill_gain` | -0.500 [-0.500, -0.500] | -0.500 [-0.500, -0.500] | 0.550 [0.550, 0.550] |" in final
-    assert tables["candidates_table"](results).count("\n| `") == 2
-    assert tables["ablations_table"](results).count("| 0.2 | 2 |") == 3
+    assert [line.split(" | ")[0] for line in tables["steps_table"](results).splitlines()[2:]] == [
+        "| 0",
+        "| 50",
+        "| 300",
+    ]
+    assert "| `ul2r_4e-3` | 50 | 2 | 0.000 [0.000, 0.000]" in tables["candidates_table"](results)
+    ablations = tables["ablations_table"](results)
+    assert ablations.count("| 100 | 2 |") == 2 and "| `short_ul2` |" in ablations
     assert "-1.000, -1.100" in tables["final_differences_table"](results)
 
 
@@ -109,7 +130,8 @@ def test_figures_of_forks_hold_every_curve_and_row(results):
         [e.text for e in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")]
         for svg in (curves, ablations)
     ]
-    assert {"ul2r", "causal", "line: infill gain", "0.1", "0.61"} <= set(texts[0])
+    assert {"UL2R", "control", "a line: infill gain, bits per byte", "0", "50", "300"} <= set(texts[0])
+    assert curves.count('mean"/>') == 20 and curves.count('seed"/>') == 40  # 10 panels of 2 forks with 2 seeds
     assert texts[1].count("ul2") == 4 and "nan" not in curves + ablations
 
 
