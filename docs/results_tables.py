@@ -1,4 +1,4 @@
-"""Write the tables of docs/results.md that have raw numbers in docs/results: `python docs/results_tables.py`.
+"""Write the tables of the pages that have raw numbers in docs/results: `python docs/results_tables.py`.
 
 A table stands between `<!-- NAME -->` and `<!-- end -->`. A test fails when a page and its numbers differ.
 """
@@ -7,10 +7,10 @@ import json
 import re
 from functools import reduce
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 HERE = Path(__file__).parent
-PAGE = HERE / "results.md"
 ORDER = (
     "infill_bits_per_byte",
     "left_only_bits_per_byte",
@@ -154,18 +154,64 @@ def humaneval_table(results: dict[str, Any]) -> str:
     return format_rows(["gaps", "checkpoint", "format", "rows", *(f"`{key}`" for key in keys)], sorted(rows))
 
 
+# --- GPUs -----------------------------------------------------------------------------------------
+
+
+def training_table(records: list[dict[str, Any]]) -> str:
+    """One row per shape and contender: time, throughput and memory of a training step."""
+    peers = {r["shape"]: r["tokens_per_s"] for r in records if r["contender"] == "peer"}
+    rows = []
+    for r in records:
+        ms = [1000 * seconds for seconds in r["seconds"]]
+        peer, memory = peers.get(r["shape"]), [r["peak"] / 2**30, r["planned"] / 2**30 if "planned" in r else None]
+        rows.append(
+            [
+                f"{r['shape']}, {r['rows']} x {r['seq']}",
+                f"upalm, {r['path']}" if "path" in r else "transformers",
+                f"{median(ms):.1f} ({min(ms):.1f} to {max(ms):.1f})",
+                f"{r['tokens_per_s']:,.0f}",
+                f"{r['mfu']:.1%}",
+                f"{r['tokens_per_s'] / peer:.2f}" if peer else "",
+                *("" if x is None else f"{x:.1f}" for x in memory),
+            ]
+        )
+    header = ["shape, rows x tokens", "attention", "ms per step (range)", "tokens/s", "MFU", "ratio to transformers"]
+    return format_rows([*header, "peak GiB", "planned GiB"], rows)
+
+
+def attention_table(records: list[dict[str, Any]]) -> str:
+    """One row per shape of heads and path: worst errors over all kinds of rows."""
+    rows = []
+    for r in records:
+        by_array = zip(*(x for x in r.values() if isinstance(x, list)), strict=True)
+        rows.append([r["heads"], r["path"], *(f"{max(errors):.4f}" for errors in by_array)])
+    return format_rows(["heads", "attention", "output", "dq", "dk", "dv"], rows)
+
+
 TABLES = {
-    "smollm2 checkpoints": ("smollm2.json", checkpoints_table),
-    "smollm2 differences": ("smollm2.json", differences_table),
-    "smollm2 forks": ("smollm2_forks.json", final_table),
-    "smollm2 forks in pairs": ("smollm2_forks.json", final_differences_table),
-    "smollm2 steps": ("smollm2_forks.json", steps_table),
-    "smollm2 candidates": ("smollm2_forks.json", candidates_table),
-    "smollm2 ablations": ("smollm2_forks.json", ablations_table),
-    "smollm2 english": ("smollm2_english*.json", suite_table),
-    "smollm2 humaneval": ("smollm2_humaneval*.json", humaneval_table),
+    "results.md": {
+        "smollm2 checkpoints": ("smollm2.json", checkpoints_table),
+        "smollm2 differences": ("smollm2.json", differences_table),
+        "smollm2 forks": ("smollm2_forks.json", final_table),
+        "smollm2 forks in pairs": ("smollm2_forks.json", final_differences_table),
+        "smollm2 steps": ("smollm2_forks.json", steps_table),
+        "smollm2 candidates": ("smollm2_forks.json", candidates_table),
+        "smollm2 ablations": ("smollm2_forks.json", ablations_table),
+        "smollm2 english": ("smollm2_english*.json", suite_table),
+        "smollm2 humaneval": ("smollm2_humaneval*.json", humaneval_table),
+    },
+    "performance.md": {
+        "gpu training": ("gpu_speed.jsonl", training_table),
+        "gpu attention": ("gpu_attention.jsonl", attention_table),
+    },
 }
-"""Tables, each with its file of numbers, or files that are merged, and what makes it."""
+"""Tables by page, each with its file of numbers, or files that are merged, and what makes it."""
+
+
+def read_numbers(file: Path) -> Any:
+    """Read JSON, or the records of JSON Lines."""
+    text = file.read_text("utf-8")
+    return [json.loads(line) for line in text.splitlines()] if file.suffix == ".jsonl" else json.loads(text)
 
 
 def merged(a: Any, b: Any) -> Any:
@@ -175,22 +221,21 @@ def merged(a: Any, b: Any) -> Any:
     return a | {key: merged(a[key], value) if key in a else value for key, value in b.items()}
 
 
-def with_tables(page: str) -> str:
-    """Replace every table of a page by that of its numbers."""
-    for name, (pattern, make) in TABLES.items():
+def with_tables(name: str) -> str:
+    """Return a page of docs with every table replaced by that of its numbers."""
+    page = (HERE / name).read_text("utf-8")
+    for marker, (pattern, make) in TABLES[name].items():
         files = sorted((HERE / "results").glob(pattern))
         if not files:
             continue  # not measured yet
-        table = make(reduce(merged, (json.loads(file.read_text("utf-8")) for file in files)))
-        if not table:
-            continue  # nothing of it was measured
-        page, n_found = re.subn(
-            rf"(<!-- {name} -->\n).*?(<!-- end -->)", lambda m, t=table: f"{m[1]}\n{t}\n\n{m[2]}", page, flags=re.DOTALL
-        )
+        table = make(reduce(merged, map(read_numbers, files)))
+        place = rf"(<!-- {marker} -->\n).*?(<!-- end -->)"
+        page, n_found = re.subn(place, lambda m, t=table: f"{m[1]}\n{t}\n\n{m[2]}", page, flags=re.DOTALL)
         if n_found != 1:
-            raise ValueError(f"{PAGE.name} has {n_found} places for the table {name!r}, expected 1.")
+            raise ValueError(f"{name} has {n_found} places for the table {marker!r}, expected 1.")
     return page
 
 
 if __name__ == "__main__":
-    PAGE.write_text(with_tables(PAGE.read_text("utf-8")), "utf-8")
+    for name in TABLES:
+        (HERE / name).write_text(with_tables(name), "utf-8")

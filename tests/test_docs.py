@@ -38,10 +38,10 @@ def commands(program: str) -> list[tuple[str, list[str]]]:
     return found
 
 
-def test_tables_of_results_are_those_of_their_numbers():
-    tables = runpy.run_path(str(ROOT / "docs" / "results_tables.py"))
-    page = (ROOT / "docs" / "results.md").read_text("utf-8")
-    assert tables["with_tables"](page) == page, "run: python docs/results_tables.py"
+@pytest.mark.parametrize("page", ["results.md", "performance.md"])
+def test_tables_of_results_are_those_of_their_numbers(page):
+    with_tables = runpy.run_path(str(ROOT / "docs" / "results_tables.py"))["with_tables"]
+    assert with_tables(page) == (ROOT / "docs" / page).read_text("utf-8"), "run: python docs/results_tables.py"
 
 
 @pytest.mark.filterwarnings("ignore:this model was never trained on gaps")
