@@ -229,6 +229,8 @@ def with_tables(name: str) -> str:
         if not files:
             continue  # not measured yet
         table = make(reduce(merged, map(read_numbers, files)))
+        if not table:
+            continue  # nothing of it was measured
         place = rf"(<!-- {marker} -->\n).*?(<!-- end -->)"
         page, n_found = re.subn(place, lambda m, t=table: f"{m[1]}\n{t}\n\n{m[2]}", page, flags=re.DOTALL)
         if n_found != 1:
