@@ -195,7 +195,7 @@ else:
     print("libtpu is not installed: `upalm", command, "plan.json` needs it")
 
 # %% [markdown]
-# `upalm plan ul2r_540b 540b --topology v4:8x8x8` answers the question at the top: 19.8
+# `upalm plan ul2r_540b 540b --topology v4:8x8x8` answers the question at the top: 25.3
 # of 32 GiB per chip, so 512 do. It takes minutes, and the page [Plans](../plans.md) has
 # its table for all the paper's runs.
 #

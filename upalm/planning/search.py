@@ -107,7 +107,7 @@ def plan_in_subprocess(request: Request, report: Report = lambda line: None) -> 
         ValueError: see `build_plan`; or the process ended.
     """
     if request.topology != "here":
-        os.environ |= _WITHOUT_TPU
+        os.environ |= WITHOUT_TPU
     start = time.monotonic()
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         future = pool.submit(build_plan, request)
@@ -123,7 +123,7 @@ def plan_in_subprocess(request: Request, report: Report = lambda line: None) -> 
             ) from e
 
 
-_WITHOUT_TPU = {
+WITHOUT_TPU = {
     "JAX_PLATFORMS": "cpu",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no chip is used, so several may compile at once
     # the compiler would ask the cloud's metadata server for these
