@@ -41,10 +41,10 @@ class Case:
     devices: int = 1
 
 
-def gpus(n: int):
+def gpus(n: int, description: str = H100):
     from jax.experimental import topologies
 
-    shape = {"topology": f"1x1x{n}", "target_config": H100}
+    shape = {"topology": f"1x1x{n}", "target_config": description}
     return topologies.get_topology_desc(platform="cuda", topology_name="H100", **shape).devices
 
 
