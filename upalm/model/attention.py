@@ -169,10 +169,8 @@ def _forward(
         return by_position(*flash_attention.forward(q_GRH, k_GSH, v_GSH, _flash_rows(visible, q_GRH)))
 
     def cuda() -> tuple[Array, Array]:
-        out_BTNH, gradient = jax.vjp(partial(library_attention, visible=visible), q_BTNH, k_BKSH, v_BKSH)
-        log_totals = [x for x in jax.tree.leaves(gradient) if _is_log_total(x, q_BTNH)]
-        log_total_BTN = log_totals[0].swapaxes(1, 2) if log_totals else jnp.zeros(q_BTNH.shape[:3])
-        return out_BTNH, log_total_BTN
+        unused_BTN = jnp.zeros(q_BTNH.shape[:3], jnp.float32)  # the backward pass asks the library again
+        return library_attention(q_BTNH, k_BKSH, v_BKSH, visible), unused_BTN
 
     return _fastest(plain, tpu, cuda, q_BTNH, k_BKSH)
 
@@ -204,14 +202,8 @@ def _backward(
         return by_position(*flash_attention.backward(q_GRH, k_GSH, v_GSH, rows, out_GRH, log_total_GR, d_out_GRH))
 
     def cuda() -> tuple[Array, Array, Array]:
-        out_BTNH, gradient = jax.vjp(partial(library_attention, visible=saved.visible), saved.q, saved.k, saved.v)
-        log_total_BNT = saved.log_total.swapaxes(1, 2)
-
-        def saved_value(x: Array) -> Array:
-            return saved.out if x is out_BTNH else log_total_BNT if _is_log_total(x, saved.q) else x
-
-        # with what the forward pass saved, its repetition is dead code
-        return jax.tree.map(saved_value, gradient)(d_out_BTNH)
+        _, gradient = jax.vjp(partial(library_attention, visible=saved.visible), saved.q, saved.k, saved.v)
+        return gradient(d_out_BTNH)
 
     d_q_BTNH, d_k_BKSH, d_v_BKSH = _fastest(plain, tpu, cuda, saved.q, saved.k)
     if is_shared:
@@ -261,12 +253,6 @@ def library_attention(
     """Attention by JAX's own function. cuDNN forms no scores, and reads one mask per row for all heads."""
     k_BSKH, v_BSKH, mask_B1TS = k_BKSH.swapaxes(1, 2), v_BKSH.swapaxes(1, 2), visible.mask(k_BKSH.shape[2])[:, None]
     return jax.nn.dot_product_attention(q_BTNH, k_BSKH, v_BSKH, mask=mask_B1TS, implementation=implementation)
-
-
-def _is_log_total(x: Array, q_BTNH: Float[Array, "B T N H"]) -> bool:
-    """Whether an array that JAX keeps for cuDNN's gradient is the log-sum-exp [B, N, T], its only one in fp32."""
-    b, t, n, _ = q_BTNH.shape
-    return x.shape == (b, n, t) and x.dtype == jnp.float32
 
 
 def _scores(q_GRH: Float[Array, "G R H"], k_GSH: Float[Array, "G S H"], visible: KeyRange) -> Float[Array, "G R S"]:
