@@ -77,6 +77,14 @@ def test_golden_plans_meet_their_goals():
     assert GOLDEN["ul2r_62b 62b on v4:4x4x4"]["mfu"] >= 0.55
 
 
+def test_machines_for_rent_hold_their_steps():
+    rented = json.loads((Path(__file__).parents[1] / "golden" / "rentable.json").read_text())
+    assert rented
+    for name, f in rented.items():
+        assert f["memory_gib"]["total"] <= 0.9 * f["capacity_gib"], name
+        assert f["step_seconds"] <= f["serial_seconds"], name
+
+
 # --- Small ones -----------------------------------------------------------------------------------
 
 
