@@ -65,14 +65,14 @@ def starts(folder: Path) -> list[Start]:
     ]
 
 
-def run(command: list[str], start: Start, folder: Path, checkout: Path, **more: str) -> tuple[float, float]:
+def run(command: list[str], start: Start, folder: Path, checkout: Path) -> tuple[float, float]:
     """Wall and processor seconds of a process."""
     shutil.rmtree(folder / "run", ignore_errors=True)
     cache = folder / f"cache of {checkout.name}"
     if not start.is_kept:
         shutil.rmtree(cache, ignore_errors=True)
     env = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
-    env |= {"PYTHONPATH": str(checkout), "XDG_CACHE_HOME": str(cache)} | more
+    env |= {"PYTHONPATH": str(checkout), "XDG_CACHE_HOME": str(cache)}
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
     with subprocess.Popen([sys.executable, *command], cwd=checkout, env=env, text=True, **pipes) as process:
@@ -93,8 +93,8 @@ def run(command: list[str], start: Start, folder: Path, checkout: Path, **more: 
 def stages(start: Start, folder: Path) -> dict[str, float]:
     """Seconds of one start by stage."""
     out = folder / "stages.json"
-    env = {"STAGES_OUT": str(out), "STAGES_SPAWNED": str(time.time()), "STAGES_UNTIL": start.until}
-    run([str(HERE / "benchmarks" / "stages.py"), *start.words], start._replace(until=""), folder, HERE, **env)
+    command = [str(HERE / "benchmarks" / "stages.py"), str(time.time()), str(out), start.until, *start.words]
+    run(command, start._replace(until=""), folder, HERE)
     return json.loads(out.read_text())
 
 

@@ -1,12 +1,11 @@
 """Run the command line, or `-c CODE`, and write where its seconds went: what first_answers.py starts.
 
-    STAGES_OUT=out.json STAGES_SPAWNED=$(date +%s.%N) python benchmarks/stages.py infill --text "a<extra_id_0>b"
+    python benchmarks/stages.py $(date +%s.%N) out.json "" infill --text "a<extra_id_0>b"
 
-A moment counts for the first stage of STAGES that it falls into. It imports the standard library alone, as imports are
-one of the stages.
+Its arguments: when it was started, the file to write, and what to end at if the process says so on stderr. A moment
+counts for the first stage of STAGES that it falls into. It imports the standard library alone, as imports are a stage.
 """
 
-import builtins
 import json
 import os
 import sys
@@ -97,26 +96,26 @@ def covered(some: list[tuple[float, float]]) -> float:
     return total
 
 
-def write() -> None:
-    intervals["Python"].append((float(os.environ["STAGES_SPAWNED"]), began))
-    intervals["the rest"].append((float(os.environ["STAGES_SPAWNED"]), time.time()))
+def write(spawned: float, out: str) -> None:
+    intervals["Python"].append((spawned, began))
+    intervals["the rest"].append((spawned, time.time()))
     so_far, seconds = [], {}
     for stage in STAGES:
         before = covered(so_far)
         so_far += intervals[stage]
         seconds[stage] = covered(so_far) - before
-    with open(os.environ["STAGES_OUT"], "w") as file:
+    with open(out, "w") as file:
         json.dump(seconds, file)
 
 
-def end_at(text: str) -> None:
+def end_at(text: str, spawned: float, out: str) -> None:
     """Write, and end this process, when it says so on stderr."""
     say = sys.stderr.write
 
     def wrapper(message: str) -> int:
         n = say(message)
         if text in message:
-            write()
+            write(spawned, out)
             os._exit(0)
         return n
 
@@ -124,13 +123,15 @@ def end_at(text: str) -> None:
 
 
 if __name__ == "__main__":
+    _, spawned, out, until, *words = sys.argv
+    sys.argv[1:] = words
     time_imports()
-    if until := os.environ.get("STAGES_UNTIL"):
-        end_at(until)
+    if until:
+        end_at(until, float(spawned), out)
     try:
-        if sys.argv[1:2] == ["-c"]:
-            builtins.exec(sys.argv[2], {})
+        if words[0] == "-c":
+            exec(words[1], {})
         else:
             import_module("upalm.__main__").main()
     finally:
-        write()
+        write(float(spawned), out)
