@@ -82,7 +82,7 @@ RENTED = (
             Row(model, "tpu7x:2x2x2", n_model=2),
             Row(model, "H100:8", remat="full"),
             Row(model, "H200:8", remat="full", timed_from="H100:8"),
-            Row(model, "B200:8"),
+            Row(model, "B200:8", remat="full", timed_from="H100:8"),
         )
     ),
 )

@@ -152,7 +152,7 @@ def plan(step: Step, model: ModelConfig, target: Target, mesh: Mesh | None) -> P
     }
     held = {kind: sum(map(_bytes_per_chip, jax.tree.leaves(tree))) for kind, tree in step.held.items()}
     try:
-        stats, program = _compile(step, mesh, target)
+        stats, program = _compile(step, mesh)
     except jax.errors.JaxRuntimeError as e:
         if (temporaries := _excess_gib(str(e))) is None:
             raise ValueError(f"the compiler of {target.name} refused the step: {str(e)[:500]}") from e
@@ -182,15 +182,13 @@ def _excess_gib(error: str) -> float | None:
     return float(match.group(1)) if match else None
 
 
-def _compile(step: Step, mesh: Mesh | None, target: Target):
+def _compile(step: Step, mesh: Mesh | None):
     """Return memory statistics and program. The text is the compiler's dump: on v6e `as_text` fails (libtpu 0.0.52)."""
     with jax.set_mesh(mesh) if mesh is not None else ExitStack():
         lowered = step.lower()
         with tempfile.TemporaryDirectory() as folder:
-            options: dict[str, Any] = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
-            if target.stands_in and target.chip is not None:
-                options["xla_tpu_max_hbm_size_mib"] = int(target.chip.memory / 2**20)
-            compiled = lowered.compile(compiler_options=options)
+            dump = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+            compiled = lowered.compile(compiler_options=dump)
             texts = sorted(Path(folder).glob("*after_optimizations.txt"))
             text = texts[-1].read_text(encoding="utf-8") if texts else compiled.as_text() or ""
     return compiled.memory_analysis(), Program.parse(text)
