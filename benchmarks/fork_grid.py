@@ -32,15 +32,17 @@ from upalm.data.loader import Loader
 from upalm.data.tokenizer import Tokenizer
 from upalm.data.tokens import Tokens, encode
 from upalm.distributed.runtime import enable_compilation_cache
-from upalm.evals.infilling import scores
+from upalm.evals.infilling import gaps, scores
 from upalm.evals.infilling.gaps import Gap
 from upalm.evals.infilling.held_out import cut_gaps, measure
+from upalm.inference.config import Attention, Mode
 from upalm.inference.prompts import prompt_ids
 from upalm.model.palm import Decoder
 from upalm.training.loss import loss_fn
 from upalm.training.optim import Schedule, scale_by_layer_rms
 
 N_BLOCK_LINES = 3
+LEFT_ONLY: tuple[tuple[Mode, Attention], ...] = (("none", "causal"), ("none", "prefix"), ("s2s", "prefix"))
 
 
 @partial(jax.jit, static_argnames="n_denoisers", donate_argnames=("model", "state"))
@@ -75,12 +77,6 @@ def train(base: Decoder, tokenizer: Tokenizer, tokens: Tokens, data: DataConfig,
     return model, float(jnp.mean(jnp.stack(losses[-max(n_steps // 10, 1) :])))
 
 
-def words_of(rows: Sequence[Gap]) -> list[Gap]:
-    """The middle gap of each row of three, the others filled: one to four words within a line."""
-    joined = [(row.parts[0] + row.spans[0] + row.parts[1], row.parts[2] + row.spans[2] + row.parts[3]) for row in rows]
-    return [Gap(parts, (row.spans[1],)) for parts, row in zip(joined, rows, strict=True)]
-
-
 def cut_blocks(documents, n: int) -> list[Gap]:
     """Three whole lines are missing, with whole lines of up to 400 and 200 bytes around them."""
     rows = []
@@ -105,10 +101,7 @@ def gain(model: Decoder, tokenizer: Tokenizer, rows: Sequence[Gap], modes, input
         (scores.score_spans(model, tokenizer, rows, m, inputs_eos).bits for m in modes), key=lambda x: x.bits.sum()
     )
     left = min(
-        (
-            scores.score_left_only(model, tokenizer, rows, mode, attention)
-            for mode, attention in (("none", "causal"), ("none", "prefix"), ("s2s", "prefix"))
-        ),
+        (scores.score_left_only(model, tokenizer, rows, mode, attention) for mode, attention in LEFT_ONLY),
         key=lambda x: x.bits.sum(),
     )
     estimate = scores.infill_gain(left, infill)
@@ -139,7 +132,7 @@ def main() -> None:
     held_out = corpus.validation
     longest = min(base.config.seq_len, 256)
     lines, threes = cut_gaps(held_out, tokenizer, longest, args.n_rows, inputs_eos=True)
-    kinds = {"words": words_of(threes), "block": cut_blocks(held_out, args.n_rows)}
+    kinds = {"words": gaps.fill_all_but_middle(threes), "block": cut_blocks(held_out, args.n_rows)}
     kinds = {
         kind: [row for row in rows if len(prompt_ids(tokenizer, row.parts, "nlg", True)) + 80 < base.config.seq_len]
         for kind, rows in kinds.items()

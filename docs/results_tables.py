@@ -48,6 +48,64 @@ def differences_table(results: dict[str, Any]) -> str:
     return format_rows(["bits per byte", *(f"`{key}`" for key in keys)], rows)
 
 
+# --- Quickstart -----------------------------------------------------------------------------------
+
+
+def quickstart_table(results: dict[str, Any]) -> str:
+    """One column per model, and one row per measure."""
+    found = results["models"]
+    rows = [
+        [f"`{key}`", *(format_estimate(estimates[key]) for estimates in found.values()), str(first["n"])]
+        for key, first in next(iter(found.values())).items()
+    ]
+    return format_rows(["held-out Python source", *found, "n"], rows)
+
+
+def quickstart_differences_table(results: dict[str, Any]) -> str:
+    """One row per kind of gap."""
+    return format_rows(
+        ["bits per byte", "ul2r minus causal", "n"],
+        [[f"`{key}`", format_estimate(found), str(found["n"])] for key, found in results["differences"].items()],
+    )
+
+
+def curve_table(results: dict[str, Any]) -> str:
+    """One row per checkpoint of a UL2R run, the base first."""
+    kinds = ("line", "short", "several", "block")
+    rows = [
+        [
+            f"{found['tokens'] / 1e6:.1f}",
+            *(format_estimate(found[kind]["gain"]) for kind in kinds),
+            f"{found['line']['bits']:.3f}",
+            f"{found['causal']:.3f}",
+            f"{found['format_ok']:.2f}",
+        ]
+        for found in results.values()
+    ]
+    gains = ("a line", "1 to 3 words", "three gaps", "three lines")
+    header = ["million tokens", *(f"gain, {kind}" for kind in gains), "a line", "left to right", "`format_ok`"]
+    return format_rows(header, rows)
+
+
+def grid_table(results: list[dict[str, Any]]) -> str:
+    """One row per fork of 220 steps; denoisers by their name and share."""
+    rows = []
+    for found in results:
+        mixture = found.get("mixture", "none: the base")
+        shares = re.findall(r"name='(\w+)'.*?weight=([\d.]+)", mixture)
+        rows.append(
+            [
+                ", ".join(f"{name} {share}" for name, share in shares) or mixture,
+                f"{found['peak']:g}" if "peak" in found else "",
+                format_estimate(found["infill_gain"]),
+                format_estimate(found["kinds"]["words"]["gain"]),
+                *(format_estimate(found[key]) for key in ("infill_bits_per_byte", "causal_bits_per_byte", "format_ok")),
+            ]
+        )
+    header = ["denoisers and shares", "peak rate", "gain, a line", "gain, 1 to 4 words", "a line", "left to right"]
+    return format_rows([*header, "`format_ok`"], rows)
+
+
 # --- Forks of SmolLM2 -----------------------------------------------------------------------------
 
 MEASURES = (
@@ -190,6 +248,10 @@ def attention_table(records: list[dict[str, Any]]) -> str:
 
 TABLES = {
     "results.md": {
+        "quickstart": ("quickstart.json", quickstart_table),
+        "quickstart differences": ("quickstart.json", quickstart_differences_table),
+        "ul2r_tiny curve": ("ul2r_tiny_curve.json", curve_table),
+        "fork grid": ("fork_grid.json", grid_table),
         "smollm2 checkpoints": ("smollm2.json", checkpoints_table),
         "smollm2 differences": ("smollm2.json", differences_table),
         "smollm2 forks": ("smollm2_forks.json", final_table),

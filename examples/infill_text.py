@@ -1,4 +1,4 @@
-"""Fill two gaps with the shipped base model, which never saw a gap, or with a checkpoint of your own.
+"""Fill two gaps with the model that the package ships, or with a checkpoint of your own.
 
 python examples/infill_text.py [runs/quickstart/ul2r]
 """

@@ -9,6 +9,7 @@ Expected: the table of docs/results.md, within its intervals.
 import json
 import textwrap
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
@@ -29,7 +30,8 @@ from upalm.distributed.runtime import enable_compilation_cache
 from upalm.evals import report, text_table
 from upalm.evals.bootstrap import Estimate
 from upalm.evals.infilling import gaps
-from upalm.evals.infilling.held_out import Measurement, compare, cut_gaps, measure
+from upalm.evals.infilling.held_out import Measurement, compare, cut_gaps, cut_kinds, measure
+from upalm.evals.infilling.scores import decode_rows
 from upalm.files import write_atomically
 from upalm.model.attention import key_range
 from upalm.training import config as train
@@ -43,12 +45,23 @@ SHIPPED = upalm.PALM_TINY
 FORKS = ("causal", "ul2r")
 LABELS = {
     "infill_bits_per_byte": "a missing line",
+    "new_name_bits_per_byte": "a word that comes again",
+    "few_words_bits_per_byte": "1 to 4 missing words",
     "multi_span_bits_per_byte": "three gaps at once",
     "causal_bits_per_byte": "left to right",
 }
+GAINS = {
+    "new_name_gain": "a word that comes again after the gap alone",
+    "few_words_gain": "1 to 4 missing words",
+    "multi_span_gain": "three gaps at once",
+    "infill_gain": "a missing line",
+}
 ON_SCREEN = {
     "infill_bits_per_byte": ("a missing line", ".3f"),
-    "infill_gain": ("gain over continuing from the left", "+.3f"),
+    "new_name_gain": ("gain from both sides: a new word", "+.3f"),
+    "few_words_gain": ("gain from both sides: 1 to 4 words", "+.3f"),
+    "multi_span_gain": ("gain from both sides: three gaps", "+.3f"),
+    "infill_gain": ("gain from both sides: a missing line", "+.3f"),
     "causal_bits_per_byte": ("a file from left to right", ".3f"),
     "format_ok": ("answers in the right form", ".0%"),
 }
@@ -57,8 +70,9 @@ CAPTIONS = {
     "loss": "Training loss: running means over the logged steps. Panels differ in objective, so they do not compare.",
     "masks": "Which keys each query attends to, in one packed row per denoiser; strong where a loss is taken.",
 }
-FILLS = """<p>Grey: the missing line. Below it, what each model wrote from both sides;
-<mark class="same">green</mark> where it agrees with the missing line, <mark>yellow</mark> elsewhere.</p>"""
+FILLS = """<p>Grey: the missing text. Below it, what each model wrote from both sides;
+<mark class="same">green</mark> where it agrees with the missing text, <mark>yellow</mark> elsewhere.</p>"""
+N_SHOWN = 8
 
 WHAT = """
 <p class="lead">{verdict}</p>
@@ -70,15 +84,17 @@ WHAT = """
 LIMITS = """
 <p>Shown here: within a small share of its pretraining compute, a model that never saw a gap learns the form of an
 answer, and what that does to the cost of a gap; and how that compares with spending the same compute on more of the
-same. Whether the text after a gap is used is <code>suffix_use</code>: compare it over the models, since a base that
-never saw a gap uses it, too.</p>
+same. A gain above 0 means that filling a gap from both sides costs less than continuing the text before it: it depends
+on the kind of gap, so all kinds are shown. Whether the text after a gap is used is <code>suffix_use</code>: compare it
+over the models, since a base that never saw a gap uses it, too.</p>
 <p>Not shown here: better few-shot scores, or the paper's 2x saving. The paper has no result below 8B parameters. At
 equal compute UL2R costs a tiny model some left-to-right quality (causal bits/byte), and exact whole lines are
 rare.</p>
 <p>Intervals: 95%, bootstrap over rows (1000 draws); they do not include the spread over training seeds. Each model is
-measured at its best on these rows ({modes}). <code>infill_gain</code> is left_only minus infill: above 0, the text
-after the gap helps more than the infilling form costs. <code>suffix_use</code>: bits/byte lost when the text after the
-gap is exchanged for another row's. <code>format_ok</code>: unconstrained decoding gives the gap one span and ends.</p>
+measured at its best on these rows ({modes}). Gains are left_only minus infill: above 0, the text after the gap helps
+more than the infilling form costs; the end of the answer is not counted. <code>suffix_use</code>: bits/byte lost when
+the text after the gap is exchanged for another row's. <code>format_ok</code>: unconstrained decoding gives the gap one
+span and ends.</p>
 """
 
 
@@ -91,18 +107,20 @@ class Quickstart:
     data: str = sources.STDLIB
     """`stdlib` (Python's own source files), a .txt or .jsonl file, or a folder of them."""
     checkpoint: Annotated[Path, tyro.conf.arg(aliases=("-c",))] = SHIPPED
-    """Checkpoint to fork; the shipped one was made by `upalm run palm_tiny tiny`."""
+    """Checkpoint to fork; the shipped one was made by `upalm run palm_tiny base`."""
     from_scratch: bool = False
-    """Pretrain the base first, on `data` (about an hour on 2 cores)."""
+    """Pretrain a base first, on `data`: that of `upalm run palm_tiny tiny` (about an hour on 2 cores)."""
     skip_undecodable: bool = False
     """Leave out files that are not UTF-8, and count them, instead of stopping."""
-    mixture: str = "ul2r_eos"
-    """Mixture of the UL2R fork: ul2r_eos, U-PaLM's with EOS after the inputs, or ul2r without."""
-    n_steps: int = 280
+    mixture: str = "ul2r_gaps"
+    """Mixture of the UL2R fork: ul2r_gaps, U-PaLM's with single gaps beside its own, or ul2r, U-PaLM's."""
+    n_steps: int = 220
     """Steps of each fork."""
     batch_size: int = 8
-    """Rows of 256 tokens in a batch."""
-    optimizer: Adafactor = field(default_factory=lambda: Adafactor(Schedule("cosine", 1e-2, 1e-4), decay=False))
+    """Rows in a batch."""
+    seq_len: int = 256
+    """Tokens in a row, and most tokens of a measured text; at most those of the base's rows."""
+    optimizer: Adafactor = field(default_factory=lambda: Adafactor(Schedule("cosine", 7e-3, 7e-5), decay=False))
     """Optimizer of both forks."""
     n_rows: int = 160
     """Held-out gaps of each kind."""
@@ -117,7 +135,7 @@ class Quickstart:
                 f"n_decoded is {self.n_decoded} of n_rows {self.n_rows}, expected at least 1 and at most n_rows."
             )
 
-    def fork(self, name: str, base: Path, seq_len: int) -> train.TrainConfig:
+    def fork(self, name: str, base: Path) -> train.TrainConfig:
         """The run of a fork: the two differ in their mixture alone."""
         mixture = "causal" if name == "causal" else self.mixture
         return train.TrainConfig(
@@ -126,7 +144,7 @@ class Quickstart:
             data=DataConfig(
                 source=self.data,
                 mixture=mixture,
-                seq_len=seq_len,
+                seq_len=self.seq_len,
                 batch_size=self.batch_size,
                 joint_budget=True,
                 skip_undecodable=self.skip_undecodable,
@@ -149,13 +167,19 @@ def main(args: Quickstart) -> None:
     enable_compilation_cache()
     base_folder = pretrain(args) if args.from_scratch else args.checkpoint
     base, tokenizer, _ = load_model(base_folder)
-    forks = {name: args.fork(name, base_folder, base.config.seq_len) for name in FORKS}
+    if args.seq_len > base.config.seq_len:
+        raise ValueError(
+            f"seq_len is {args.seq_len}, but {base_folder} was made for rows of {base.config.seq_len} tokens: "
+            f"give --seq-len {base.config.seq_len}."
+        )
+    forks = {name: args.fork(name, base_folder) for name in FORKS}
     for config in forks.values():  # before anything is trained
         check_folder(config)
     options = ("--skip-undecodable",)
     corpus = sources.load(args.data, skip_undecodable=args.skip_undecodable, options=options)
     # gaps must fit the longest form of a prompt, whichever model fills them
-    lines, words = cut_gaps(corpus.validation, tokenizer, base.config.seq_len, args.n_rows, inputs_eos=True)
+    lines, words = cut_gaps(corpus.validation, tokenizer, args.seq_len, args.n_rows, inputs_eos=True)
+    kinds = cut_kinds(corpus.validation, tokenizer, args.seq_len, args.n_rows, inputs_eos=True)
     if corpus.skipped:
         print(f"skipped {len(corpus.skipped)} files that are not UTF-8: {', '.join(corpus.skipped)}")
     tokens, held_out = (encode(tokenizer, documents) for documents in (corpus.train, corpus.validation))
@@ -165,19 +189,25 @@ def main(args: Quickstart) -> None:
         models[name] = fit(config, base, tokenizer, tokens, held_out, title=name)
 
     measurements: dict[str, Measurement] = {}
+    filled_names: dict[str, list[str]] = {}
     with progress.Bar("evaluate", len(models)) as bar:
         for i, (name, model) in enumerate(models.items()):
             trained_on = ul2r.mixture(forks[name].data.mixture) if name in forks else ()
+            inputs_eos = any(d.inputs_eos for d in trained_on)
             measurements[name] = measure(
                 model,
                 tokenizer,
                 corpus.validation,
                 lines,
                 words,
-                seq_len=base.config.seq_len,
+                seq_len=args.seq_len,
                 n_decoded=args.n_decoded,
-                inputs_eos=any(d.inputs_eos for d in trained_on),
+                inputs_eos=inputs_eos,
+                kinds=kinds,
             )
+            mode = measurements[name].kinds["new_name"].infill_mode
+            fills = decode_rows(model, tokenizer, kinds["new_name"][:N_SHOWN], mode, inputs_eos=inputs_eos)
+            filled_names[name] = [span for (span,) in fills.spans]
             bar.update(i + 1)
     share = extra_compute(base_folder, forks["ul2r"])
     save_results(args.out / "results.json", measurements, share)
@@ -189,7 +219,9 @@ def main(args: Quickstart) -> None:
     what = WHAT.format(
         n_params=f"{base.config.n_params / 1e6:.1f}M", share=format_share(share), verdict=verdict(measurements)
     )
-    write_report(args.out, what, measurements, lines, figures)
+    filled_lines = {name: [m.prediction(i) for i in range(len(m.exact))] for name, m in measurements.items()}
+    examples = format_fills(lines, filled_lines) + format_fills(kinds["new_name"], filled_names)
+    write_report(args.out, what, measurements, examples, figures)
     print(summarise(measurements, share))
     print(f"\nreport: {args.out / 'report.html'} ({time.monotonic() - started:.0f} s)")
     print(f"try: upalm infill -c {args.out / 'ul2r'} --text 'def add(a, b):<extra_id_0>return c'")
@@ -219,7 +251,7 @@ def format_share(share: float | None) -> str:
 
 
 def summarise(measurements: dict[str, Measurement], share: float | None) -> str:
-    """Return four rows and one sentence of text, within 80 columns."""
+    """Return seven rows and two sentences of text, within 80 columns."""
     estimates = [m.estimates() for m in measurements.values()]
     rows = [(label, *(f"{e[metric].mean:{form}}" for e in estimates)) for metric, (label, form) in ON_SCREEN.items()]
     title = f"The same extra compute ({format_share(share)}), spent in two ways"
@@ -229,19 +261,25 @@ def summarise(measurements: dict[str, Measurement], share: float | None) -> str:
 
 def verdict(measurements: dict[str, Measurement]) -> str:
     difference = compare(measurements["ul2r"], measurements["causal"])["infill_bits_per_byte"]
-    gain = measurements["ul2r"].estimates()["infill_gain"]
     sign, better = (-1, "fewer") if difference.mean < 0 else (1, "more")
     low, high = sorted((sign * difference.low, sign * difference.high))
     doubt = "" if difference.high < 0 or difference.low > 0 else "not significantly "
-    if gain.low > 0:
-        beyond = f"and {gain.mean:.3f} fewer than its own continuation from the left alone"
-    elif gain.high < 0:
-        beyond = f"and {-gain.mean:.3f} more than its own continuation from the left alone"
-    else:
-        beyond = "and about as many as its own continuation from the left alone"
+    gains = describe_gains(measurements["ul2r"].estimates())
     return (
-        f"UL2R fills a held-out gap with {abs(difference.mean):.3f} {doubt}{better} bits/byte than the control (95% "
-        f"interval of the paired difference {low:.3f} to {high:.3f}), {beyond}."
+        f"UL2R fills a missing line with {abs(difference.mean):.3f} {doubt}{better} bits/byte than the control (95% "
+        f"interval of the paired difference {low:.3f} to {high:.3f}). {gains}"
+    )
+
+
+def describe_gains(estimates: dict[str, Estimate]) -> str:
+    """Say what both sides save against the text before the gap alone, by kind of gap."""
+    savings = [
+        f"{estimates[metric].mean:.3f} [{estimates[metric].low:.3f}, {estimates[metric].high:.3f}] on {kind}"
+        for metric, kind in GAINS.items()
+    ]
+    return (
+        "Against its own continuation from the left alone, seeing both sides saves bits/byte (below 0: costs): "
+        f"{'; '.join(savings)}."
     )
 
 
@@ -258,7 +296,7 @@ def write_report(
     out: Path,
     what: str,
     measurements: dict[str, Measurement],
-    lines: list[gaps.Gap],
+    examples: str,
     figures: dict[str, report.Figure],
 ) -> None:
     """Write each figure as PNG, and report.html."""
@@ -271,7 +309,7 @@ def write_report(
     sections = [
         ("What was done", what),
         ("What came of it", images["metrics"]),
-        ("The first eight gaps, not selected", FILLS + format_fills(measurements, lines)),
+        ("The first eight gaps of two kinds, not selected", FILLS + examples),
         ("All measures", report.format_estimates({name: m.estimates() for name, m in measurements.items()})),
         ("What it means", LIMITS.format(modes=modes)),
         ("Training", images["loss"] + images["masks"]),
@@ -295,7 +333,7 @@ def draw_metrics(measurements: dict[str, Measurement]) -> report.Figure:
             ),
             report.Panel(
                 "Use of the text after a gap, bits per byte",
-                by_model("infill_gain", "suffix_use"),
+                by_model(*GAINS, "suffix_use", "new_name_suffix_use"),
                 "right of zero: the text after the gap helps",
             ),
             report.Panel("Unconstrained answers, share", by_model("format_ok", "line_exact_match"), "", (-0.03, 1.03)),
@@ -309,17 +347,17 @@ def draw_masks(loader: Loader) -> report.Figure:
     return report.draw_masks(batch, np.asarray(visible), [d.name for d in loader.mixture])
 
 
-def format_fills(measurements: dict[str, Measurement], lines: list[gaps.Gap], n: int = 8) -> str:
+def format_fills(rows: Sequence[gaps.Gap], fills: dict[str, list[str]]) -> str:
     """Return the first gaps, good or bad, with each model's fill, as HTML."""
-    n = min(n, len(measurements["ul2r"].filled.spans), len(lines))
+    n = min(N_SHOWN, *map(len, fills.values()))
     return "".join(
         report.format_fills(
-            "\n".join(line.parts[0].split("\n")[-4:]),
-            line.spans[0],
-            "\n".join(line.parts[1].split("\n")[:3]),
-            {name: m.prediction(i) for name, m in measurements.items()},
+            "\n".join(row.parts[0].split("\n")[-4:]),
+            row.spans[0],
+            "\n".join(row.parts[1].split("\n")[:3]),
+            {name: spans[i] for name, spans in fills.items()},
         )
-        for i, line in enumerate(lines[:n])
+        for i, row in enumerate(rows[:n])
     )
 
 

@@ -27,7 +27,8 @@ def test_imports_load_no_heavy_library(program):
 
 
 def test_every_name_of_the_front_door_opens():
-    names = ["GenerationConfig", "LanguageModel", "PALM_TINY", "Sampler", "load", "load_model", "run", "ul2r", "evals"]
+    names = ["GenerationConfig", "LanguageModel", "PALM_TINY", "UPALM_TINY", "Sampler", "load", "load_model", "run"]
+    names += ["ul2r", "evals"]
     assert set(names) <= set(dir(upalm))
     assert all(getattr(upalm, name) is not None for name in names)
     for package in (upalm.checkpoints, upalm.inference):

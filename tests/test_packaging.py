@@ -115,13 +115,17 @@ def test_benchmarks_need_nothing_outside_the_repository():
         assert private == [], f"{path}: {private}"
 
 
-def test_the_wheel_ships_recipes_and_base(tmp_path):
+def test_the_wheel_ships_recipes_and_models(tmp_path):
     pytest.importorskip("hatchling", reason="building a wheel needs hatchling")
     subprocess.run([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path], cwd=ROOT, check=True)
     names = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
-    for wanted in ("upalm/_recipes/quickstart.py", "upalm/assets/palm_tiny/model.safetensors", "upalm/cli/main.py"):
-        assert wanted in names
+    for wanted in ("_recipes/quickstart.py", *(f"assets/{m}/model.safetensors" for m in ("palm_tiny", "upalm_tiny"))):
+        assert f"upalm/{wanted}" in names
     assert not [n for n in names if n.startswith("tests/")]
+
+
+def test_shipped_checkpoints_take_10_mb_at_most():
+    assert sum(p.stat().st_size for p in (ROOT / "upalm" / "assets").rglob("*") if p.is_file()) <= 10_000_000
 
 
 def test_pins_are_versions_without_addresses():

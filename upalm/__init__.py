@@ -2,7 +2,7 @@
 
     import upalm
 
-    model = upalm.load("runs/quickstart/ul2r")
+    model = upalm.load()
     print(model.infill("def add(a, b):<extra_id_0>return c").text)
 
 Names load their modules when they are first used: `import upalm` loads no JAX. In the order of the paper, read `ul2r`
@@ -16,7 +16,7 @@ from upalm._version import __version__ as __version__
 with _epy.lazy_api_imports(globals()):
     from upalm import checkpoints, data, distributed, evals, inference, interop, model, planning, training, ul2r
     from upalm.checkpoints.folder import load_model
-    from upalm.checkpoints.shipped import PALM_TINY
+    from upalm.checkpoints.shipped import PALM_TINY, UPALM_TINY
     from upalm.inference.config import GenerationConfig
     from upalm.inference.language_model import LanguageModel, load
     from upalm.inference.sampling import Sampler

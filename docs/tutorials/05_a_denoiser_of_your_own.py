@@ -193,8 +193,7 @@ assert differences["middle"][2] < differences["r"][1], "it pays where it was tra
 #
 # <details><summary>Answers</summary>
 #
-# - Look at `r` first. There `mine` is furthest behind: 11.35 bits per token against
-#   7.03.
+# - Look at `r` first. There `mine` is furthest behind.
 # - Compare with `x` of the same table, whose gaps take half of the text as well.
 # - The prompts then begin with the same token. How many gaps there are, and how long
 #   they are, still differs; the model has to see it from the inputs.

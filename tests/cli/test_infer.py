@@ -226,3 +226,11 @@ def test_infill_says_once_that_a_model_never_saw_a_gap(upalm, capsys, tmp_path, 
 def test_mistakes_end_in_one_clear_line(upalm, words, message):
     with pytest.raises(SystemExit, match=f"^error: .*{message}"):
         upalm(*words)
+
+
+def test_one_command_fills_a_gap_after_install(upalm, capsys):
+    """Without a checkpoint, `infill` opens the shipped model that saw gaps: no warning, and a whole program."""
+    upalm("infill", "--text", "def add(a, b):\n    <extra_id_0>\n\nprint(add(1, 2))\n")
+    printed = capsys.readouterr()
+    assert "warning" not in printed.err
+    assert printed.out.startswith("def add(a, b):\n    ") and printed.out.endswith("\n\nprint(add(1, 2))\n")

@@ -4,6 +4,7 @@ import inspect
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sentencepiece import sentencepiece_model_pb2
 
 from upalm.checkpoints.shipped import PALM_TINY
 from upalm.data.tokenizer import AWKWARD_TEXTS, LOW_LINE, SentencePiece
@@ -24,7 +25,11 @@ def test_text_never_makes_a_sentinel(tokenizer, text):
 
 
 def test_every_sentinel_piece_is_spelt_in_bytes():
-    tokenizer = SentencePiece.load(PALM_TINY / "tokenizer.model")  # trained before pieces were marked unused
+    model = sentencepiece_model_pb2.ModelProto()  # pyright: ignore[reportAttributeAccessIssue]
+    model.ParseFromString((PALM_TINY / "tokenizer.model").read_bytes())
+    for piece in model.pieces[-N_SENTINELS:]:
+        piece.type = piece.NORMAL  # as in models from before pieces were marked unused
+    tokenizer = SentencePiece(model.SerializeToString())
     pieces = [tokenizer.processor.id_to_piece(i).replace("▁", " ") for i in tokenizer.symbols.sentinels]
     plain = [tokenizer.processor.encode(p) for p in pieces]
     assert any(max(ids) >= tokenizer.first_sentinel for ids in plain)  # else this test shows nothing

@@ -34,8 +34,9 @@ def test_a_folder_opens_with_its_history(tmp_path, model, tokenizer):
     assert (opened.info.inputs_eos, opened.info.gaps_trained) == (True, True)
 
 
-def test_without_a_folder_the_shipped_model_opens():
-    assert upalm.load().model.config == upalm.load_model(upalm.PALM_TINY).model.config
+def test_without_a_folder_the_shipped_model_that_fills_gaps_opens():
+    assert upalm.load().info == upalm.load_model(upalm.UPALM_TINY).info
+    assert upalm.load().info.gaps_trained
 
 
 def test_prompts_end_as_the_model_was_trained(model, tokenizer):

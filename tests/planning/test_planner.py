@@ -147,9 +147,9 @@ def test_this_machine_is_planned_for(tmp_path):
 
 
 def test_recipe_with_settings_of_its_own_is_planned():
-    words = ("--init", str(upalm.PALM_TINY), "--batch-size", "2", "--seq-len", "512")
+    words = ("--init", str(upalm.PALM_TINY), "--batch-size", "2", "--seq-len", "1024")
     config, model = search.resolve_config(Request("ul2r", "cpu", words, "here", 1))
-    assert (config.data.batch_size, config.data.seq_len, model.d_model) == (2, model.seq_len, 128)
+    assert (config.data.batch_size, config.data.seq_len, model.d_model) == (2, model.seq_len, 144)
     assert config.optimizer.factored
     with pytest.raises(ValueError, match="continues any model: name one with --checkpoint FOLDER"):
         search.resolve_config(Request("ul2r", "cpu", (), "here", 1))

@@ -117,3 +117,14 @@ def test_the_folder_works_elsewhere_under_another_name(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]"
+
+
+def test_single_gaps_are_a_few_words_a_line_and_some_lines():
+    """In a row of 256 tokens that inputs and targets share, with text on both sides of nearly all of them."""
+    tokens, rng = np.arange(230), np.random.default_rng(0)
+    for name, n_masked in {"word": 3, "line": 12, "lines": 28}.items():
+        denoiser = next(d for d in ul2r.UL2R_GAPS if d.name == name)
+        examples = [denoiser(tokens, rng, SYMBOLS) for _ in range(100)]
+        assert {len(e.targets) for e in examples} == {n_masked + 1}, "one sentinel and the gap"
+        inside = [0 < int(np.argmax(np.isin(e.inputs, SYMBOLS.sentinels))) < len(e.inputs) - 1 for e in examples]
+        assert np.mean(inside) > 0.9

@@ -109,7 +109,8 @@ class Show:
     data: options.Data = "stdlib"
     """`stdlib`, text, or a folder that `upalm data build` wrote."""
     mixture: str = "ul2r"
-    """Name of a mixture (ul2r, ul2r_infill, ul2r_eos, ul2r_split_x, ul2, prefix_lm, causal), or denoisers in Python."""
+    """Name of a mixture (ul2r, ul2r_infill, ul2r_gaps, ul2r_eos, ul2r_split_x, ul2, prefix_lm, causal), or denoisers in
+    Python."""
     seq_len: int = 256
     """Positions per row."""
     batch_size: int = 16

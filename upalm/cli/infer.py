@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import tyro
 from etils import epy
 
-from upalm.checkpoints.shipped import PALM_TINY
+from upalm.checkpoints.shipped import PALM_TINY, UPALM_TINY
 from upalm.cli import options
 from upalm.cli.answers import FILL, Answers
 from upalm.files import parse_json
@@ -68,8 +68,7 @@ class _Inference(ABC):
     """Options of both commands, and how they run. A subclass says how texts are answered."""
 
     checkpoint: options.Checkpoint = PALM_TINY
-    """Folder of a run, or of weights. The default is the base model that the package ships, which never saw a gap;
-    `upalm run quickstart` makes one that has."""
+    """Folder of a run, or of weights. The default is the base model that the package ships."""
     text: str | None = None
     """Text to answer; `-` reads it from standard input."""
     file: Path | None = None
@@ -232,6 +231,9 @@ class _Inference(ABC):
 class Infill(_Inference):
     """Fill the gaps <extra_id_0>, <extra_id_1>, ... of a text."""
 
+    checkpoint: options.Checkpoint = UPALM_TINY
+    """Folder of a run, or of weights. The default is the model that the package ships: its base, continued with UL2R on
+    Python source."""
     mode: options.Mode = "nlg"
     """Mode token before the text."""
     max_new_tokens: int = 48

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from upalm.checkpoints.folder import load_model
 from upalm.checkpoints.lineage import CheckpointInfo
-from upalm.checkpoints.shipped import PALM_TINY
+from upalm.checkpoints.shipped import UPALM_TINY
 from upalm.data.tokenizer import Tokenizer, check_utf8
 from upalm.inference import generation, scoring
 from upalm.inference.config import Attention, GenerationConfig, Mode
@@ -29,11 +29,11 @@ NEVER_SAW_GAPS = (
 )
 
 
-def load(folder: str | Path = PALM_TINY, mesh: Mesh | None = None) -> "LanguageModel":
+def load(folder: str | Path = UPALM_TINY, mesh: Mesh | None = None) -> "LanguageModel":
     """Open any checkpoint folder: a run (RUN, or RUN/steps/500), an import or an export.
 
     Args:
-        folder: by default, the model that the package ships.
+        folder: by default, the model that the package ships, which fills gaps.
         mesh: devices to split the model over.
 
     Raises:

@@ -20,6 +20,7 @@ from .mixtures import (
     UL2,
     UL2R,
     UL2R_EOS,
+    UL2R_GAPS,
     UL2R_INFILL,
     UL2R_SPLIT_X,
     Mixture,

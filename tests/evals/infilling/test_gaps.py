@@ -1,5 +1,7 @@
 """Gaps in held-out text."""
 
+import re
+
 import pytest
 
 from upalm.data.readers import Document
@@ -23,6 +25,23 @@ def test_rows_are_cut_from_the_text(source_text):
     assert all("\n" not in row.spans[0] and row.parts[0].endswith("\n") for row in lines)
     assert all(len(row.spans) == 3 for row in words)
     assert lines[:10] == gaps.cut_lines(documents(source_text), 10, lambda row: True)
+
+
+def test_names_come_again_after_the_gap_and_not_before(source_text):
+    rows = gaps.cut_names(documents(source_text), 30, lambda row: True)
+    assert len(rows) == 30
+    for row in rows:
+        (before, after), (name,) = row.parts, row.spans
+        assert whole(row) in source_text
+        assert re.search(rf"\b{name}\b", after) and not re.search(rf"\b{name}\b", before)
+        assert re.fullmatch(r"\w{3,}", name) and not re.match(r"\w", after) and not re.search(r"\w$", before)
+
+
+def test_the_middle_gap_alone_has_the_others_filled(source_text):
+    threes = gaps.cut_words(documents(source_text), 10, lambda row: True)
+    for one, three in zip(gaps.fill_all_but_middle(threes), threes, strict=True):
+        assert one.spans == three.spans[1:2] and whole(one) == whole(three)
+        assert one.parts[0].endswith(three.parts[1]) and one.parts[1].startswith(three.parts[2])
 
 
 def test_shuffled_suffixes_change_the_right_side_only(source_text):

@@ -1,6 +1,7 @@
 """Cut gaps into held-out text."""
 
 import random
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -26,6 +27,8 @@ Cut = Callable[[str, random.Random], Gap | None]
 _LEFT, _RIGHT = 400, 200
 """Bytes of context before and after a gap."""
 
+_WORD = re.compile(r"\w{3,}")
+
 
 def cut_lines(documents: Sequence[Document], n: int, fits: Callable[[Gap], bool]) -> list[Gap]:
     """Cut single-line gaps: one whole line is missing, with up to 400 and 200 bytes of whole lines around it.
@@ -44,6 +47,21 @@ def cut_lines(documents: Sequence[Document], n: int, fits: Callable[[Gap], bool]
 def cut_words(documents: Sequence[Document], n: int, fits: Callable[[Gap], bool]) -> list[Gap]:
     """Cut three gaps per row: three spans of 1 to 4 words, at least 3 words apart, in one window. See `cut_lines`."""
     return _draw_rows(_cut_words, documents, n, fits)
+
+
+def cut_names(documents: Sequence[Document], n: int, fits: Callable[[Gap], bool]) -> list[Gap]:
+    """Cut one word per row that the text after it has again and the text before it has not, such as a new name.
+
+    Words have at least 3 letters, digits or `_`; windows and arguments are those of `cut_lines`.
+    """
+    return _draw_rows(_cut_name, documents, n, fits)
+
+
+def fill_all_but_middle(rows: Sequence[Gap]) -> list[Gap]:
+    """Keep the middle gap of each row of three: 1 to 4 words are missing, with text on both sides of their line."""
+    return [
+        Gap((r.parts[0] + r.spans[0] + r.parts[1], r.parts[2] + r.spans[2] + r.parts[3]), (r.spans[1],)) for r in rows
+    ]
 
 
 def _draw_rows(cut: Cut, documents: Sequence[Document], n: int, fits: Callable[[Gap], bool]) -> list[Gap]:
@@ -120,6 +138,21 @@ def _cut_words(text: str, rng: random.Random) -> Gap | None:
     edges = [0, *(x for cut in cuts for x in cut), len(window)]
     pieces = [window[a:b] for a, b in zip(edges, edges[1:], strict=False)]
     return Gap(tuple(pieces[0::2]), tuple(pieces[1::2]))
+
+
+def _cut_name(text: str, rng: random.Random) -> Gap | None:
+    lines = _split_lines(text)
+    i = rng.randrange(len(lines))
+    before, after = _take_window(lines, i, _LEFT, _RIGHT)
+    if len(before) < _LEFT // 4 or len(after) < _RIGHT // 4:
+        return None
+    found, seen = [], set(_WORD.findall(before))
+    for word in _WORD.finditer(lines[i]):
+        name, rest = word[0], lines[i][word.end() :] + after
+        if name not in seen and name in _WORD.findall(rest):
+            found.append(Gap((before + lines[i][: word.start()], rest), (name,)))
+        seen.add(name)
+    return rng.choice(found) if found else None
 
 
 def shuffle_suffixes(rows: Sequence[Gap]) -> list[Gap]:

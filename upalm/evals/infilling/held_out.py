@@ -1,8 +1,9 @@
 """Measure a model on held-out text: bits per byte from left to right and in gaps, and its fills."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 
 import numpy as np
 
@@ -36,12 +37,29 @@ def cut_gaps(
     Raises:
         ValueError: the documents are too short.
     """
-    longest_answer = MAX_SPAN_TOKENS + 2
-
-    def fits(row: Gap) -> bool:
-        return max(_count_tokens(tokenizer, row, mode, inputs_eos, longest_answer) for mode in MODES) <= seq_len
-
+    fits = _room(tokenizer, seq_len, inputs_eos)
     return gaps.cut_lines(documents, n, fits), gaps.cut_words(documents, n, fits)
+
+
+def cut_kinds(
+    documents: Sequence[Document], tokenizer: Tokenizer, seq_len: int, n: int, inputs_eos: bool = False
+) -> dict[str, list[Gap]]:
+    """Cut gaps of further kinds for `measure`, with the arguments of `cut_gaps`.
+
+    Returns:
+        Rows by kind: "new_name" (`gaps.cut_names`), "few_words" (the middle gap of each of "multi_span") and
+        "multi_span", the three-span gaps of `cut_gaps`.
+    """
+    fits = _room(tokenizer, seq_len, inputs_eos)
+    words = gaps.cut_words(documents, n, fits)
+    names = gaps.cut_names(documents, n, fits)
+    return {"new_name": names, "few_words": gaps.fill_all_but_middle(words), "multi_span": words}
+
+
+def _room(tokenizer: Tokenizer, seq_len: int, inputs_eos: bool) -> Callable[[Gap], bool]:
+    """Return what tells whether a row fits with any mode token and the longest fill."""
+    longest_answer = MAX_SPAN_TOKENS + 2
+    return lambda row: max(_count_tokens(tokenizer, row, m, inputs_eos, longest_answer) for m in MODES) <= seq_len
 
 
 def _count_tokens(tokenizer: Tokenizer, row: Gap, mode: Mode, inputs_eos: bool, longest_answer: int = 0) -> int:
@@ -138,6 +156,8 @@ class Measurement(GapBits):
     """Fills under the grammar."""
     exact: np.ndarray
     """Whether each fill is the missing line."""
+    kinds: dict[str, GapBits]
+    """Further kinds of gaps, by name."""
 
     def prediction(self, i: int) -> str:
         """Return the first line that was decoded for gap i."""
@@ -149,16 +169,25 @@ class Measurement(GapBits):
             "causal_bits_per_byte": ratio(*self.causal),
             **super().estimates(),
             "multi_span_bits_per_byte": ratio(*self.multi),
+            **{
+                f"{kind}_{name.removeprefix('infill_')}": estimate
+                for kind, bits in self.kinds.items()
+                for name, estimate in bits.estimates().items()
+            },
             "format_ok": mean(self.free.format_ok),
             "line_exact_match": mean(self.exact),
         }
 
 
 def compare(ours: Measurement, control: Measurement) -> dict[str, Estimate]:
-    """Estimate paired differences in bits per byte, ours minus control, on the same rows; below 0, ours is better."""
+    """Estimate paired differences in bits per byte, ours minus control, on the same rows; below 0, ours is better.
+
+    Both have the same `kinds`.
+    """
     pairs = {
         "infill_bits_per_byte": (ours.infill, control.infill),
         "multi_span_bits_per_byte": (ours.multi, control.multi),
+        **{f"{kind}_bits_per_byte": (ours.kinds[kind].infill, control.kinds[kind].infill) for kind in ours.kinds},
         "causal_bits_per_byte": (ours.causal, control.causal),
     }
     return {name: ratio(a.bits - b.bits, a.n_bytes) for name, (a, b) in pairs.items()}
@@ -174,6 +203,7 @@ def measure(
     seq_len: int,
     n_decoded: int,
     inputs_eos: bool = False,
+    kinds: Mapping[str, Sequence[Gap]] = MappingProxyType({}),
 ) -> Measurement:
     """Measure a model with the mode token, and the format of left-only continuation, that suit it best.
 
@@ -186,12 +216,15 @@ def measure(
         seq_len: longest prompt with its answer, and longest text, in tokens; no more than the model's rows.
         n_decoded: number of `lines` that are also decoded.
         inputs_eos: whether training ended inputs with EOS (`CheckpointInfo.inputs_eos`).
+        kinds: further gaps by name, which are not decoded. Each name begins metrics of its own; "multi_span" measures
+            more of `words`.
 
     Raises:
         ValueError: no gap fits the model's rows with the text after another gap.
     """
     texts = list(gaps.take_excerpts(documents, len(lines), lambda x: len(tokenizer.encode(x)) <= seq_len))
-    found = measure_gaps(model, tokenizer, lines, seq_len=seq_len, inputs_eos=inputs_eos)
+    score = partial(measure_gaps, model, tokenizer, seq_len=seq_len, inputs_eos=inputs_eos)
+    found, of_kinds = score(lines), {kind: score(rows) for kind, rows in kinds.items()}
     mode = found.infill_mode
     decoded = lines[:n_decoded]
     decode = partial(scores.decode_rows, model, tokenizer, decoded, mode, inputs_eos=inputs_eos)
@@ -199,8 +232,11 @@ def measure(
     return Measurement(
         **vars(found),
         causal=scores.score_texts(model, tokenizer, texts),
-        multi=scores.score_spans(model, tokenizer, words, mode, inputs_eos).bits,
+        multi=of_kinds["multi_span"].infill
+        if "multi_span" in of_kinds
+        else scores.score_spans(model, tokenizer, words, mode, inputs_eos).bits,
         free=decode(max_new_tokens=MAX_SPAN_TOKENS, constrained=False),
         filled=filled,
         exact=scores.match_lines(filled, decoded),
+        kinds=of_kinds,
     )
