@@ -77,8 +77,8 @@ N_SHOWN = 8
 WHAT = """
 <p class="lead">{verdict}</p>
 <p>A causal PaLM of {n_params} parameters (<b>base</b>) was trained further in two ways with equal extra compute
-({share}): with plain next-token prediction (<b>causal</b>, the control) and with U-PaLM's mixture of denoisers
-(<b>ul2r</b>). All three are measured on files that none of them has seen.</p>
+({share}): with plain next-token prediction (<b>causal</b>, the control) and with UL2R (<b>ul2r</b>, mixture
+{mixture}). All three are measured on files that none of them has seen.</p>
 """
 
 LIMITS = """
@@ -217,7 +217,10 @@ def main(args: Quickstart) -> None:
         "masks": draw_masks(Loader(tokens, args.packed(forks["ul2r"].data), tokenizer.symbols, seed=args.seed)),
     }
     what = WHAT.format(
-        n_params=f"{base.config.n_params / 1e6:.1f}M", share=format_share(share), verdict=verdict(measurements)
+        n_params=f"{base.config.n_params / 1e6:.1f}M",
+        share=format_share(share),
+        mixture=args.mixture,
+        verdict=verdict(measurements),
     )
     filled_lines = {name: [m.prediction(i) for i in range(len(m.exact))] for name, m in measurements.items()}
     examples = format_fills(lines, filled_lines) + format_fills(kinds["new_name"], filled_names)
