@@ -177,8 +177,8 @@ def test_topologies_are_listed(monkeypatch, capsys):
         (("ul2r_540b", "540b", "--topology", "v4:8x8x8", "--slices", "0"), "expected at least 1"),
         (("ul2r_540b", "540b", "--topology", "v4:8x8x8", "--decode", "-1"), "expected at least 1, and at least 0"),
         (("palm_tiny", "tiny", "--slices", "2"), "needs a --topology"),
-        (("palm_tiny", "--json", "nowhere/plan.json"), "there is no folder nowhere"),
-        (("palm_tiny", "--price", "-1"), "expected US dollars per device-hour"),
+        (("palm_tiny", "tiny", "--json", "nowhere/plan.json"), "there is no folder nowhere"),
+        (("palm_tiny", "tiny", "--price", "-1"), "expected US dollars per device-hour"),
     ],
 )
 def test_impossible_requests_are_refused(words, message, monkeypatch):
