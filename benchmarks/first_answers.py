@@ -58,7 +58,7 @@ def starts(folder: Path) -> list[Start]:
         Start("`import upalm.ul2r`", ("-c", "import upalm.ul2r")),
         Start("`import upalm.training`", ("-c", "import upalm.training")),
         Start("`from upalm.training import fit`", ("-c", FIT)),
-        Start("`upalm infill`, the shipped base", infill),
+        Start("`upalm infill`, the shipped model", infill),
         Start("the same, no programs kept", infill, is_kept=False),
         Start("`upalm run palm_tiny tiny`, first step", train, "train 1/"),
         Start("the same, no programs kept", train, "train 1/", is_kept=False),
