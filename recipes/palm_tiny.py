@@ -4,25 +4,26 @@ Paper:    PaLM (arXiv:2204.02311) section 5, at 1/200,000 of its size.
 Command:  upalm data build installed --out data/installed --vocab-size 4096
           upalm run palm_tiny base --data.source data/installed --start.model.compute-dtype bfloat16
           upalm run palm_tiny tiny
-Hardware: base: one GPU, 5 minutes in bf16; half a day on 2 CPU cores in float32. tiny: 2 CPU cores, about an hour.
+Hardware: base: one GPU, 5 minutes in bf16; by arithmetic half a day on 2 CPU cores in
+          float32. tiny: 2 CPU cores, about an hour.
 Result:   OUT/export holds bf16 weights, tokenizer, log and manifest. OUT/steps keeps every 25th part of the run of
           `base`, for `upalm run scaling_open`.
-Shipped:  upalm/assets/palm_tiny is step 3588 of `base` on one H200 (235M tokens, 13 passes). The run was stopped there,
-          when the validation loss no longer fell; OUT/steps/3600 is the nearest that the command keeps. Peak rates of
-          1e-2, 2e-2 and 4e-2 had been tried for 300 steps: validation losses 4.14, 3.76 and 3.44.
+Shipped:  upalm/assets/palm_tiny is step 3588 of `base` on one H200 (235M tokens, 13 passes). The run was cut there
+          when the machine's time ended, and the validation loss had all but stopped falling; OUT/steps/3600 is the
+          nearest that the command keeps. Peak rates of 1e-2, 2e-2 and 4e-2 had been tried for 300 steps: validation
+          losses 4.14, 3.76 and 3.44.
 Expected: validation loss, see docs/results.md.
 """
 
 from dataclasses import replace
 from pathlib import Path
 
-from upalm.checkpoints.folder import export_run
 from upalm.data.config import DataConfig
 from upalm.data.sources import INSTALLED
 from upalm.model.config import PALM
 from upalm.training import recipes
 from upalm.training.config import CheckpointConfig, Scratch, TrainConfig
-from upalm.training.launch import run
+from upalm.training.launch import run_and_export
 from upalm.training.optim import Adafactor, Schedule
 
 TINY = TrainConfig(
@@ -58,11 +59,5 @@ CONFIGS = {
 }
 
 
-def main(config: TrainConfig) -> None:
-    folder = run(config)
-    export_run(folder, folder / "export")
-    print(f"weights to share: {folder / 'export'}")
-
-
 if __name__ == "__main__":
-    main(recipes.choose(CONFIGS, __doc__))
+    run_and_export(recipes.choose(CONFIGS, __doc__))

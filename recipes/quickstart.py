@@ -45,13 +45,13 @@ SHIPPED = upalm.PALM_TINY
 FORKS = ("causal", "ul2r")
 LABELS = {
     "infill_bits_per_byte": "a missing line",
-    "new_name_bits_per_byte": "a word that comes again",
+    "new_name_bits_per_byte": "a new word",
     "few_words_bits_per_byte": "1 to 4 missing words",
     "multi_span_bits_per_byte": "three gaps at once",
     "causal_bits_per_byte": "left to right",
 }
 GAINS = {
-    "new_name_gain": "a word that comes again after the gap alone",
+    "new_name_gain": "a new word (one that the text after the gap has again)",
     "few_words_gain": "1 to 4 missing words",
     "multi_span_gain": "three gaps at once",
     "infill_gain": "a missing line",
@@ -166,7 +166,7 @@ def main(args: Quickstart) -> None:
     started = time.monotonic()
     enable_compilation_cache()
     base_folder = pretrain(args) if args.from_scratch else args.checkpoint
-    base, tokenizer, _ = load_model(base_folder)
+    base, tokenizer, info = load_model(base_folder)
     if args.seq_len > base.config.seq_len:
         raise ValueError(
             f"seq_len is {args.seq_len}, but {base_folder} was made for rows of {base.config.seq_len} tokens: "
@@ -179,7 +179,7 @@ def main(args: Quickstart) -> None:
     corpus = sources.load(args.data, skip_undecodable=args.skip_undecodable, options=options)
     # gaps must fit the longest form of a prompt, whichever model fills them
     lines, words = cut_gaps(corpus.validation, tokenizer, args.seq_len, args.n_rows, inputs_eos=True)
-    kinds = cut_kinds(corpus.validation, tokenizer, args.seq_len, args.n_rows, inputs_eos=True)
+    kinds = cut_kinds(corpus.validation, tokenizer, args.seq_len, words, inputs_eos=True)
     if corpus.skipped:
         print(f"skipped {len(corpus.skipped)} files that are not UTF-8: {', '.join(corpus.skipped)}")
     tokens, held_out = (encode(tokenizer, documents) for documents in (corpus.train, corpus.validation))
@@ -192,8 +192,7 @@ def main(args: Quickstart) -> None:
     filled_names: dict[str, list[str]] = {}
     with progress.Bar("evaluate", len(models)) as bar:
         for i, (name, model) in enumerate(models.items()):
-            trained_on = ul2r.mixture(forks[name].data.mixture) if name in forks else ()
-            inputs_eos = any(d.inputs_eos for d in trained_on)
+            inputs_eos = ends_inputs(forks[name].data) if name in forks else info.inputs_eos
             measurements[name] = measure(
                 model,
                 tokenizer,
@@ -228,6 +227,11 @@ def main(args: Quickstart) -> None:
     print(summarise(measurements, share))
     print(f"\nreport: {args.out / 'report.html'} ({time.monotonic() - started:.0f} s)")
     print(f"try: upalm infill -c {args.out / 'ul2r'} --text 'def add(a, b):<extra_id_0>return c'")
+
+
+def ends_inputs(data: DataConfig) -> bool:
+    """Whether some denoiser of the mixture ends its inputs with EOS."""
+    return any(denoiser.inputs_eos for denoiser in ul2r.mixture(data.mixture))
 
 
 def pretrain(args: Quickstart) -> Path:

@@ -13,15 +13,12 @@ Expected: docs/results.md. Measure with: upalm run quickstart --checkpoint runs/
 from dataclasses import replace
 from pathlib import Path
 
-import jax
-
 import upalm
-from upalm.checkpoints.folder import export_run
 from upalm.data.config import DataConfig
 from upalm.data.sources import INSTALLED
 from upalm.training import recipes
 from upalm.training.config import Continue, TrainConfig
-from upalm.training.launch import run
+from upalm.training.launch import run_and_export
 from upalm.training.optim import Adafactor, Schedule
 
 UL2R = TrainConfig(
@@ -41,12 +38,5 @@ CONFIGS = {
 }
 
 
-def main(config: TrainConfig) -> None:
-    folder = run(config)
-    if jax.process_count() == 1:
-        export_run(folder, folder / "export")
-        print(f"weights to share: {folder / 'export'}")
-
-
 if __name__ == "__main__":
-    main(recipes.choose(CONFIGS, __doc__))
+    run_and_export(recipes.choose(CONFIGS, __doc__))

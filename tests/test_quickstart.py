@@ -11,7 +11,10 @@ import jax
 import pytest
 from support.environment import AS_USERS_HAVE
 
-from upalm.checkpoints.folder import export
+from upalm.checkpoints.folder import export, load_model
+from upalm.checkpoints.lineage import CheckpointInfo
+from upalm.data import sources
+from upalm.evals.infilling.held_out import cut_gaps, measure_gaps
 from upalm.model.config import ModelConfig
 from upalm.model.palm import Decoder
 
@@ -35,7 +38,8 @@ def inputs(tmp_path_factory, tokenizer, source_text):
     config = ModelConfig(vocab_size=512, d_model=32, n_layers=2, n_heads=2, d_head=16, d_ff=64, seq_len=512)
     data = {"batch_size": 8, "seq_len": 512, "mixture": "causal"}
     made_by = {"n_steps": 100, "data": data, "start": {}, "seed": 0}
-    export(folder / "base", Decoder(config, key=jax.random.key(0)), tokenizer, made_by)
+    saw_eos = CheckpointInfo(inputs_eos=True)  # so a base is measured with it, too
+    export(folder / "base", Decoder(config, key=jax.random.key(0)), tokenizer, made_by, saw_eos)
     (folder / "my.txt").write_text(source_text)
     return folder
 
@@ -51,6 +55,10 @@ def test_quickstart_reports_and_repeats_itself(inputs, tmp_path):
         assert metrics.keys() >= METRICS
         for value in metrics.values():
             assert value["low"] <= value["mean"] <= value["high"] and value["n"] > 0
+    base, tokenizer, _ = load_model(inputs / "base")
+    lines, _ = cut_gaps(sources.load(str(inputs / "my.txt")).validation, tokenizer, 256, 6, inputs_eos=True)
+    found = measure_gaps(base, tokenizer, lines, seq_len=256, inputs_eos=True).estimates()["infill_bits_per_byte"]
+    assert results["models"]["base"]["infill_bits_per_byte"]["mean"] == pytest.approx(found.mean, rel=1e-4)
     page = (tmp_path / "a" / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 3 and 'src="http' not in page
     assert len(list((tmp_path / "a").glob("*.png"))) == 3

@@ -179,6 +179,7 @@ def test_topologies_are_listed(monkeypatch, capsys):
         (("palm_tiny", "tiny", "--slices", "2"), "needs a --topology"),
         (("palm_tiny", "tiny", "--json", "nowhere/plan.json"), "there is no folder nowhere"),
         (("palm_tiny", "tiny", "--price", "-1"), "expected US dollars per device-hour"),
+        (("palm_tiny", "tiny", "--price", "nan"), "expected US dollars per device-hour"),
     ],
 )
 def test_impossible_requests_are_refused(words, message, monkeypatch):

@@ -1,6 +1,7 @@
 """`upalm plan`: cost of a recipe's step, as a table."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -89,8 +90,8 @@ class Plan:
             raise ValueError(f"upalm plan {' '.join(self.recipe)}: expected RECIPE CONFIG, no further words.")
         if self.slices < 1 or self.decode < 0:
             raise ValueError(f"--slices {self.slices} --decode {self.decode}: expected at least 1, and at least 0.")
-        if self.price is not None and self.price <= 0:
-            raise ValueError(f"--price {self.price}: expected US dollars per device-hour, above 0.")
+        if self.price is not None and not 0 < self.price < math.inf:
+            raise ValueError(f"--price {self.price}: expected US dollars per device-hour, above 0 and finite.")
         if self.topology == "here" and self.slices > 1:
             raise ValueError(f"--slices {self.slices} needs a --topology: `here` is the devices of this machine.")
         if self.json is not None and not self.json.absolute().parent.is_dir():

@@ -14,7 +14,7 @@ from jax.sharding import AbstractMesh, Mesh
 
 from upalm import ul2r
 from upalm.checkpoints.config_json import description
-from upalm.checkpoints.folder import load_model, open_checkpoint
+from upalm.checkpoints.folder import export_run, load_model, open_checkpoint
 from upalm.data.config import built_folders, open_source, text_source
 from upalm.data.hf_tokenizer import has_tokenizer, load_tokenizer
 from upalm.data.tokenizer import SentencePiece, Tokenizer
@@ -75,6 +75,23 @@ def run_once(config: TrainConfig) -> Path:
     if not checkpoint.is_dir():
         run(config)
     return checkpoint
+
+
+def run_and_export(config: TrainConfig) -> Path:
+    """`run`, and then export weights to share to `config.out`/export. Returns the run folder.
+
+    Several processes export nothing and say so: their run folder is exported by one process, with `export_run`.
+
+    Raises:
+        ValueError: see `run`.
+    """
+    folder = run(config)
+    if jax.process_count() > 1:
+        _say(f"no export by several processes: call upalm.checkpoints.folder.export_run({str(folder)!r}, ...) in one")
+    else:
+        export_run(folder, folder / "export")
+        _say(f"weights to share: {folder / 'export'}")
+    return folder
 
 
 def _say(message: str) -> None:

@@ -42,17 +42,29 @@ def cut_gaps(
 
 
 def cut_kinds(
-    documents: Sequence[Document], tokenizer: Tokenizer, seq_len: int, n: int, inputs_eos: bool = False
-) -> dict[str, list[Gap]]:
-    """Cut gaps of further kinds for `measure`, with the arguments of `cut_gaps`.
+    documents: Sequence[Document],
+    tokenizer: Tokenizer,
+    seq_len: int,
+    words: Sequence[Gap],
+    inputs_eos: bool = False,
+) -> dict[str, Sequence[Gap]]:
+    """Cut gaps of further kinds for `measure`, as many of each as there are `words`.
+
+    Args:
+        documents: held-out texts.
+        tokenizer: the model's.
+        seq_len: most tokens of a prompt with its answer.
+        words: three-span gaps, as `cut_gaps` cuts them.
+        inputs_eos: leave room for EOS after the inputs.
 
     Returns:
-        Rows by kind: "new_name" (`gaps.cut_names`), "few_words" (the middle gap of each of "multi_span") and
-        "multi_span", the three-span gaps of `cut_gaps`.
+        Rows by kind: "new_name" (`gaps.cut_names`), "few_words" (the middle gap of each of `words`) and "multi_span"
+        (`words`).
+
+    Raises:
+        ValueError: the documents are too short.
     """
-    fits = _room(tokenizer, seq_len, inputs_eos)
-    words = gaps.cut_words(documents, n, fits)
-    names = gaps.cut_names(documents, n, fits)
+    names = gaps.cut_names(documents, len(words), _room(tokenizer, seq_len, inputs_eos))
     return {"new_name": names, "few_words": gaps.fill_all_but_middle(words), "multi_span": words}
 
 
