@@ -14,8 +14,8 @@ _CUBES = "2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8 8x8x16 8x16x16 12x16x1
 _SQUARES = "2x2 2x4 4x4 4x8 8x8 8x16 16x16"
 _GPUS = ("H100", "H200", "B200")
 _STAND_IN = "v5p:2x2x2"
-"""Eight chips whose compiled step stands in for that of a node of GPUs: XLA has no compiler for GPUs without a GPU that
-`pip install libtpu` brings. Partitioning and products are the same, and the rates are the GPU's."""
+"""Eight chips whose compiled step stands in for that of a node of GPUs, since libtpu compiles for TPUs alone.
+Partitioning and products are the same, and the rates are the GPU's."""
 
 TOPOLOGIES = tuple(
     f"{chip}:{shape}"
