@@ -1,6 +1,6 @@
 """Measure what healing does to fills of gaps, inside words and at the borders of lines.
 
-    python benchmarks/healing.py --checkpoint runs/quickstart/ul2r --data bench/
+    python benchmarks/healing.py --data bench/
 
 Gaps of HumanEval's random-span and single-line benchmarks, and gaps of prose (LAMBADA) that begin and end inside a
 word, are filled greedily with and without healing. Printed are means, and their paired differences with 95% intervals
@@ -33,7 +33,7 @@ PROSE = "nlp/lambada_openai.jsonl"
 
 @dataclass(frozen=True)
 class Case:
-    checkpoint: Path
+    checkpoint: Path = upalm.UPALM_TINY
     """Folder of a run or of weights that was trained on gaps."""
     data: Path = Path("bench")
     """Folder of the benchmark files: `humaneval_infilling/` and `nlp/lambada_openai.jsonl`."""

@@ -55,6 +55,8 @@ class Case:
     """Validation batches."""
     contenders: tuple[str, ...] = ("fp32", "factored", "bf16", "nearest")
     """Contenders that run."""
+    out: Path | None = None
+    """JSON Lines file for the figures."""
 
 
 # --- Rounding -------------------------------------------------------------------------------------
@@ -133,8 +135,12 @@ def bytes_per_parameter(model: Decoder, opt_state: Any, *, in_half: bool) -> dic
 
 
 def main(args: Case) -> None:
+    lines = []
     for contender in args.contenders:
-        print(json.dumps(train(args, contender)), flush=True)
+        lines.append(json.dumps(train(args, contender)))
+        print(lines[-1], flush=True)
+    if args.out is not None:
+        args.out.write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -48,6 +48,35 @@ def differences_table(results: dict[str, Any]) -> str:
     return format_rows(["bits per byte", *(f"`{key}`" for key in keys)], rows)
 
 
+# --- Healing and memory ---------------------------------------------------------------------------
+
+
+def healing_table(results: dict[str, Any]) -> str:
+    """One row per kind of gap: three measures without and with healing, and their paired differences."""
+    rows = []
+    for kind, found in results.items():
+        row = [f"{kind}, {found['start']['plain']['n']}"]
+        for estimates in (found[key] for key in ("start", "edit_sim", "closed")):
+            row += [f"{estimates['plain']['mean']:.3f}, {estimates['healed']['mean']:.3f}"]
+            row += [format_estimate(estimates["difference"])]
+        rows.append(row)
+    measures = (
+        "share of the missing text that the fill begins with",
+        "edit similarity",
+        "spans that end before the limit",
+    )
+    header = ["gaps", *(x for measure in measures for x in (f"{measure}: without, with healing", "difference"))]
+    return format_rows(header, rows)
+
+
+def low_memory_table(records: list[dict[str, Any]]) -> str:
+    """One column per contender: validation loss after training."""
+    names = {"fp32": "PaLM's, fp32", "bf16": "bf16, stochastic", "nearest": "bf16, nearest"}
+    header = ["before", *(names.get(r["contender"], r["contender"]) for r in records)]
+    losses = [records[0]["validation"][0], *(r["validation"][1] for r in records)]
+    return format_rows(header, [[f"{loss:.3f}" for loss in losses]])
+
+
 # --- Quickstart -----------------------------------------------------------------------------------
 
 
@@ -108,8 +137,9 @@ def grid_table(results: list[dict[str, Any]]) -> str:
 
 # --- Forks of SmolLM2 -----------------------------------------------------------------------------
 
+KINDS = ("line", "short", "several", "several_whole", "prose", "new_name", "new_name_whole")
 MEASURES = (
-    *(f"{kind}/{name}" for kind in ("line", "short", "several", "prose") for name in ORDER[:5]),
+    *(f"{kind}/{name}" for kind in KINDS for name in ORDER[:5]),
     *("causal_bits_per_byte", "format_ok", "exact_grammar", "edit_similarity_grammar", "exact_free"),
     "edit_similarity_free",
 )
@@ -119,7 +149,8 @@ GAINS = tuple(f"{kind}/infill_gain" for kind in ("line", "short", "several", "pr
 def final_table(results: dict[str, Any]) -> str:
     """The model before, the control and UL2R, seeds pooled."""
     found = {name: results["checkpoints"][name]["estimates"] for name in ("base@0", "causal@300", "ul2r@300")}
-    rows = [[f"`{key}`", *(format_estimate(estimates[key]) for estimates in found.values())] for key in MEASURES]
+    keys = [key for key in MEASURES if all(key in estimates for estimates in found.values())]
+    rows = [[f"`{key}`", *(format_estimate(estimates[key]) for estimates in found.values())] for key in keys]
     return format_rows(["measure", "before", "control", "UL2R"], rows)
 
 
@@ -175,6 +206,17 @@ def candidates_table(results: dict[str, Any]) -> str:
 def ablations_table(results: dict[str, Any]) -> str:
     """Changes of 100 steps of UL2R."""
     return changes_table(results, "short")
+
+
+def cuts_table(results: dict[str, Any]) -> str:
+    """One row per kind of gap: rows whose spans all lie between borders of tokens, and cost for one model."""
+    estimates = results["checkpoints"]["base@0"]["estimates"]
+    rows = []
+    for kind in (kind for kind in KINDS if f"{kind}/between_borders" in estimates):
+        share = estimates[f"{kind}/between_borders"]
+        cells = [format_estimate(estimates[f"{kind}/{name}"]) for name in ORDER[:3]]
+        rows.append([f"`{kind}`", f"{share['mean'] * share['n']:.0f} of {share['n']}", *cells])
+    return format_rows(["gaps", "rows between borders", *(f"`{name}`" for name in ORDER[:3])], rows)
 
 
 # --- Suites ---------------------------------------------------------------------------------------
@@ -259,9 +301,13 @@ TABLES = {
         "smollm2 steps": ("smollm2_forks.json", steps_table),
         "smollm2 candidates": ("smollm2_forks.json", candidates_table),
         "smollm2 ablations": ("smollm2_forks.json", ablations_table),
+        "upalm_tiny cuts": ("upalm_tiny_cuts.json", cuts_table),
+        "smollm2 cuts": ("smollm2_cuts.json", cuts_table),
         "smollm2 english": ("smollm2_english*.json", suite_table),
         "smollm2 humaneval": ("smollm2_humaneval*.json", humaneval_table),
     },
+    "infilling.md": {"healing": ("healing.json", healing_table)},
+    "training.md": {"low memory": ("low_memory.jsonl", low_memory_table)},
     "performance.md": {
         "gpu training": ("gpu_speed.jsonl", training_table),
         "gpu attention": ("gpu_attention.jsonl", attention_table),

@@ -38,7 +38,7 @@ def commands(program: str) -> list[tuple[str, list[str]]]:
     return found
 
 
-@pytest.mark.parametrize("page", ["results.md", "performance.md"])
+@pytest.mark.parametrize("page", ["results.md", "infilling.md", "training.md", "performance.md"])
 def test_tables_of_results_are_those_of_their_numbers(page):
     with_tables = runpy.run_path(str(ROOT / "docs" / "results_tables.py"))["with_tables"]
     assert with_tables(page) == (ROOT / "docs" / page).read_text("utf-8"), "run: python docs/results_tables.py"
