@@ -79,6 +79,7 @@ def sums(record: Record) -> Sums:
             f"{kind}/infill_gain": (left - infill, n_bytes),
             f"{kind}/infill_gain_shuffled": (left - shuffled, n_bytes),
             f"{kind}/suffix_use": (shuffled - infill, n_bytes),
+            f"{kind}/between_borders": (np.array(gaps["between_borders"], float), np.ones(len(infill))),
         }
     found["causal_bits_per_byte"] = (np.array(record["causal"]["bits"]), np.array(record["causal"]["n_bytes"], float))
     for name, values in record["decoded"].items():

@@ -14,7 +14,7 @@ import os
 import random
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -33,7 +33,7 @@ from upalm.distributed.runtime import enable_compilation_cache, versions
 from upalm.evals import text_metrics
 from upalm.evals.infilling import gaps, prose, scores
 from upalm.evals.infilling.gaps import Gap
-from upalm.evals.infilling.held_out import MAX_SPAN_TOKENS, cut_gaps, measure_gaps
+from upalm.evals.infilling.held_out import MAX_SPAN_TOKENS, cut_gaps, cut_kinds, measure_gaps
 from upalm.files import write_atomically
 from upalm.inference.config import Attention
 from upalm.training import loop, recipes
@@ -157,6 +157,9 @@ class Case:
 
 # --- Rows -----------------------------------------------------------------------------------------
 
+WHOLE = ("several", "new_name")
+"""Kinds of gaps that are also measured between borders of tokens."""
+
 
 def held_out_documents(folder: Path, tokenizer: Tokenizer) -> list[Document]:
     """Read the text of the held-out documents back from their tokens."""
@@ -171,29 +174,50 @@ class Rows(NamedTuple):
     """What is measured, and the tokenizer of all forks."""
 
     tokenizer: Tokenizer
-    gaps: dict[str, list[Gap]]
+    gaps: dict[str, Sequence[Gap]]
     """By kind."""
     texts: list[str]
     """Read from left to right."""
 
 
 def cut_rows(args: Case, tokenizer: Tokenizer, documents: list[Document], n: int) -> Rows:
-    """Cut up to n gaps of each kind; a longer list begins with the shorter one."""
+    """Cut up to n gaps of each kind; a longer list begins with the shorter one.
+
+    Kinds cut words without the space before them, where many tokenizers have no border; `several_whole` and
+    `new_name_whole` have the same gaps, widened to whole tokens.
+    """
     lines, words = cut_gaps(documents, tokenizer, args.seq_len, n, inputs_eos=True)
     windows = [row.parts[0] + row.spans[0] + row.parts[1] for row in lines]
     paragraphs = [x.strip() for x in args.prose.read_text("utf-8").split("\n") if 60 <= len(x.split()) <= 200]
     random.Random(0).shuffle(paragraphs)
-    kinds = {
+    kinds: dict[str, Sequence[Gap]] = {
         "line": lines,
         "short": prose.cut_rows("short", windows, prose.Cut(max_words=3))[0],
         "several": words,
         "prose": prose.cut_rows("prose", paragraphs[:n], prose.Cut())[0],
+        "new_name": cut_kinds(documents, tokenizer, args.seq_len, words, inputs_eos=True)["new_name"],
     }
+    kinds |= {f"{kind}_whole": [widen_to_tokens(tokenizer, row) for row in kinds[kind]] for kind in WHOLE}
     return Rows(
         tokenizer,
         kinds,
         list(gaps.take_excerpts(documents, n, lambda x: len(tokenizer.encode(x)) <= args.seq_len)),
     )
+
+
+def widen_to_tokens(tokenizer: Tokenizer, row: Gap) -> Gap:
+    """Move the ends of each span outwards to borders of the tokens of the whole text, where training cuts it."""
+    pieces = [piece.encode() for pair in zip(row.parts, (*row.spans, ""), strict=True) for piece in pair]
+    text = b"".join(pieces)
+    lengths = [len(tokenizer.token_bytes[i]) for i in tokenizer.encode(text.decode())]
+    borders = np.cumsum([0, *lengths])
+    borders = borders[[i == len(text) or text[i] & 0xC0 != 0x80 for i in borders]]  # none inside a character
+    edges = np.cumsum([len(piece) for piece in pieces[:-2]])
+    begins = borders[np.searchsorted(borders, edges[0::2], "right") - 1]
+    ends = borders[np.searchsorted(borders, edges[1::2])]
+    cuts = [0, *np.stack([begins, ends], 1).ravel().tolist(), len(text)]
+    texts = [text[a:b].decode() for a, b in zip(cuts, cuts[1:], strict=False)]
+    return Gap(tuple(texts[0::2]), tuple(texts[1::2]))
 
 
 # --- Measures -------------------------------------------------------------------------------------
@@ -214,6 +238,7 @@ def measure(args: Case, folder: Path, rows: Rows, mask: Attention) -> dict:
         kinds[kind] = {
             "mode": found.infill_mode,
             "left_only_format": found.left_only_format,
+            "between_borders": [int(widen_to_tokens(tokenizer, row) == row) for row in some],
             "n_bytes": found.infill.n_bytes.tolist(),
             "infill": rounded(found.infill.bits),
             "left_only": rounded(found.left_only.bits),

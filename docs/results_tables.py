@@ -302,7 +302,6 @@ TABLES = {
         "smollm2 candidates": ("smollm2_forks.json", candidates_table),
         "smollm2 ablations": ("smollm2_forks.json", ablations_table),
         "upalm_tiny cuts": ("upalm_tiny_cuts.json", cuts_table),
-        "smollm2 cuts": ("smollm2_cuts.json", cuts_table),
         "smollm2 english": ("smollm2_english*.json", suite_table),
         "smollm2 humaneval": ("smollm2_humaneval*.json", humaneval_table),
     },

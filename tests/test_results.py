@@ -3,12 +3,16 @@
 import json
 import runpy
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
+from upalm.evals.infilling.gaps import Gap
+
 ROOT = Path(__file__).parent.parent
+KINDS = ("line", "short", "several", "several_whole", "prose")
 STEPS = {
     "base": (0,),
     "ul2r": (50, 300),
@@ -33,6 +37,7 @@ def record(fork, seed, step, n_rows):
     gaps = {
         "mode": "nlu",
         "left_only_format": "none, causal",
+        "between_borders": [1, 0] * (n_rows // 2),
         "n_bytes": n_bytes.tolist(),
         "infill": ((difficulty + 0.5 - saved) * n_bytes).tolist(),
         "left_only": (difficulty * n_bytes).tolist(),
@@ -48,7 +53,7 @@ def record(fork, seed, step, n_rows):
         "device": "cpu",
         "matmul_precision": "default",
         "versions": {},
-        "kinds": {kind: gaps for kind in ("line", "short", "several", "prose")},
+        "kinds": {kind: gaps for kind in KINDS},
         "causal": {"bits": [3.0] * n_rows, "n_bytes": [2] * n_rows},
         "decoded": {"mode": "nlu", "format_ok": [1, 0] * (n_rows // 2)}
         | {f"{name}_{how}": [0] * n_rows for name in ("exact", "edit_similarity") for how in ("grammar", "free")},
@@ -90,6 +95,21 @@ def test_forks_are_compared_with_their_control_in_pairs(results):
     assert difference["causal_ratio"]["mean"] == 1
     assert "short_ul2@100 minus short@100" in results["differences"]
     assert results["differences"]["ul2r@50 minus base@0"]["format_ok"]["n"] == 16
+
+
+def test_spans_are_widened_to_whole_tokens_and_characters():
+    widen = runpy.run_path(str(ROOT / "benchmarks" / "smollm2_forks.py"))["widen_to_tokens"]
+    tokenizer = SimpleNamespace(token_bytes=[b"x", b" y", b"\xc3", b"\xb6a", b"b"], encode=lambda text: range(5))
+    row = Gap(("x ", "ö", "b"), ("y", "a"))
+    assert widen(tokenizer, row) == Gap(("x", "", "b"), (" y", "öa"))
+    assert widen(tokenizer, widen(tokenizer, row)) == widen(tokenizer, row)
+
+
+def test_rows_between_borders_are_counted(results):
+    share = results["checkpoints"]["base@0"]["estimates"]["several/between_borders"]
+    assert share["mean"] == 0.5 and share["n"] == 32
+    table = runpy.run_path(str(ROOT / "docs" / "results_tables.py"))["cuts_table"](results)
+    assert "| `several_whole` | 16 of 32 |" in table
 
 
 def test_rows_of_different_gaps_are_not_compared(pool):
