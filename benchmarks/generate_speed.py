@@ -91,6 +91,7 @@ def main(case: Case) -> None:
     for name in names:
         prefill, whole = records[f"{name}:1"].median(), records[f"{name}:{case.new}"].median()
         decoding = case.batch * (case.new - 1) / (whole - prefill)
+        seconds = records[f"{name}:{case.new}"].values()
         rows.append(
             (
                 name,
@@ -100,6 +101,7 @@ def main(case: Case) -> None:
                 f"{decoding / bound:.0%}",
                 f"{1e3 * prefill:.0f}",
                 f"{records[f'{name}:{case.new}'].median('peak_mb'):.0f}",
+                f"{min(seconds):.2f} to {max(seconds):.2f}",
             )
         )
     header = (
@@ -110,6 +112,7 @@ def main(case: Case) -> None:
         "of the bound",
         "first token, ms",
         "peak, MB",
+        "seconds",
     )
     clock.print_table(header, rows)
 
