@@ -22,7 +22,7 @@ import jax  # noqa: E402
 import tyro  # noqa: E402
 
 from upalm.data.config import DataConfig  # noqa: E402
-from upalm.distributed.chips import CHIPS, GIB  # noqa: E402
+from upalm.distributed.chips import CHIPS, GIB, Chip  # noqa: E402
 from upalm.distributed.sharding import MeshConfig  # noqa: E402
 from upalm.model.config import ModelConfig  # noqa: E402
 from upalm.planning import plan, target_of  # noqa: E402
@@ -115,7 +115,7 @@ def planned(row: Row) -> dict[str, Any]:
 
 def retimed(f: dict[str, Any], row: Row) -> dict[str, Any]:
     """Return the plan of another row's step by the rates of this row's GPUs."""
-    before, now = (CHIPS[topology.partition(":")[0]] for topology in (row.timed_from, row.topology))
+    before, now = _chip(row.timed_from), _chip(row.topology)
     rates = {"compute": now.flops / before.flops, "memory": now.bandwidth / before.bandwidth}
     rates |= {"interconnect": now.link * now.links / (before.link * before.links)}
     seconds = {name: n / rates[name] for name, n in f["seconds"].items()}
@@ -129,8 +129,11 @@ def retimed(f: dict[str, Any], row: Row) -> dict[str, Any]:
         "billion_hours": [1e9 / f["tokens_per_step"] * n / 3600 for n in (step, serial)],
         "capacity_gib": now.memory / GIB,
         "fits": f["memory_gib"]["total"] <= now.memory / GIB,
-        "price": now.price,
     }
+
+
+def _chip(topology: str) -> Chip:
+    return CHIPS[topology.partition(":")[0]]
 
 
 def rented(found: dict[str, dict]) -> str:
@@ -144,13 +147,13 @@ def rented(found: dict[str, dict]) -> str:
         if f is None or f["step_seconds"] is None:
             continue
         f = retimed(f, row) if row.timed_from else f
-        hours, total = f["billion_hours"], f["memory_gib"]["total"]
-        dollars = "" if f["price"] is None else " to ".join(f"{h * f['devices'] * f['price']:,.0f}" for h in hours)
+        hours, total, price = f["billion_hours"], f["memory_gib"]["total"], _chip(row.topology).price
+        dollars = "" if price is None else " to ".join(f"{h * f['devices'] * price:,.0f}" for h in hours)
         lines.append(
             f"| {row.title} | {f['devices']} | {' x '.join(map(str, f['mesh'].values()))} | {f['remat']} | {total:.1f} "
             f"| {1 - total / f['capacity_gib']:.0%} | {f['step_seconds']:.2f} | {f['serial_seconds']:.2f} | "
             f"{f['bound_by']} | {' to '.join(f'{h:.1f}' for h in hours)} | "
-            f"{'' if f['price'] is None else format(f['price'], 'g')} | {dollars} |"
+            f"{'' if price is None else format(price, 'g')} | {dollars} |"
         )
     return "\n".join(lines)
 

@@ -58,7 +58,7 @@ _NETWORK = 200e9 / 8 / 4
 CHIPS = MappingProxyType(
     {
         "v4": Chip("TPU v4", 275e12, 32 * GIB, 1228e9, 6, 300e9 / 6, _NETWORK, _TPU + "; peak also PaLM section 4"),
-        "v5e": Chip("TPU v5 lite", 197e12, 16 * GIB, 819e9, 4, 200e9 / 4, _NETWORK, _TPU),
+        "v5e": Chip("TPU v5 lite", 197e12, 16 * GIB, 819e9, 4, 200e9 / 4, _NETWORK, _TPU, 1.20, _GOOGLE),
         "v5p": Chip("TPU v5", 459e12, 95 * GIB, 2765e9, 6, 600e9 / 6, _NETWORK, _TPU, 4.20, _GOOGLE),
         "v6e": Chip("TPU v6 lite", 918e12, 32 * GIB, 1640e9, 4, 448e9 / 4, _NETWORK, _TPU, 2.70, _GOOGLE),
         "tpu7x": Chip("TPU7x", 2307e12 / 2, 96 * GIB, 7380e9 / 2, 6, 600e9 / 6 / 2, _NETWORK / 2, _TPU7),
