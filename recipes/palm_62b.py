@@ -9,6 +9,7 @@ Cost:     3.08e23 FLOPs: 620,000 v4 chip-hours at 50% MFU; arithmetic, not measu
 Expected: the paper's own figures need its data; nothing was trained at this size here.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import tyro
@@ -24,10 +25,11 @@ from upalm.training.spikes import SpikeConfig
 
 PALM_62B = TrainConfig(
     out=Path("runs/palm_62b"),
-    start=Scratch(PALM["62b"]),
+    start=Scratch(replace(PALM["62b"], remat="matmuls")),
     data=DataConfig(tyro.MISSING, "causal", seq_len=2048, batch_size=512, batch_ramp=((50_797, 1024),)),
     optimizer=Adafactor(Schedule("rsqrt", peak=1e-2, warm_steps=10_000)),
     n_steps=404_484,
+    accumulation=2,  # so that the products fit, and none is repeated
     save_every=500,
     eval_every=5000,
     checkpoints=CheckpointConfig(minutes=30.0, last=3, every=10_000),

@@ -31,7 +31,7 @@ PALM_8B = TrainConfig(
     save_every=500,
     eval_every=5000,
     checkpoints=CheckpointConfig(minutes=30.0, last=3, every=10_000),
-    mesh=MeshConfig(model=1),
+    mesh=MeshConfig(model=2),
     spikes=SpikeConfig(threshold=1.0),
 )
 

@@ -65,6 +65,10 @@ def test_paper_runs_fit_and_send_no_more(name, size, topology, tmp_path):
     assert plan["run_hours"] == pytest.approx(20_000 * plan["step_seconds"] / 3600)
 
 
+REPEATS = ("ul2r_62b 62b on v4:4x4x4", "palm_540b 540b on 2 x v4:12x16x16")
+"""Rows of v4 that still repeat products; docs/plans.md has the meshes that would not."""
+
+
 def test_golden_plans_meet_their_goals():
     for name, f in GOLDEN.items():
         assert f["memory_gib"]["total"] <= 0.9 * f["capacity_gib"], name
@@ -72,9 +76,9 @@ def test_golden_plans_meet_their_goals():
         assert of_kinds == pytest.approx(f["memory_gib"]["total"])
     largest = GOLDEN["ul2r_540b 540b on v4:8x8x8"]
     assert largest["step_seconds"] <= 1.6 and largest["serial_seconds"] <= 3.0
-    for name in ("ul2r_540b 540b on v4:8x8x8", "ul2r_8b 8b on v4:4x4x4", "ul2r_62b 62b on v5p:4x4x4"):
-        assert GOLDEN[name]["remat_share"] == 0
-    assert GOLDEN["ul2r_62b 62b on v4:4x4x4"]["mfu"] >= 0.55
+    for name, f in GOLDEN.items():
+        if ("v4:" in name or "v5p:" in name) and name not in REPEATS:
+            assert f["remat_share"] == 0, name
 
 
 def test_machines_for_rent_hold_their_steps():
@@ -256,8 +260,23 @@ def test_memory_of_a_refused_program_is_read():
         "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 41.25G of 30.75G hbm.",
         "E1000: the total memory required for HLO temporaries (41.25G) exceeds available HBM (30.75G).",
     ):
-        assert planner._excess_gib(error) == 41.25
-    assert planner._excess_gib("INTERNAL: something else") is None
+        assert planner._refused_gib(error) == 41.25
+    assert planner._refused_gib("INTERNAL: something else") is None
+
+
+def test_plan_of_a_refused_program_does_not_fit(monkeypatch):
+    """The compiler's figure holds the arguments already, and less than the chip's 32 GiB are available."""
+
+    def refuse(*_):
+        raise jax.errors.JaxRuntimeError("HLO temporaries (31.50G) exceeds available HBM (30.75G).")
+
+    monkeypatch.setattr(planner, "_compile", refuse)
+    config, model = search.resolve_config(Request("palm_tiny", "tiny", (), "here", 1))
+    step = lowering.training(config, model, None)
+    for stands_in in (False, True):
+        target = topology_module.Target("a chip", CHIPS["v4"], jax.devices()[:1], stands_in)
+        plan = planner.plan(step, model, target, None)
+        assert plan.memory_gib == {"total": 31.5} and plan.fits == stands_in
 
 
 def test_planned_arguments_have_the_shapes_of_a_run():

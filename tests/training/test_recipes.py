@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from functools import lru_cache, partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -57,6 +58,14 @@ def mesh_of(name):
 @pytest.mark.parametrize("name", CHIPS)
 def test_meshes_of_the_full_sizes_divide_model_and_batches(name):
     check_mesh(config_of(name), model_of(name), mesh_of(name))
+
+
+@pytest.mark.parametrize("name", CHIPS)
+def test_plans_of_the_full_sizes_have_the_recipes_meshes(name):
+    """A recipe that changes its mesh has its row of docs/plans.md renewed."""
+    plans = json.loads((Path(__file__).parents[1] / "golden" / "plans.json").read_text())
+    meshes = [f["mesh"] for f in plans.values() if f["recipe"] == name and "v4:" in f["topology"]]
+    assert meshes == [dict(mesh_of(name).shape)]
 
 
 @pytest.mark.parametrize("name", CHIPS)

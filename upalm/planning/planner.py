@@ -81,7 +81,11 @@ class Plan:
     @property
     def fits(self) -> bool | None:
         """Whether the step fits the chips' memory; None if their memory is unknown."""
-        return None if self.capacity_gib is None else self.memory_gib["total"] <= self.capacity_gib
+        if self.capacity_gib is None:
+            return None
+        # the compiler of the chips themselves refuses programs before that, since it reserves some memory
+        is_refused = self.memory_gib.keys() == {"total"} and not self.stands_in
+        return not is_refused and self.memory_gib["total"] <= self.capacity_gib
 
     @property
     def step_seconds(self) -> float | None:
@@ -154,9 +158,8 @@ def plan(step: Step, model: ModelConfig, target: Target, mesh: Mesh | None) -> P
     try:
         stats, program = _compile(step, mesh)
     except jax.errors.JaxRuntimeError as e:
-        if (temporaries := _excess_gib(str(e))) is None:
+        if (total := _refused_gib(str(e))) is None:
             raise ValueError(f"the compiler of {target.name} refused the step: {str(e)[:500]}") from e
-        total = temporaries + sum(held.values()) / GIB
         nothing = {"compiled_flops_per_step": None, "remat_share": None, "collective_bytes": 0, "collectives": []}
         return Plan(memory_gib={"total": total}, seconds={}, **nothing, **common)
     if "optimizer" in held:
@@ -175,8 +178,8 @@ def plan(step: Step, model: ModelConfig, target: Target, mesh: Mesh | None) -> P
     )
 
 
-def _excess_gib(error: str) -> float | None:
-    """Return the GiB of temporaries of a program that does not fit; None for other errors."""
+def _refused_gib(error: str) -> float | None:
+    """Return the GiB of a program that does not fit, with its arguments; None for other errors."""
     patterns = (r"HLO temporaries \(([\d.]+)G\)", r"memory space hbm. Used ([\d.]+)G")
     match = next(filter(None, (re.search(pattern, error) for pattern in patterns)), None)
     return float(match.group(1)) if match else None
