@@ -15,7 +15,7 @@ def source_of(loader, segment, example):
     inputs = example.inputs[len(segmenter.mode_ids) : len(example.inputs) - len(segmenter.inputs_eos_ids)]
     targets = example.targets[: len(example.targets) - len(segmenter.eos_ids)]
     assert tuple(example.inputs[: len(segmenter.mode_ids)]) == SYMBOLS.modes.get(segmenter.denoiser.mode, ())
-    if isinstance(segmenter.denoiser, ul2r.SpanCorruption):
+    if isinstance(segmenter.denoiser, ul2r.SpanCorruption | ul2r.Gaps):
         return ul2r.restore(ul2r.Example(inputs, targets), SENTINELS)
     return np.concatenate([inputs, targets])
 
@@ -31,8 +31,16 @@ mixtures = st.lists(
         corruption_rate=st.floats(0.05, 0.6),
         max_spans=st.integers(1, 100),
         roll=st.booleans(),
+        shortest=st.floats(0.01, 1),
     )
-    | st.builds(ul2r.PrefixLM, name=st.just("s"), mode=st.just("s2s"), corruption_rate=st.floats(0.05, 0.5))
+    | st.builds(ul2r.Gaps, name=st.just("g"), mean_span=st.floats(1, 40), n_spans=st.integers(1, 9))
+    | st.builds(
+        ul2r.PrefixLM,
+        name=st.just("s"),
+        mode=st.just("s2s"),
+        corruption_rate=st.floats(0.05, 0.5),
+        shortest=st.floats(0.01, 1),
+    )
     | st.just(ul2r.Causal(name="c")),
     min_size=1,
     max_size=4,
@@ -99,3 +107,30 @@ def test_weights_are_shares_of_examples():
     for counts, denoiser in zip(counted.denoisers, ul2r.UL2R_SPLIT_X, strict=True):
         p = denoiser.weight
         assert counts.examples / n == pytest.approx(p, abs=4 * np.sqrt(p * (1 - p) / n))
+
+
+def ends_of_answers(mixture):
+    """Position of the EOS of every answer to a prompt with gaps, in rows of 256 that inputs and targets share."""
+    tokens = Tokens.from_documents(random_documents([4000] * 40))
+    loader = build_loader(tokens, mixture=mixture, seq_len=256, joint_budget=True)
+    segments = [pair for row in range(count_rows(loader, 1)) for pair in loader.segments(row)]
+    return np.array([len(e.inputs) + len(e.targets) for s, e in segments if loader.mixture[s.denoiser_id].name != "s"])
+
+
+def test_where_an_answer_ends_is_no_constant_if_chunks_vary():
+    """A model learns where EOS stands if it has one place, instead of where an answer ends."""
+    fixed, varied = ends_of_answers("ul2r_infill"), ends_of_answers("ul2r_gaps")
+    assert np.mean(fixed >= 250) > 0.95
+    most_common = np.bincount(varied // 8).max() / len(varied)
+    assert most_common < 0.2 and varied.min() < 64 < 200 < varied.max()
+
+
+def test_chunks_are_of_any_length_from_the_shortest_on():
+    """But for the last of a row, which is cut to the room, and those that a document ends."""
+    denoiser = ul2r.PrefixLM(name="s", shortest=0.5)
+    loader = build_loader(Tokens.from_documents(random_documents([20_000])), mixture=(denoiser,), seq_len=512)
+    longest = loader.segmenters[0].longest_chunks[-1]
+    _, plan = loader.window(0, 0)
+    first = [plan.segments[a].end - plan.segments[a].start for a, b in plan.rows if b - a > 1]
+    assert min(first) >= longest // 2 and max(first) <= longest
+    assert len(set(first)) > len(first) // 2

@@ -17,8 +17,17 @@ SPANS = st.builds(
     max_spans=st.integers(1, 100),
     roll=st.booleans(),
 )
+GAPS = st.builds(
+    ul2r.Gaps,
+    name=st.just("gaps"),
+    mode=st.sampled_from(["nlu", "none"]),
+    mean_span=st.floats(1, 70),
+    n_spans=st.integers(1, 100),
+    inputs_eos=st.booleans(),
+)
 DENOISERS = st.one_of(
     SPANS,
+    GAPS,
     st.builds(ul2r.PrefixLM, name=st.just("s"), mode=st.just("s2s"), corruption_rate=st.floats(0.01, 0.5)),
     st.just(ul2r.Causal(name="c")),
 )

@@ -30,11 +30,49 @@ def test_prefix_split_is_uniform():
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"mean_span": 0.5}, "mean_span"), ({"corruption_rate": 1.0}, "corruption_rate"), ({"mode": "abc"}, "mode")],
+    [
+        ({"mean_span": 0.5}, "mean_span"),
+        ({"corruption_rate": 1.0}, "corruption_rate"),
+        ({"mode": "abc"}, "mode"),
+        ({"shortest": 0.0}, r"shortest is 0.0, expected in \(0, 1\]"),
+        ({"shortest": float("nan")}, "shortest"),
+    ],
 )
 def test_bad_denoisers(change, message):
     with pytest.raises(ValueError, match=message):
         ul2r.SpanCorruption(**{"name": "r", "mean_span": 3.0, "corruption_rate": 0.15} | change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"mean_span": 0.5}, "mean_span"), ({"n_spans": 0}, "n_spans"), ({"n_spans": 101}, "1 to 100")],
+)
+def test_bad_gaps(change, message):
+    with pytest.raises(ValueError, match=message):
+        ul2r.Gaps(**{"name": "gaps", "mean_span": 3.0} | change)
+
+
+def test_lengths_of_gaps_are_geometric_and_their_places_uniform():
+    """So that neither the place of a gap nor its length so far says where it ends."""
+    denoiser, rng, n = ul2r.Gaps(name="line", mean_span=4.0), np.random.default_rng(0), 400
+    examples = [denoiser(np.arange(n), rng, SYMBOLS) for _ in range(20_000)]
+    spans = np.array([len(e.targets) - 1 for e in examples])
+    law = scipy.stats.geom(1 / 4).pmf(np.arange(1, 101))
+    assert_follows(np.bincount(spans, minlength=101)[1:101], law)
+    starts = np.array([int(np.isin(e.inputs, SYMBOLS.sentinels).argmax()) for e in examples])
+    one = starts[spans == 1]
+    assert_follows(np.bincount(one // 4, minlength=100), np.full(100, 0.01))
+    assert len(set(starts[spans == 5].tolist())) > 300
+
+
+def test_several_gaps_never_touch():
+    denoiser, rng = ul2r.Gaps(name="words", mean_span=4.0, n_spans=3), np.random.default_rng(0)
+    for length in range(2, 40):
+        inputs, targets = denoiser(np.arange(length), rng, SYMBOLS)
+        slots = np.flatnonzero(np.isin(inputs, SYMBOLS.sentinels))
+        assert len(slots) == denoiser.n_sentinels(length) == min(3, length // 2)
+        assert np.all(np.diff(slots) > 1), inputs
+        assert np.array_equal(ul2r.restore(ul2r.Example(inputs, targets), SYMBOLS.sentinels), np.arange(length))
 
 
 def parts_law(total, n_parts):

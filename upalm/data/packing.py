@@ -38,7 +38,7 @@ def plan_rows(
 
     The length of a segment is known before its noise is drawn. The last chunk of a row is therefore cut to the room
     that is left, and the next row continues where it ended: rows are full, and no token is dropped. A chunk is shorter
-    than `MIN_CHUNK_TOKENS` only where its piece ends.
+    than `MIN_CHUNK_TOKENS` only where its piece ends. Chunks of a denoiser with `shortest` below 1 have random lengths.
 
     Args:
         pieces: first and last + 1 token of each stretch that chunks may not leave.
@@ -48,11 +48,14 @@ def plan_rows(
         rng: draws the denoisers and the order of the rows.
     """
     longest, lengths = [s.longest_chunks for s in segmenters], [s.segment_lengths for s in segmenters]
+    shortest = [_shortest(s) for s in segmenters]
     draws = _denoiser_ids(weights, rng)
     segments, rows, first, room, denoiser_id = [], [], 0, seq_len, next(draws)
     for start, end in pieces:
         while start < end:
             n = min(longest[denoiser_id][room], end - start)
+            if shortest[denoiser_id] < longest[denoiser_id][seq_len]:
+                n = min(n, int(rng.integers(shortest[denoiser_id], longest[denoiser_id][seq_len], endpoint=True)))
             if n < MIN_CHUNK_TOKENS and n < end - start and room < seq_len:
                 rows.append((first, len(segments)))  # the denoiser that was drawn begins the next row
                 first, room = len(segments), seq_len
@@ -85,6 +88,12 @@ def plan_pairs(pieces: Sequence[tuple[int, int]], segmenter: ul2r.Segmenter, seq
         segments.append(Segment(0, start, end))
         room -= end - start + extra
     return RowPlan(segments, [*rows, (first, len(segments))])
+
+
+def _shortest(segmenter: ul2r.Segmenter) -> int:
+    """Return the shortest chunk that is cut where there is room for a longer one."""
+    longest = segmenter.longest_chunks[-1]
+    return min(max(round(segmenter.denoiser.shortest * longest), MIN_CHUNK_TOKENS), longest)
 
 
 def _denoiser_ids(weights: np.ndarray, rng: np.random.Generator) -> Iterator[int]:

@@ -11,7 +11,7 @@ This folder needs NumPy alone: it can be copied into another project under any n
 Paper: U-PaLM (arXiv:2210.11399) section 2.3; span sampling as in T5 (arXiv:1910.10683).
 """
 
-from .denoisers import Causal, Denoiser, PrefixLM, SpanCorruption
+from .denoisers import Causal, Denoiser, Gaps, PrefixLM, SpanCorruption
 from .mixtures import (
     CAUSAL,
     MIXTURES,

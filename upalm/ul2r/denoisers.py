@@ -25,6 +25,9 @@ class Denoiser:
     """Relative share of examples."""
     inputs_eos: bool = False
     """End the inputs with EOS, as T5's features do; the paper does not say. It shows where the inputs end."""
+    shortest: float = 1.0
+    """Shortest chunk, as a share of the longest that fits; lengths between are equally likely. At 1, as in the paper,
+    chunks fill rows, and EOS stands where a row ends, whatever the answer is."""
 
     ends_with_eos: ClassVar[bool] = True
 
@@ -35,6 +38,8 @@ class Denoiser:
             raise ValueError(f"{self.name}: mode is {self.mode!r}, expected one of {[*MODES, 'none']}.")
         if not 0 < self.weight < float("inf"):
             raise ValueError(f"{self.name}: weight is {self.weight}, expected above 0 and finite.")
+        if not 0 < self.shortest <= 1:
+            raise ValueError(f"{self.name}: shortest is {self.shortest}, expected in (0, 1].")
 
     def lengths(self, length: int) -> tuple[int, int]:
         """Return the most tokens that inputs and targets of a chunk can have, sentinels included."""
@@ -87,6 +92,49 @@ class SpanCorruption(Denoiser):
         mask = span_noise_mask(
             len(tokens), self.mean_span, self.corruption_rate, rng, roll=self.roll, max_spans=self.max_spans
         )
+        return corrupt(tokens, mask, symbols.sentinels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gaps(Denoiser):
+    """Mask a few spans anywhere, as people leave gaps. Deviation: the paper has no such denoiser.
+
+    The lengths of spans are geometric: how long a span is so far says nothing about where it ends. In
+    `SpanCorruption` the noise of a chunk has a fixed length, so the end of a single span can be counted.
+    """
+
+    mean_span: float
+    """Mean length of a span in tokens, before half of the chunk caps all spans together."""
+    n_spans: int = 1
+    """Spans per chunk; fewer in chunks of less than twice as many tokens."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 1 <= self.mean_span < float("inf"):
+            raise ValueError(f"{self.name}: mean_span is {self.mean_span}, expected at least 1 token.")
+        if self.n_spans not in range(1, N_SENTINELS + 1):
+            raise ValueError(f"{self.name}: n_spans is {self.n_spans}, expected 1 to {N_SENTINELS}.")
+
+    def lengths(self, length: int) -> tuple[int, int]:
+        n_spans = self.n_sentinels(length)
+        return length, n_spans * (self._longest(length) + 1)
+
+    def n_sentinels(self, length: int) -> int:
+        return min(self.n_spans, length // 2)
+
+    def _longest(self, length: int) -> int:
+        """Return the longest that each span may be: together they are at most half of the chunk."""
+        return length // 2 // max(self.n_sentinels(length), 1)
+
+    def __call__(self, tokens: np.ndarray, rng: np.random.Generator, symbols: Symbols) -> Example:
+        n_spans = self.n_sentinels(len(tokens))
+        spans = np.minimum(rng.geometric(1 / self.mean_span, n_spans), self._longest(len(tokens)))
+        n_kept = len(tokens) - int(spans.sum())
+        n_before = np.sort(rng.choice(n_kept + 1, n_spans, replace=False))  # a kept token between any two spans
+        starts = n_before + np.cumsum(spans) - spans
+        mask = np.zeros(len(tokens), bool)
+        for start, n in zip(starts, spans, strict=True):
+            mask[start : start + n] = True
         return corrupt(tokens, mask, symbols.sentinels)
 
 
