@@ -22,12 +22,14 @@ import tyro
 from upalm.evals.bootstrap import ratio
 from upalm.files import write_atomically
 
-CONTROLS = {"ul2r": "causal", "ul2r_4e-3": "causal"}
+CONTROLS = {name: "causal" for name in ("ul2r", "ul2r_4e-3", "ul2r_gaps")}
 """Control of each fork; see also `find_control`."""
 INNERMOST = re.compile(r"\{[^{}\[\]]*(\[[^{}\[\]]*\])?\s*\}|\[[^{}\[\]]*\]")
 """Objects and lists that hold no others, but for one list at the end of an object."""
-REFERENCES = {"ul2r_4e-3": "ul2r", "lines_512": "ul2r_512", "ul2_512": "ul2r_512"} | {
-    name: "long_ul2r" for name in ("long_ul2", "long_lines")
+REFERENCES = {
+    **{name: "ul2r" for name in ("ul2r_4e-3", "ul2r_gaps")},
+    **{name: "ul2r_512" for name in ("lines_512", "ul2_512")},
+    **{name: "long_ul2r" for name in ("long_ul2", "long_lines", "long_gaps")},
 }
 """Fork that each candidate is a change of; see also `find_reference`."""
 

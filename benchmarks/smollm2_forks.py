@@ -57,8 +57,8 @@ class Fork:
 
 
 def short(config: TrainConfig, mask: Attention = "prefix", **data) -> Fork:
-    """An ablation: 100 steps."""
-    return Fork(replace(config, data=replace(config.data, **data)), (100,), mask)
+    """An ablation: 100 steps of 4 rows, half of the recipe's, since there are ten of them."""
+    return Fork(replace(config, data=replace(config.data, batch_size=4, **data)), (100,), mask)
 
 
 def longer(config: TrainConfig, **data) -> Fork:
@@ -101,6 +101,7 @@ FORKS = {
     "ul2r": longer(UL2R_FORK),
     "causal": longer(CAUSAL_FORK),
     "ul2r_4e-3": with_peak(longer(UL2R_FORK), 4e-3),
+    "ul2r_gaps": longer(UL2R_FORK, mixture="ul2r_gaps"),
     "ul2r_512": longer(UL2R_FORK, seq_len=512),
     "causal_512": longer(CAUSAL_FORK, seq_len=512),
     "ul2_512": longer(UL2R_FORK, seq_len=512, mixture=for_infill(ul2r.UL2)),
@@ -109,10 +110,12 @@ FORKS = {
     "long_causal": longest(CAUSAL_FORK),
     "long_ul2": longest(UL2R_FORK, mixture=for_infill(ul2r.UL2)),
     "long_lines": longest(UL2R_FORK, mixture=LINES),
+    "long_gaps": longest(UL2R_FORK, mixture="ul2r_gaps"),
     "short": short(UL2R_FORK),
     "short_causal": short(CAUSAL_FORK),
     "short_causal_mask": short(UL2R_FORK, mask="causal"),
     "short_no_modes": short(UL2R_FORK, mixture=NO_MODES),
+    "short_gaps": short(UL2R_FORK, mixture="ul2r_gaps"),
     "short_ul2": short(UL2R_FORK, mixture=for_infill(ul2r.UL2)),
     "short_no_eos": short(UL2R_FORK, mixture=NO_EOS),
     "short_no_roll": short(UL2R_FORK, mixture="ul2r_eos"),

@@ -10,6 +10,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from upalm import ul2r
+
 HERE = Path(__file__).parent
 ORDER = (
     "infill_bits_per_byte",
@@ -100,7 +102,7 @@ def quickstart_differences_table(results: dict[str, Any]) -> str:
 
 def curve_table(results: dict[str, Any]) -> str:
     """One row per checkpoint of a UL2R run, the base first."""
-    kinds = ("line", "short", "several", "block")
+    kinds = ("line", "words", "several", "block")
     rows = [
         [
             f"{found['tokens'] / 1e6:.1f}",
@@ -111,7 +113,7 @@ def curve_table(results: dict[str, Any]) -> str:
         ]
         for found in results.values()
     ]
-    gains = ("a line", "1 to 3 words", "three gaps", "three lines")
+    gains = ("a line", "1 to 4 words", "three gaps", "three lines")
     header = ["million tokens", *(f"gain, {kind}" for kind in gains), "a line", "left to right", "`format_ok`"]
     return format_rows(header, rows)
 
@@ -133,6 +135,31 @@ def grid_table(results: list[dict[str, Any]]) -> str:
         )
     header = ["denoisers and shares", "peak rate", "gain, a line", "gain, 1 to 4 words", "a line", "left to right"]
     return format_rows([*header, "`format_ok`"], rows)
+
+
+def answer_ends_table(results: list[dict[str, Any]]) -> str:
+    """One row per fork: what the end of an answer costs, in rows of its mixture and in gaps."""
+    names = {
+        (False, False): "`ul2r_infill`",
+        (True, False): "`ul2r_infill` in chunks of random length",
+        (False, True): "`ul2r_gaps` in chunks that fill rows",
+        (True, True): "`ul2r_gaps`",
+    }
+    rows = []
+    for found in results:
+        if "mixture" in found:
+            denoisers = ul2r.mixture(found["mixture"])
+            kind = any(d.shortest < 1 for d in denoisers), any(isinstance(d, ul2r.Gaps) for d in denoisers)
+            metrics = [found["eos_nll"]["gaps"], found["format_ok"], found["infill_gain"]]
+            rows.append([names[kind], f"{found['eos_nll']['rows']:.3f}", *map(format_estimate, metrics)])
+    header = [
+        "220 steps of",
+        "EOS in its own rows, nats",
+        "EOS after a missing line, nats",
+        "`format_ok`",
+        "gain, a line",
+    ]
+    return format_rows(header, rows)
 
 
 # --- Forks of SmolLM2 -----------------------------------------------------------------------------
@@ -294,6 +321,7 @@ TABLES = {
         "quickstart differences": ("quickstart.json", quickstart_differences_table),
         "ul2r_tiny curve": ("ul2r_tiny_curve.json", curve_table),
         "fork grid": ("fork_grid.json", grid_table),
+        "answer ends": ("answer_ends.json", answer_ends_table),
         "smollm2 checkpoints": ("smollm2.json", checkpoints_table),
         "smollm2 differences": ("smollm2.json", differences_table),
         "smollm2 forks": ("smollm2_forks.json", final_table),
