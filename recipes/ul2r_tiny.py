@@ -1,11 +1,10 @@
 """Continue the shipped tiny PaLM with UL2R for longer than the quickstart does, or with the causal control.
 
-`ul2r` made the model that ships as upalm/assets/upalm_tiny, from data/installed (`upalm data build installed --out
-data/installed --vocab-size 4096`) in place of the files themselves.
+`ul2r` made the model that ships as upalm/assets/upalm_tiny.
 
 Paper:    U-PaLM (arXiv:2210.11399) section 2.4, at tiny size.
 Command:  upalm run ul2r_tiny ul2r
-Hardware: 2 CPU cores, about 17 minutes.
+Hardware: 2 CPU cores, about MINUTES minutes.
 Result:   OUT/export holds bf16 weights, tokenizer, log and manifest.
 Expected: docs/results.md. Measure with: upalm run quickstart --checkpoint runs/ul2r_tiny --n-steps 1
 """
@@ -26,14 +25,14 @@ UL2R = TrainConfig(
     start=Continue(upalm.PALM_TINY),
     data=DataConfig(INSTALLED, "ul2r_gaps", seq_len=256, batch_size=16, joint_budget=True),
     optimizer=Adafactor(Schedule("cosine", peak=7e-3, final=7e-5), decay=False),
-    n_steps=2000,
-    save_every=250,
+    n_steps=1000,
+    save_every=125,
     eval_every=250,
 )
 CAUSAL = replace(UL2R, out=Path("runs/causal_tiny"), data=replace(UL2R.data, mixture="causal"))
 
 CONFIGS = {
-    "ul2r": ("2000 steps of UL2R, about 17 minutes on 2 cores: the model that ships.", UL2R),
+    "ul2r": ("1000 steps of UL2R, about MINUTES minutes on 2 cores: the model that ships.", UL2R),
     "causal": ("The control: the same steps of plain language modelling.", CAUSAL),
 }
 

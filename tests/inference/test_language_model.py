@@ -1,5 +1,7 @@
 """LanguageModel: the front door, opened from any folder."""
 
+import inspect
+import textwrap
 import warnings
 
 import jax
@@ -37,6 +39,15 @@ def test_a_folder_opens_with_its_history(tmp_path, model, tokenizer):
 def test_without_a_folder_the_shipped_model_that_fills_gaps_opens():
     assert upalm.load().info == upalm.load_model(upalm.UPALM_TINY).info
     assert upalm.load().info.gaps_trained
+
+
+def test_answers_of_the_shipped_model_end_by_themselves():
+    """At many places: it learnt where an answer ends, and not only where a row does (docs/results.md)."""
+    lines = inspect.getsource(textwrap).split("\n")
+    at = [i for i in range(10, len(lines) - 4, 14) if lines[i].strip()]
+    gaps = [("\n".join(lines[i - 6 : i]) + "\n", "\n" + "\n".join(lines[i + 1 : i + 4])) for i in at]
+    free = GenerationConfig(max_new_tokens=40, constrained=False)
+    assert len(gaps) > 20 and np.mean([x.format_ok for x in upalm.load().infill_batch(gaps, free)]) > 0.3
 
 
 def test_prompts_end_as_the_model_was_trained(model, tokenizer):
