@@ -14,14 +14,12 @@ import json
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 import upalm
@@ -97,25 +95,6 @@ def cut_blocks(documents, n: int) -> list[Gap]:
     return rows
 
 
-def eos_nll(model: Decoder, tokenizer: Tokenizer, held_out: Tokens, data: DataConfig) -> float:
-    """Mean cost in nats of the EOS that ends an answer with gaps, in held-out rows like those of the training."""
-    loader = Loader(held_out, replace(data, batch_size=16), tokenizer.symbols, seed=0)
-    with_gaps = [i for i, denoiser in enumerate(loader.mixture) if denoiser.n_sentinels(data.seq_len)]
-    costs = []
-    for batch in loader.batches(0, 4):
-        losses = np.asarray(token_nll(model, batch))
-        ends = (batch.target_tokens == tokenizer.symbols.eos_id) & (batch.loss_weights > 0)
-        is_last = np.append(batch.segment_ids[:, 1:], np.zeros((16, 1)), axis=1) != batch.segment_ids
-        costs.append(losses[ends & is_last & np.isin(batch.denoiser_ids, with_gaps)])
-    return float(np.mean(np.concatenate(costs)))
-
-
-@eqx.filter_jit
-def token_nll(model: Decoder, batch):
-    log_probs = jax.nn.log_softmax(model(batch))
-    return -jnp.take_along_axis(log_probs, batch.target_tokens[..., None], axis=-1)[..., 0]
-
-
 def gain(model: Decoder, tokenizer: Tokenizer, rows: Sequence[Gap], modes, inputs_eos: bool) -> dict:
     """Bits per byte from both sides and from the left, each in the form that costs the fewest, and their difference."""
     infill = min(
@@ -175,7 +154,6 @@ def main() -> None:
         ]
         return {
             "mode": found.infill_mode,
-            "inputs_eos": inputs_eos,
             **{name: estimate._asdict() for name, estimate in found.estimates().items()},
             "kinds": others,
             "fills": fills,
@@ -196,21 +174,11 @@ def main() -> None:
             trained = time.monotonic() - started
             record = {"mixture": mixture, "peak": peak, "rows": n_rows, "seq_len": seq_len, "n_steps": n_steps}
             record |= {"seed": seed, "loss": loss, "train_seconds": trained, **measured(model, mixture)}
-            in_gaps = scores.score_spans(model, tokenizer, lines, record["mode"], inputs_eos=record["inputs_eos"])
-            ends = {"gaps": in_gaps.estimates()["closing_nll"]._asdict()}
-            if mixture != "causal":
-                ends["rows"] = eos_nll(model, tokenizer, encode(tokenizer, held_out), data)
-            record["eos_nll"] = ends
             if args.export:
+                eos = any(d.inputs_eos for d in ul2r.mixture(mixture))
                 run = {"n_steps": n_steps, "seed": seed, "data": {"mixture": mixture}}
                 folder = args.export / f"{mixture}_{shape}_{peak}_{seed}"
-                export(
-                    folder,
-                    model,
-                    tokenizer,
-                    run,
-                    CheckpointInfo(inputs_eos=record["inputs_eos"], gaps_trained=mixture != "causal"),
-                )
+                export(folder, model, tokenizer, run, CheckpointInfo(inputs_eos=eos, gaps_trained=mixture != "causal"))
         record["seconds"] = time.monotonic() - started
         results.append(record)
         args.out.write_text(json.dumps(results, indent=1) + "\n")

@@ -10,8 +10,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from upalm import ul2r
-
 HERE = Path(__file__).parent
 ORDER = (
     "infill_bits_per_byte",
@@ -137,29 +135,12 @@ def grid_table(results: list[dict[str, Any]]) -> str:
     return format_rows([*header, "`format_ok`"], rows)
 
 
-def answer_ends_table(results: list[dict[str, Any]]) -> str:
-    """One row per fork: what the end of an answer costs, in rows of its mixture and in gaps."""
-    names = {
-        (False, False): "`ul2r_infill`",
-        (True, False): "`ul2r_infill` in chunks of random length",
-        (False, True): "`ul2r_gaps` in chunks that fill rows",
-        (True, True): "`ul2r_gaps`",
-    }
-    rows = []
-    for found in results:
-        if "mixture" in found:
-            denoisers = ul2r.mixture(found["mixture"])
-            kind = any(d.shortest < 1 for d in denoisers), any(isinstance(d, ul2r.Gaps) for d in denoisers)
-            metrics = [found["eos_nll"]["gaps"], found["format_ok"], found["infill_gain"]]
-            rows.append([names[kind], f"{found['eos_nll']['rows']:.3f}", *map(format_estimate, metrics)])
-    header = [
-        "220 steps of",
-        "EOS in its own rows, nats",
-        "EOS after a missing line, nats",
-        "`format_ok`",
-        "gain, a line",
-    ]
-    return format_rows(header, rows)
+def answer_ends_table(results: dict[str, Any]) -> str:
+    """One row per model: what the end of an answer costs, and how many answers end."""
+    keys = ("rows", "line/closing_nll", "several/closing_nll", "line/format_ok", "several/format_ok")
+    header = ["model", "EOS in its own rows, nats", "end of a line's gap, nats", "ends of three gaps, nats"]
+    rows = [[name, *(format_estimate(found[key]) for key in keys)] for name, found in results.items()]
+    return format_rows([*header, "`format_ok`, a line", "`format_ok`, three gaps"], rows)
 
 
 # --- Forks of SmolLM2 -----------------------------------------------------------------------------
