@@ -105,7 +105,7 @@ def curve_table(results: dict[str, Any]) -> str:
         [
             f"{found['tokens'] / 1e6:.1f}",
             *(format_estimate(found[kind]["gain"]) for kind in kinds),
-            f"{found['line']['bits']:.3f}",
+            f"{found['line']['infill']:.3f}",
             f"{found['causal']:.3f}",
             f"{found['format_ok']:.2f}",
         ]
