@@ -62,8 +62,9 @@ class Ul2r:
     peak: float = 1e-4
     """Learning rate, relative to the RMS of each parameter; it falls to a hundredth over the run."""
     mixture: str = "ul2r"
-    """Mixture of denoisers: ul2r is the paper's, ul2r_infill is best where text follows a gap (EOS ends the inputs, and
-    gaps lie anywhere), causal is the control; docs/extending.md has the others."""
+    """Mixture of denoisers: ul2r is the paper's, ul2r_infill is for text that follows a gap (EOS ends the inputs, and
+    gaps lie anywhere), ul2r_gaps also for answers that end by themselves, causal is the control; docs/extending.md has
+    the others."""
     joint_budget: bool = False
     """Let inputs and targets share the row, instead of half a row each as in the paper."""
     factored: bool = False
