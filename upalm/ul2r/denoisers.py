@@ -27,7 +27,7 @@ class Denoiser:
     """End the inputs with EOS, as T5's features do; the paper does not say. It shows where the inputs end."""
     shortest: float = 1.0
     """Shortest chunk, as a share of the longest that fits; lengths between are equally likely. At 1, as in the paper,
-    chunks fill rows, and EOS stands where a row ends, whatever the answer is."""
+    chunks are as long as fits, so that EOS mostly has one place, whatever the answer is."""
 
     ends_with_eos: ClassVar[bool] = True
 

@@ -62,7 +62,7 @@ UL2R_GAPS: Mixture = (
 )
 """For gaps as people leave them: UL2R_INFILL in chunks of random length, with few spans in 40% of the examples.
 
-In chunks that fill a row EOS always has one place. A model learns that place, and then ends an answer nowhere else
+In chunks that fill a row EOS always has one place. A model learns that place, and then seldom ends an answer elsewhere
 (docs/results.md). Deviation: the paper has chunks of one length, and neither of the two denoisers of gaps."""
 
 CAUSAL: Mixture = (Causal(name="causal"),)
