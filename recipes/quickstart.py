@@ -93,9 +93,9 @@ rare.</p>
 <p>Intervals: 95%, bootstrap over rows (1000 draws); they do not include the spread over training seeds. Each model is
 measured at its best on these rows ({modes}). Gains are left_only minus infill: above 0, the text after the gap helps
 more than the infilling form costs; the end of the answer is not counted. Words are cut without the space before them,
-which raises the gain, since left_only suffers more from it (docs/results.md). <code>suffix_use</code>: bits/byte lost when
-the text after the gap is exchanged for another row's. <code>format_ok</code>: unconstrained decoding gives the gap one
-span and ends.</p>
+which raises the gain, since left_only suffers more from it (docs/results.md). <code>suffix_use</code>: bits/byte lost
+when the text after the gap is exchanged for another row's. <code>format_ok</code>: unconstrained decoding gives the gap
+one span and ends.</p>
 """
 
 
