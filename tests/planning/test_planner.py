@@ -79,6 +79,7 @@ def test_golden_plans_meet_their_goals():
     for name, f in GOLDEN.items():
         if ("v4:" in name or "v5p:" in name) and name not in REPEATS:
             assert f["remat_share"] == 0, name
+    assert GOLDEN["ul2r_62b 62b on v4:4x4x4"]["mfu"] >= 0.55
 
 
 def test_machines_for_rent_hold_their_steps():
