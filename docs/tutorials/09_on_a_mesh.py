@@ -232,7 +232,7 @@ for by_matrix in apart.values():
 # %% [markdown]
 # The differences are those of rounding: eight devices add the same numbers in another
 # order. They are largest in the embedding, where Adafactor divides the tiny gradients
-# of rare tokens by their own size: 0.0001 here, and under a hundredth of that in
+# of rare tokens by their own size: 0.0001 here, and a few millionths at most in
 # every other matrix. The README's "within 2e-6" is about all parameters after 8 steps
 # of a smaller model (`tests/distributed/test_processes.py`). The batches are equal to
 # the bit, since row `r` of step `s` depends on the seed, `s` and `r` alone, and each
