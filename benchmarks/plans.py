@@ -21,11 +21,18 @@ ROWS = (
     Request("palm_8b", "8b", (), "v4:4x8x8", 1),
     Request("palm_62b", "62b", (), "v4:8x8x8", 1),
     Request("palm_540b", "540b", (), "v4:12x16x16", 2),
+    Request(
+        "palm_540b",
+        "540b",
+        ("--start.model.remat", "matmuls", "--accumulation", "2", "--mesh.model", "24"),
+        "v4:12x16x16",
+        2,
+    ),
     Request("ul2r_540b", "540b", ("--mesh.model", "16"), "v5p:4x8x8", 1),
-    Request("ul2r_62b", "62b", ("--start.remat", "matmuls"), "v5p:4x4x4", 1),
+    Request("ul2r_62b", "62b", ("--accumulation", "1", "--mesh.model", "4"), "v5p:4x4x4", 1),
     Request("ul2r_8b", "8b", (), "v5p:4x4x4", 1),
     Request("ul2r_540b", "540b", (), "v6e:16x16", 2),
-    Request("ul2r_62b", "62b", (), "v6e:8x8", 1),
+    Request("ul2r_62b", "62b", ("--start.remat", "kept", "--accumulation", "1", "--mesh.model", "4"), "v6e:8x8", 1),
     Request("ul2r_8b", "8b", (), "v6e:8x8", 1),
 )
 GOLDEN = Path(__file__).parent.parent / "tests" / "golden" / "plans.json"
@@ -35,7 +42,7 @@ BEGIN, END = "<!-- made by benchmarks/plans.py: begin -->", "<!-- end -->"
 
 def title(request: Request) -> str:
     slices = f"{request.n_slices} x " if request.n_slices > 1 else ""
-    return " ".join([request.recipe, request.config, "on", slices + request.topology])
+    return " ".join([request.recipe, request.config, *request.overrides, "on", slices + request.topology])
 
 
 def table(found: dict[str, dict]) -> str:

@@ -24,14 +24,15 @@ from upalm.training.optim import Adafactor, Schedule
 MODEL = PALM["62b"]  # what the checkpoint has
 UL2R_62B = TrainConfig(
     out=Path("runs/ul2r_62b"),
-    start=Continue(tyro.MISSING),
+    start=Continue(tyro.MISSING, remat="matmuls"),
     data=DataConfig(tyro.MISSING, "ul2r", seq_len=2048, batch_size=128),
     optimizer=Adafactor(Schedule("cosine", peak=1e-4, final=1e-6)),
     n_steps=20_000,
     save_every=500,
     eval_every=1000,
     checkpoints=CheckpointConfig(minutes=30.0, last=3, every=5000),
-    mesh=MeshConfig(model=4),
+    mesh=MeshConfig(model=8),
+    accumulation=8,  # so that the outputs of all products fit, and none is repeated
 )
 CAUSAL = replace(UL2R_62B, out=Path("runs/causal_62b"), data=replace(UL2R_62B.data, mixture="causal"))
 

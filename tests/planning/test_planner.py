@@ -65,8 +65,8 @@ def test_paper_runs_fit_and_send_no_more(name, size, topology, tmp_path):
     assert plan["run_hours"] == pytest.approx(20_000 * plan["step_seconds"] / 3600)
 
 
-REPEATS = ("ul2r_62b 62b on v4:4x4x4", "palm_540b 540b on 2 x v4:12x16x16")
-"""Rows of v4 that still repeat products; docs/plans.md has the meshes that would not."""
+REPEATS = "palm_540b 540b on 2 x v4:12x16x16"
+"""The row of v4 that repeats products: the paper's mesh. The row after it repeats none."""
 
 
 def test_golden_plans_meet_their_goals():
@@ -77,9 +77,9 @@ def test_golden_plans_meet_their_goals():
     largest = GOLDEN["ul2r_540b 540b on v4:8x8x8"]
     assert largest["step_seconds"] <= 1.6 and largest["serial_seconds"] <= 3.0
     for name, f in GOLDEN.items():
-        if ("v4:" in name or "v5p:" in name) and name not in REPEATS:
+        if ("v4:" in name or "v5p:" in name) and name != REPEATS:
             assert f["remat_share"] == 0, name
-    assert GOLDEN["ul2r_62b 62b on v4:4x4x4"]["mfu"] >= 0.55
+    assert GOLDEN["ul2r_62b 62b on v4:4x4x4"]["mfu"] >= 0.95
 
 
 def test_machines_for_rent_hold_their_steps():

@@ -64,7 +64,7 @@ def test_meshes_of_the_full_sizes_divide_model_and_batches(name):
 def test_plans_of_the_full_sizes_have_the_recipes_meshes(name):
     """A recipe that changes its mesh has its row of docs/plans.md renewed."""
     plans = json.loads((Path(__file__).parents[1] / "golden" / "plans.json").read_text())
-    meshes = [f["mesh"] for f in plans.values() if f["recipe"] == name and "v4:" in f["topology"]]
+    meshes = [f["mesh"] for title, f in plans.items() if f["recipe"] == name and "v4:" in title and "--" not in title]
     assert meshes == [dict(mesh_of(name).shape)]
 
 
