@@ -125,6 +125,11 @@ FORKS = {
 }
 """Forks by name; "base" is the checkpoint itself."""
 
+WHOLE = ("several", "new_name")
+"""Kinds of gaps that are also measured between borders of tokens."""
+KINDS = ("line", "short", "several", "prose", "new_name", *(f"{kind}_whole" for kind in WHOLE))
+"""Kinds of gaps."""
+
 
 @dataclass(frozen=True)
 class Case:
@@ -154,15 +159,19 @@ class Case:
     """Single-line gaps that are also decoded, at most."""
     seq_len: int = 512
     """Longest prompt with its answer, and longest excerpt, in tokens."""
+    kinds: tuple[str, ...] = KINDS
+    """Kinds of gaps to measure; each costs eight passes over its rows."""
     shrink: int = 1
     """Divides steps and rows per batch, to try the path."""
 
+    def __post_init__(self):
+        if unknown := set(self.kinds) - set(KINDS):
+            raise ValueError(f"no kinds {sorted(unknown)}: expected some of {', '.join(KINDS)}.")
+        if "line" not in self.kinds:
+            raise ValueError("no kind 'line', whose gaps are decoded: add it to --kinds.")
+
 
 # --- Rows -----------------------------------------------------------------------------------------
-
-WHOLE = ("several", "new_name")
-"""Kinds of gaps that are also measured between borders of tokens."""
-
 
 def held_out_documents(folder: Path, tokenizer: Tokenizer) -> list[Document]:
     """Read the text of the held-out documents back from their tokens."""
@@ -203,7 +212,7 @@ def cut_rows(args: Case, tokenizer: Tokenizer, documents: list[Document], n: int
     kinds |= {f"{kind}_whole": [widen_to_tokens(tokenizer, row) for row in kinds[kind]] for kind in WHOLE}
     return Rows(
         tokenizer,
-        kinds,
+        {kind: kinds[kind] for kind in args.kinds},
         list(gaps.take_excerpts(documents, n, lambda x: len(tokenizer.encode(x)) <= args.seq_len)),
     )
 
