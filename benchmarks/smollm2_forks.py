@@ -173,6 +173,7 @@ class Case:
 
 # --- Rows -----------------------------------------------------------------------------------------
 
+
 def held_out_documents(folder: Path, tokenizer: Tokenizer) -> list[Document]:
     """Read the text of the held-out documents back from their tokens."""
     shards = Shards(str(folder), "validation", *tokenizer.hashes)
