@@ -169,7 +169,7 @@ def smollm2_ablations(results: dict[str, Any]) -> str:
         (title, {name.split("@")[0].removeprefix("short_"): found[metric] for name, found in pairs.items()})
         for metric, title in (
             ("line/infill_gain", "infill gain of lines, minus UL2R's: bits per byte; right is better"),
-            ("several/infill_gain", "infill gain of several gaps, minus UL2R's: bits per byte; right is better"),
+            ("several_whole/infill_gain", "infill gain of three gaps, minus UL2R's: bits per byte; right is better"),
             ("format_ok", "share of well-formed answers, minus UL2R's; right is better"),
             ("causal_bits_per_byte", "left to right, minus UL2R's: bits per byte; left is better"),
         )
@@ -179,7 +179,7 @@ def smollm2_ablations(results: dict[str, Any]) -> str:
 
 FIGURES = {
     "smollm2_curves.svg": ("smollm2_forks.json", smollm2_curves),
-    "smollm2_ablations.svg": ("smollm2_forks.json", smollm2_ablations),
+    "smollm2_ablations.svg": ("smollm2_ablations.json", smollm2_ablations),
 }
 """Figures in docs/_static, each with its file of numbers and what draws it."""
 

@@ -5,6 +5,7 @@ A table stands between `<!-- NAME -->` and `<!-- end -->`. A test fails when a p
 
 import json
 import re
+from collections.abc import Sequence
 from functools import reduce
 from pathlib import Path
 from statistics import median
@@ -96,6 +97,15 @@ def quickstart_differences_table(results: dict[str, Any]) -> str:
         ["bits per byte", "ul2r minus causal", "n"],
         [[f"`{key}`", format_estimate(found), str(found["n"])] for key, found in results["differences"].items()],
     )
+
+
+def longer_table(results: dict[str, Any]) -> str:
+    """The measures of the quickstart that a reader compares over steps."""
+    keys = ("infill_bits_per_byte", "new_name_gain", "few_words_gain", "multi_span_gain", "infill_gain")
+    keys = (*keys, "causal_bits_per_byte", "format_ok")
+    found = results["models"]
+    rows = [[f"`{key}`", *(format_estimate(estimates[key]) for estimates in found.values())] for key in keys]
+    return format_rows(["held-out Python source", *found], rows)
 
 
 def curve_table(results: dict[str, Any]) -> str:
@@ -193,9 +203,9 @@ def steps_table(results: dict[str, Any]) -> str:
     return format_rows([*header, "left to right, over control"], rows)
 
 
-def changes_table(results: dict[str, Any], *references: str) -> str:
+def changes_table(results: dict[str, Any], references: Sequence[str], gains: Sequence[str] = GAINS) -> str:
     """One row per changed fork and step: paired differences from the fork that it is a change of."""
-    keys = (*GAINS, "format_ok", "causal_bits_per_byte")
+    keys = (*gains, "format_ok", "causal_bits_per_byte")
     rows = []
     for pair, found in results["differences"].items():
         name, other = pair.split(" minus ")
@@ -208,12 +218,25 @@ def changes_table(results: dict[str, Any], *references: str) -> str:
 
 def candidates_table(results: dict[str, Any]) -> str:
     """Changes of UL2R's settings."""
-    return changes_table(results, "ul2r", "ul2r_512", "long_ul2r")
+    return changes_table(results, ("ul2r", "ul2r_512", "long_ul2r"))
+
+
+ABLATION_KEYS = ("line/infill_bits_per_byte", "line/infill_gain", "several_whole/infill_gain")
 
 
 def ablations_table(results: dict[str, Any]) -> str:
-    """Changes of 100 steps of UL2R."""
-    return changes_table(results, "short")
+    """Changes of 100 steps of UL2R: paired differences."""
+    return changes_table(results, ("short",), ABLATION_KEYS)
+
+
+def ablated_table(results: dict[str, Any]) -> str:
+    """One row per fork of 100 steps, and the model before: values."""
+    keys = (*ABLATION_KEYS, "format_ok", "causal_bits_per_byte")
+    rows = []
+    for checkpoint in results["checkpoints"].values():
+        cells = [format_estimate(checkpoint["estimates"][key]) for key in keys]
+        rows.append([f"`{checkpoint['fork']}`", *cells])
+    return format_rows(["fork", *(f"`{key}`" for key in keys)], rows)
 
 
 def cuts_table(results: dict[str, Any]) -> str:
@@ -300,6 +323,7 @@ TABLES = {
     "results.md": {
         "quickstart": ("quickstart.json", quickstart_table),
         "quickstart differences": ("quickstart.json", quickstart_differences_table),
+        "quickstart longer": ("quickstart_longer.json", longer_table),
         "ul2r_tiny curve": ("ul2r_tiny_curve.json", curve_table),
         "fork grid": ("fork_grid.json", grid_table),
         "answer ends": ("answer_ends.json", answer_ends_table),
@@ -309,7 +333,8 @@ TABLES = {
         "smollm2 forks in pairs": ("smollm2_forks.json", final_differences_table),
         "smollm2 steps": ("smollm2_forks.json", steps_table),
         "smollm2 candidates": ("smollm2_forks.json", candidates_table),
-        "smollm2 ablations": ("smollm2_forks.json", ablations_table),
+        "smollm2 ablated": ("smollm2_ablations.json", ablated_table),
+        "smollm2 ablations": ("smollm2_ablations.json", ablations_table),
         "upalm_tiny cuts": ("upalm_tiny_cuts.json", cuts_table),
         "smollm2 english": ("smollm2_english*.json", suite_table),
         "smollm2 humaneval": ("smollm2_humaneval*.json", humaneval_table),
