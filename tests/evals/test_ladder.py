@@ -1,24 +1,29 @@
 """Ladders: what may be a start, and results that are of one set of measures."""
 
 import json
+from contextlib import closing
 from dataclasses import replace
 
+import jax
+import jax.numpy as jnp
 import pytest
 from support.runs import MODEL
 
 from upalm.checkpoints.folder import describe
 from upalm.checkpoints.lineage import CheckpointInfo, Stage
+from upalm.checkpoints.manager import Checkpoints
 from upalm.data.readers import Document
 from upalm.data.sources import TextSource
 from upalm.data.tokenizer import SentencePiece
 from upalm.evals.ladder import Measures, load_held_out, open_starts
 from upalm.evals.suites import find_suite
 from upalm.evals.tasks import synthetic
+from upalm.model.palm import Decoder
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, tokenizer, source_text):
-    """Checkpoints without weights: a causal run of 2 x 16 tokens per step, an import, and some that do not fit."""
+    """A causal run of 2 x 16 tokens per step; without weights an import, and some that do not fit."""
     folder = tmp_path_factory.mktemp("starts")
 
     def write(name, words=tokenizer, mixture="causal", start=None, **changes):
@@ -31,6 +36,9 @@ def folder(tmp_path_factory, tokenizer, source_text):
 
     for name in ("run", "imported"):
         write(name)
+    with closing(Checkpoints(folder / "run", keep=3)) as checkpoints:
+        for step in (2, 4, 5):
+            checkpoints.save(step, Decoder(MODEL, key=jax.random.key(0)), {"count": jnp.zeros(())})
     write("longer", seq_len=256, rope_theta=1e5, compute_dtype="bfloat16")
     write("wider", d_ff=80)
     write("other words", SentencePiece.train([source_text[: len(source_text) // 2]], 512))
@@ -60,7 +68,7 @@ def test_stages_of_pretraining_may_change_rows_and_precision(folder):
         (["run/steps/2", "imported:-1"], "expected a folder, or FOLDER:TOKENS"),
         (["run/steps/2", "imported:nan"], "expected a folder, or FOLDER:TOKENS"),
         (["run/steps/2", "imported:64"], "both have 64 pretraining tokens"),
-        (["run/steps/0", "run/steps/2"], "run/steps/0 was trained on 0 tokens"),
+        (["run/steps/2", "run/steps/9"], "no checkpoint 9 in .*run/steps: there are"),
         (["run/steps/2", "nowhere"], "no checkpoint at .*nowhere"),
         (["run/steps/2", "wider"], r"run/steps/2 and .*wider are not .* of one model \(d_ff 64 and 80\)"),
         (["run/steps/2", "other words"], r"other words are not .* of one model \(tokenizers \w+ and \w+\)"),

@@ -108,8 +108,6 @@ def load_model(
         return Checkpoint(read_weights(template, weights), tokenizer, info)
     with closing(Checkpoints(checkpoints_folder(folder), read_only=True)) as checkpoints:
         if step is not None:
-            if step not in checkpoints.steps():
-                raise ValueError(f"no checkpoint {step} in {checkpoints.folder}: there are {checkpoints.steps()}.")
             return Checkpoint(checkpoints.restore("model", template, step), tokenizer, info)
         newest = checkpoints.newest(lambda step: checkpoints.restore("model", template, step))
         if newest is None:
@@ -123,8 +121,12 @@ def open_checkpoint(folder: Path) -> tuple[ModelConfig, Tokenizer, CheckpointInf
     Raises:
         ValueError: missing or mismatching parts, each named.
     """
-    run_folder, _ = split_step(folder)
+    run_folder, step = split_step(folder)
     stored = description(run_folder)
+    if step is not None:
+        with closing(Checkpoints(checkpoints_folder(run_folder), read_only=True)) as checkpoints:
+            if step not in checkpoints.steps():
+                raise ValueError(f"no checkpoint {step} in {checkpoints.folder}: there are {checkpoints.steps()}.")
     _check_manifest(run_folder)
     tokenizer = load_tokenizer(run_folder)
     if stored["tokenizer_hash"] not in tokenizer.hashes:
