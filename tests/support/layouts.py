@@ -18,8 +18,8 @@ from upalm.training.loss import loss_fn
 from upalm.ul2r.rows import Batch
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "layouts.txt"
-MESHES = {"540b": (1, 16, 32), "62b": (1, 16, 4), "8b": (1, 32, 2)}
-ROWS = {"540b": 32, "62b": 128, "8b": 128}
+MESHES = {"540b": (1, 16, 32), "62b": (1, 8, 8), "8b": (1, 32, 2)}
+ROWS = {"540b": 32, "62b": 16, "8b": 128}  # of a microbatch
 
 
 def layouts(size: str) -> list[str]:
