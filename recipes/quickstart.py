@@ -114,8 +114,8 @@ class Quickstart:
     skip_undecodable: bool = False
     """Leave out files that are not UTF-8, and count them, instead of stopping."""
     mixture: str = "ul2r_gaps"
-    """Mixture of the UL2R fork: ul2r_gaps, U-PaLM's with few gaps beside its own, in chunks of random length, or
-    ul2r, U-PaLM's."""
+    """Mixture of the UL2R fork: ul2r_gaps, U-PaLM's with missing lines and short gaps beside its own, in chunks of
+    random length, or ul2r, U-PaLM's."""
     n_steps: int = 220
     """Steps of each fork."""
     batch_size: int = 8

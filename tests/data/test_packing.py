@@ -34,6 +34,7 @@ mixtures = st.lists(
         shortest=st.floats(0.01, 1),
     )
     | st.builds(ul2r.Gaps, name=st.just("g"), mean_span=st.floats(1, 40), n_spans=st.integers(1, 9))
+    | st.builds(ul2r.Lines, name=st.just("l"), mean_span=st.floats(1, 40))
     | st.builds(
         ul2r.PrefixLM,
         name=st.just("s"),

@@ -6,7 +6,9 @@ from upalm.data import DataConfig, Loader, Tokens
 from upalm.ul2r import Symbols
 
 SENTINELS = tuple(range(999, 899, -1))
-SYMBOLS = Symbols(SENTINELS, {"s2s": (11, 12), "nlu": (13,), "nlg": (14, 15, 16)})
+MODES = {"s2s": (11, 12), "nlu": (13,), "nlg": (14, 15, 16)}
+BREAKS = {"line_breaks": (600, 700), "line_starts": (630, 700), "line_ends": (600, 660), "line_lasts": (660, 690)}
+SYMBOLS = Symbols(SENTINELS, MODES)._replace(**{name: tuple(range(*ids)) for name, ids in BREAKS.items()})
 
 
 def random_documents(lengths, seed=0) -> list[list[int]]:

@@ -1,19 +1,22 @@
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.denoisers import DENOISERS, SYMBOLS
+from support.denoisers import DENOISERS, SENTINELS, SYMBOLS
 
+import upalm
 from upalm import ul2r
+from upalm.checkpoints.folder import open_checkpoint
 
 
 @settings(max_examples=300, deadline=None)
 @given(denoiser=DENOISERS, length=st.integers(1, 300), seed=st.integers(0, 2**32))
 def test_lengths_are_known_before_sampling(denoiser, length, seed):
-    example = denoiser(np.arange(length, dtype=np.int32), np.random.default_rng(seed), SYMBOLS)
+    example = denoiser(np.arange(length, dtype=np.int32) % 12, np.random.default_rng(seed), SYMBOLS)
     most_inputs, most_targets = denoiser.lengths(length)
     assert len(example.inputs) <= most_inputs
     assert len(example.targets) <= most_targets
@@ -73,6 +76,65 @@ def test_several_gaps_never_touch():
         assert len(slots) == denoiser.n_sentinels(length) == min(3, length // 2)
         assert np.all(np.diff(slots) > 1), inputs
         assert np.array_equal(ul2r.restore(ul2r.Example(inputs, targets), SYMBOLS.sentinels), np.arange(length))
+
+
+def test_bad_lines():
+    with pytest.raises(ValueError, match="expected 1, since one line"):
+        ul2r.Lines(name="line", mean_span=3.0, n_spans=2)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "expected"),
+    [
+        ("import| x|\n|def| f|():\n|    |return| x|\n\n|y|\n|z", ["def f():\n", "    return x", "y"]),
+        ("x|\n   | if| y|:|\n       | return|\n\n   | z|\n", [" if y:", " return", " z"]),
+        ("\n|\n|x|\r\n|y", ["x"]),
+        ("a|\n#| b|\n|c| \n|d", ["c"]),
+        ("\n|a|)\n\n@|b|\n|c", []),
+        ("no| break", []),
+        ("\n|no| end", []),
+        ("\n|no| text| after|:\n", []),
+        ("x|:\n|a|.\n#\n\n|b| c|:\n\n|d", ["b c:\n\n"]),
+        ("x|\n|last|</s>|import| os|\n|a|</s>|b|\n", ["last", "import os", "a", "b"]),
+    ],
+)
+def test_whole_lines_are_found_wherever_the_vocabulary_has_line_breaks(pieces, expected):
+    texts = [piece.encode() for piece in pieces.split("|")]
+    symbols = SYMBOLS._replace(**ul2r.find_line_breaks(texts), eos_id=-1)
+    lines = ul2r.find_lines(np.where(np.array(texts) == b"</s>", -1, np.arange(len(texts))), symbols)
+    assert [b"".join(texts[a:b]).decode() for a, b in lines] == expected
+
+
+def test_every_line_of_a_chunk_is_masked_as_often():
+    texts = [b"x", b":\n"]
+    symbols = SYMBOLS._replace(**ul2r.find_line_breaks(texts), eos_id=9)
+    tokens = np.array([0, 1, *[0, 0, 0, 1] * 5, 0, 1, *[0] * 30, 1, 0])
+    denoiser, rng = ul2r.Lines(name="line", mean_span=2.0), np.random.default_rng(0)
+    examples = [denoiser(tokens, rng, symbols) for _ in range(2000)]
+    assert all(e.targets[1:].tolist() == [0, 0, 0, 1] for e in examples)  # one is too short, one too long
+    starts = [int(np.isin(e.inputs, SENTINELS).argmax()) for e in examples]
+    assert_follows(np.bincount(starts, minlength=19), np.isin(np.arange(19), range(2, 19, 4)) / 5)
+
+
+def test_without_line_breaks_a_missing_line_is_a_gap():
+    tokens = np.arange(200, 260)
+    line, gap = ul2r.Lines(name="line", mean_span=4.0), ul2r.Gaps(name="gap", mean_span=4.0)
+    for seed in range(9):
+        examples = [d(tokens, np.random.default_rng(seed), SYMBOLS) for d in (line, gap)]
+        assert np.array_equal(examples[0].inputs, examples[1].inputs)
+
+
+def test_missing_lines_of_a_real_tokenizer_are_lines_of_the_text():
+    """In code that the shipped vocabulary cuts at will, at the end of some lines and before that of others."""
+    _, tokenizer, _ = open_checkpoint(upalm.PALM_TINY)
+    text = Path(ul2r.denoisers.__file__).read_text("utf-8")
+    tokens = np.array(tokenizer.encode(text))
+    denoiser, rng = ul2r.Lines(name="line", mean_span=4.0), np.random.default_rng(0)
+    found = set()
+    for start in range(0, len(tokens) - 256, 64):
+        _, targets = denoiser(tokens[start : start + 256], rng, tokenizer.symbols)
+        found.add(tokenizer.decode(targets[1:].tolist()).strip("\n"))
+    assert len(found) > 20 and found <= set(text.split("\n"))
 
 
 def parts_law(total, n_parts):

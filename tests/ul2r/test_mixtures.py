@@ -120,8 +120,8 @@ def test_the_folder_works_elsewhere_under_another_name(tmp_path):
 
 
 def test_gaps_are_a_line_or_a_few_words_with_text_on_both_sides():
-    tokens, rng = np.arange(230), np.random.default_rng(0)
-    for name, n_masked, n_spans in (("line", 12, 1), ("words", 12, 3)):
+    tokens, rng = np.arange(230) % 12, np.random.default_rng(0)
+    for name, n_masked, n_spans in (("line", 10 / 3, 1), ("gap", 4, 1), ("words", 12, 3)):  # lines of 3, 3 and 4
         denoiser = next(d for d in ul2r.UL2R_GAPS if d.name == name)
         examples = [denoiser(tokens, rng, SYMBOLS) for _ in range(1000)]
         assert np.mean([len(e.targets) - n_spans for e in examples]) == pytest.approx(n_masked, rel=0.1)

@@ -34,9 +34,10 @@ class DataConfig:
     `wiki=0.7,code=0.3`."""
     mixture: Annotated[str | ul2r.Mixture, tyro.conf.arg(constructor=str)] = "ul2r"
     """Name of a mixture: ul2r (the paper's), ul2r_infill (for text after a gap: EOS ends the inputs, and gaps lie
-    anywhere), ul2r_gaps (few gaps beside these, in chunks of random length, so that answers end by themselves),
-    ul2r_eos, ul2r_split_x, ul2, prefix_lm, causal; or denoisers as in Python: `SpanCorruption(name='r', mode='nlu',
-    mean_span=3.0, corruption_rate=0.15), PrefixLM(name='s', mode='s2s')`. A tuple of them is kept as its text."""
+    anywhere), ul2r_gaps (missing lines and few gaps beside these, in chunks of random length, so that answers end by
+    themselves), ul2r_eos, ul2r_split_x, ul2, prefix_lm, causal; or denoisers as in Python: `SpanCorruption(name='r',
+    mode='nlu', mean_span=3.0, corruption_rate=0.15), PrefixLM(name='s', mode='s2s')`. A tuple of them is kept as its
+    text."""
     seq_len: int = 256
     """Positions per row."""
     batch_size: int = 16

@@ -14,7 +14,7 @@ from upalm.data.hf_vocabulary import Vocabulary, without_changes_of_text
 from upalm.data.roles import Roles
 from upalm.data.tokenizer import LOW_LINE, SentencePiece, Tokenizer
 from upalm.files import parse_json
-from upalm.ul2r.symbols import MODES, N_SENTINELS, Symbols
+from upalm.ul2r.symbols import MODES, N_SENTINELS, Symbols, find_line_breaks
 
 
 class JsonTokenizer(Tokenizer):
@@ -58,13 +58,17 @@ class JsonTokenizer(Tokenizer):
         self._check_modes()
 
     @cached_property
+    def _modes(self) -> dict[str, tuple[int, ...]]:
+        return {mode: tuple(self.roles.modes.get(mode) or self.encode(text)) for mode, text in MODES.items()}
+
+    @cached_property
     def symbols(self) -> Symbols:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """BOS and EOS, sentinels in order, each mode's ids, and the ids that are no text."""
+        """BOS and EOS, sentinels in order, each mode's ids, ids that are no text, and where lines begin and end."""
         roles = self.roles
-        modes = {mode: tuple(roles.modes.get(mode) or self.encode(text)) for mode, text in MODES.items()}
         generated = {roles.eos_id, *roles.sentinels}
         silent = tuple(i for i, text in enumerate(self.token_bytes) if not text and i not in generated)
-        return Symbols(tuple(roles.sentinels), modes, roles.eos_id, roles.bos_id, silent)
+        lines = find_line_breaks(self.token_bytes)
+        return Symbols(tuple(roles.sentinels), self._modes, roles.eos_id, roles.bos_id, silent, **lines)
 
     @cached_property
     def token_bytes(self) -> list[bytes]:  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -15,7 +15,7 @@ import numpy as np
 import sentencepiece
 from etils import epath
 
-from upalm.ul2r.symbols import EOS_ID, MODES, N_SENTINELS, PAD_ID, UNK_ID, Symbols
+from upalm.ul2r.symbols import EOS_ID, MODES, N_SENTINELS, PAD_ID, UNK_ID, Symbols, find_line_breaks
 
 LOW_LINE = "\N{LOWER ONE EIGHTH BLOCK}"
 """The character (U+2581) that SentencePiece vocabularies write for a space."""
@@ -147,8 +147,12 @@ class Tokenizer(ABC):
     def _check_modes(self) -> None:
         for text in ("a  b\n\tc 12", " x", "x ", *MODES.values()):
             self.check_text(text)
-        if len(set(self.symbols.modes.values())) != len(MODES):
-            raise ValueError(f"mode tokens do not encode to different ids: {self.symbols.modes}.")
+        if len(set(self._modes.values())) != len(MODES):
+            raise ValueError(f"mode tokens do not encode to different ids: {self._modes}.")
+
+    @cached_property
+    def _modes(self) -> dict[str, tuple[int, ...]]:
+        return {mode: tuple(self.encode(text)) for mode, text in MODES.items()}
 
 
 def check_utf8(text: str, what: str = "the text") -> None:
@@ -217,9 +221,9 @@ class SentencePiece(Tokenizer):
 
     @cached_property
     def symbols(self) -> Symbols:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Sentinels in order, and each mode's ids."""
+        """Sentinels in order, each mode's ids, and where lines begin and end."""
         sentinels = tuple(range(self.vocab_size - 1, self.first_sentinel - 1, -1))
-        return Symbols(sentinels, {k: tuple(self.encode(v)) for k, v in MODES.items()})
+        return Symbols(sentinels, self._modes)._replace(**find_line_breaks(self.token_bytes))
 
     @cached_property
     def token_bytes(self) -> list[bytes]:  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -11,7 +11,7 @@ This folder needs NumPy alone: it can be copied into another project under any n
 Paper: U-PaLM (arXiv:2210.11399) section 2.3; span sampling as in T5 (arXiv:1910.10683).
 """
 
-from .denoisers import Causal, Denoiser, Gaps, PrefixLM, SpanCorruption
+from .denoisers import Causal, Denoiser, Gaps, Lines, PrefixLM, SpanCorruption, find_lines
 from .mixtures import (
     CAUSAL,
     MIXTURES,
@@ -32,4 +32,4 @@ from .mixtures import (
 )
 from .rows import Batch, Budget, Segmenter, write_segment
 from .spans import Example, corrupt, restore, span_counts, span_noise_mask
-from .symbols import MODES, N_SENTINELS, Symbols
+from .symbols import MODES, N_SENTINELS, Symbols, find_line_breaks

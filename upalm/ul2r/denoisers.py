@@ -138,6 +138,53 @@ class Gaps(Denoiser):
         return corrupt(tokens, mask, symbols.sentinels)
 
 
+_SHORTEST_LINE = 3
+"""Tokens; what is shorter, such as `else:`, says little of how an answer continues and where it ends."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lines(Gaps):
+    """Mask one whole line, as people leave gaps in code. Deviation: the paper has no such denoiser.
+
+    All lines that `find_lines` finds are equally likely if they have at least three tokens, and at most half of the
+    chunk. Where there is none, and with a vocabulary whose ids hold no line breaks, the span is one of `Gaps`, whose
+    `mean_span` is of no other use here.
+    """
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.n_spans != 1:
+            raise ValueError(f"{self.name}: n_spans is {self.n_spans}, expected 1, since one line is masked.")
+
+    def __call__(self, tokens: np.ndarray, rng: np.random.Generator, symbols: Symbols) -> Example:
+        lines = find_lines(tokens, symbols)
+        n_tokens = lines[:, 1] - lines[:, 0]
+        lines = lines[(n_tokens >= _SHORTEST_LINE) & (n_tokens <= self._longest(len(tokens)))]
+        if not len(lines):
+            return super().__call__(tokens, rng, symbols)
+        start, end = lines[rng.integers(len(lines))]
+        mask = np.zeros(len(tokens), bool)
+        mask[start:end] = True
+        return corrupt(tokens, mask, symbols.sentinels)
+
+
+def find_lines(tokens: np.ndarray, symbols: Symbols) -> np.ndarray:
+    """Return where the lines of a chunk begin and end, [lines, 2].
+
+    A line begins and ends with a token, is not empty, and has something before and after it. A token that holds the
+    end of a line and the break after it is part of the line. EOS ends a line, and one begins after it.
+    """
+    eos = tokens == symbols.eos_id
+    opens, closes = np.isin(tokens, symbols.line_starts) | eos, np.isin(tokens, symbols.line_ends) | eos
+    breaks = np.flatnonzero(np.isin(tokens, symbols.line_breaks) | eos)
+    starts = np.flatnonzero(opens) + 1
+    starts = starts[starts <= breaks.max(initial=-1)]
+    at = breaks[np.searchsorted(breaks, starts)]  # the next break, before which the line ends, or after which
+    lines = np.stack([starts, np.where(closes[at], at, at + 1)], 1)
+    ends = closes[at] | np.isin(tokens[at], symbols.line_lasts)
+    return lines[ends & (lines[:, 0] < lines[:, 1]) & (lines[:, 1] < len(tokens))]
+
+
 @dataclass(frozen=True, kw_only=True)
 class PrefixLM(Denoiser):
     """S denoiser: split a chunk at a random point; predict the rest from a bidirectional prefix.

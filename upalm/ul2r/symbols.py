@@ -1,6 +1,7 @@
 """Symbols: sentinels, mode tokens and special ids that the objective needs from a vocabulary."""
 
 import re
+from collections.abc import Iterable
 from typing import NamedTuple
 
 PAD_ID, BOS_ID, EOS_ID, UNK_ID = 0, 0, 1, 2
@@ -28,3 +29,30 @@ class Symbols(NamedTuple):
     bos_id: int = BOS_ID
     never_generated: tuple[int, ...] = (BOS_ID, UNK_ID)
     """Ids that no answer may contain."""
+    line_breaks: tuple[int, ...] = ()
+    """Ids whose text has a line break."""
+    line_starts: tuple[int, ...] = ()
+    """Those after which a line begins: their text ends in a line break, or in one and spaces or tabs."""
+    line_ends: tuple[int, ...] = ()
+    """Those before which a line ends: their text begins with a line break, or with spaces or tabs and one."""
+    line_lasts: tuple[int, ...] = ()
+    """Those that are the last of a line: their text is some of that line, and then line breaks, spaces or tabs."""
+
+
+def find_line_breaks(texts: Iterable[bytes]) -> dict[str, tuple[int, ...]]:
+    r"""Return the last four of `Symbols` by name, from the text of each id.
+
+    >>> find_line_breaks([b"x", b":\n", b"\n    ", b"\n#", b"#\n#\n"])
+    {'line_breaks': (1, 2, 3, 4), 'line_starts': (1, 2, 4), 'line_ends': (2, 3), 'line_lasts': (1,)}
+    """
+    space = b" \t\r"
+    breaks = {i: text for i, text in enumerate(texts) if b"\n" in text}
+    starts = [i for i, text in breaks.items() if text.rstrip(space).endswith(b"\n")]
+    ends = [i for i, text in breaks.items() if text.lstrip(space).startswith(b"\n")]
+    lasts = [i for i in starts if i not in ends and b"\n" not in breaks[i].rstrip(space + b"\n")]
+    return {
+        "line_breaks": tuple(breaks),
+        "line_starts": tuple(starts),
+        "line_ends": tuple(ends),
+        "line_lasts": tuple(lasts),
+    }
