@@ -108,7 +108,7 @@ def shorten(ours: Sums, n_rows: Mapping[str, int]) -> Sums:
 def compare(ours: Sequence[Sums], control: Sequence[Sums]) -> dict[str, Any]:
     """Estimate paired differences, ours minus control; and ours over control from left to right."""
     differences = {}
-    for name in (name for name in ours[0] if name.endswith(COMPARED)):
+    for name in (name for name in ours[0] if name.endswith(COMPARED) and all(name in other for other in control)):
         pairs = []
         for a, b in zip(ours, control, strict=True):
             n = min(len(a[name][0]), len(b[name][0]))
@@ -129,7 +129,8 @@ def pool(records: Sequence[Record]) -> dict[str, Any]:
         groups[record["fork"], record["step"]][record["seed"]] = record
     by_row = {key: {seed: sums(record) for seed, record in group.items()} for key, group in groups.items()}
     every = [found for group in by_row.values() for found in group.values()]
-    shared = {name: min(len(found[name][0]) for found in every) for name in every[0] if not name.endswith(SHUFFLED)}
+    metrics = [name for name in every[0] if not name.endswith(SHUFFLED) and all(name in found for found in every)]
+    shared = {name: min(len(found[name][0]) for found in every) for name in metrics}
     results: dict[str, Any] = {"settings": {}, "checkpoints": {}, "differences": {}}
     for (fork, step), group in sorted(groups.items()):
         first, seeds = next(iter(group.values())), sorted(group)

@@ -94,6 +94,18 @@ LINES: ul2r.Mixture = (
     replace(X, weight=0.1),
     replace(S, weight=0.3),
 )
+RANDOM_GAPS: ul2r.Mixture = (
+    *(replace(d, shortest=0.25, weight=w) for d, w in ((R, 0.2), (X, 0.1), (S, 0.3))),
+    ul2r.Gaps(name="line", mode="nlg", mean_span=12.0, inputs_eos=True, shortest=0.25, weight=0.2),
+    ul2r.Gaps(name="words", mode="nlu", mean_span=4.0, n_spans=3, inputs_eos=True, shortest=0.25, weight=0.2),
+)
+"""An earlier `ul2r_gaps`: single gaps of random place and length, and no lines."""
+WHOLE_LINES: ul2r.Mixture = (
+    *(replace(d, shortest=0.25, weight=w) for d, w in ((R, 0.15), (X, 0.1), (S, 0.25))),
+    ul2r.Lines(name="line", mode="nlg", mean_span=12.0, inputs_eos=True, shortest=0.25, weight=0.3),
+    RANDOM_GAPS[-1],
+)
+"""Another one: lines, and no other single gaps."""
 NO_MODES = tuple(replace(d, mode="none") for d in ul2r.UL2R_INFILL)
 NO_EOS = tuple(replace(d, inputs_eos=False) for d in ul2r.UL2R_INFILL)
 
@@ -116,6 +128,8 @@ FORKS = {
     "short_causal_mask": short(UL2R_FORK, mask="causal"),
     "short_no_modes": short(UL2R_FORK, mixture=NO_MODES),
     "short_gaps": short(UL2R_FORK, mixture="ul2r_gaps"),
+    "short_random_gaps": short(UL2R_FORK, mixture=RANDOM_GAPS),
+    "short_whole_lines": short(UL2R_FORK, mixture=WHOLE_LINES),
     "short_ul2": short(UL2R_FORK, mixture=for_infill(ul2r.UL2)),
     "short_no_eos": short(UL2R_FORK, mixture=NO_EOS),
     "short_no_roll": short(UL2R_FORK, mixture="ul2r_eos"),
@@ -335,12 +349,17 @@ def train(args: Case, name: str, seed: int) -> tuple[Path, TrainConfig]:
     return config.out, config
 
 
+def is_measured(args: Case, path: Path) -> bool:
+    """Return whether a file has all kinds of gaps that are asked for."""
+    return path.is_file() and set(args.kinds) <= set(json.loads(path.read_text("utf-8"))["kinds"])
+
+
 def run_fork(args: Case, name: str, seed: int, rows: Callable[[int], Rows]) -> None:
     """Train a fork, measure its checkpoints and delete those that are no longer needed."""
     fork = FORKS[name]
     steps = sorted({max(step // args.shrink, 1) for step in fork.steps})
     paths = {step: args.out / f"{name}-s{seed}-{step}.json" for step in steps}
-    if all(path.is_file() for path in paths.values()):
+    if all(is_measured(args, path) for path in paths.values()):
         return
     started = time.monotonic()
     folder, config = train(args, name, seed)
@@ -368,7 +387,7 @@ def main(args: Case) -> None:
         for name in args.forks:
             if name != "base":
                 run_fork(args, name, seed, rows)
-            elif not (path := args.out / "base-s0-0.json").is_file():
+            elif not is_measured(args, path := args.out / "base-s0-0.json"):
                 started = time.monotonic()
                 found = measure(args, args.checkpoint, rows(args.n_rows), "prefix")
                 save(args, path, name, 0, 0, 0, found, time.monotonic() - started)

@@ -99,15 +99,6 @@ def quickstart_differences_table(results: dict[str, Any]) -> str:
     )
 
 
-def longer_table(results: dict[str, Any]) -> str:
-    """The measures of the quickstart that a reader compares over steps."""
-    keys = ("infill_bits_per_byte", "new_name_gain", "few_words_gain", "multi_span_gain", "infill_gain")
-    keys = (*keys, "causal_bits_per_byte", "format_ok")
-    found = results["models"]
-    rows = [[f"`{key}`", *(format_estimate(estimates[key]) for estimates in found.values())] for key in keys]
-    return format_rows(["held-out Python source", *found], rows)
-
-
 def curve_table(results: dict[str, Any]) -> str:
     """One row per checkpoint of a UL2R run, the base first."""
     kinds = ("line", "words", "several", "block")
@@ -323,8 +314,9 @@ TABLES = {
     "results.md": {
         "quickstart": ("quickstart.json", quickstart_table),
         "quickstart differences": ("quickstart.json", quickstart_differences_table),
-        "quickstart longer": ("quickstart_longer.json", longer_table),
         "ul2r_tiny curve": ("ul2r_tiny_curve.json", curve_table),
+        "ul2r_tiny curve with random gaps": ("ul2r_tiny_curve_random_gaps.json", curve_table),
+        "ul2r_tiny curve with lines alone": ("ul2r_tiny_curve_lines.json", curve_table),
         "fork grid": ("fork_grid.json", grid_table),
         "answer ends": ("answer_ends.json", answer_ends_table),
         "smollm2 checkpoints": ("smollm2.json", checkpoints_table),
