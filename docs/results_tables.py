@@ -241,6 +241,32 @@ def cuts_table(results: dict[str, Any]) -> str:
     return format_rows(["gaps", "rows between borders", *(f"`{name}`" for name in ORDER[:3])], rows)
 
 
+# --- Scaling --------------------------------------------------------------------------------------
+
+
+def savings_table(results: dict[str, Any]) -> str:
+    """One row per start: cost of gaps of both continuations, savings rate, and paired differences over seeds."""
+    gaps, causal = "minus infill_bits_per_byte", "minus continue_causal_bits_per_byte"
+    found = {(x["start_flops"], x["family"]): x for x in results["savings"][gaps]}
+    pairs = {m: {x["start_flops"]: x for x in results["differences"][m]} for m in (gaps, causal, "score")}
+    rows = []
+    for start in sorted(flops for flops in pairs[gaps] if flops is not None):
+        control, ul2r = found[start, "control"], found[start, "ul2r"]
+        rate, ends = ul2r["rate"], [ul2r["low"], ul2r["high"]]
+        low, high = (f"over {ul2r['bound']:.2f}" if x is None else f"{x:.2f}" for x in ends)
+        signs = ((gaps, -1), (causal, -1), ("score", 1))
+        rows.append(
+            [
+                f"{start / 6 / ul2r['n_params'] / 1e6:.1f}",
+                *(f"{-x['score']:.3f}" for x in (control, ul2r)),
+                f"over {ul2r['bound']:.2f}x" if rate is None else f"{rate:.2f}x [{low}, {high}]",
+                *(f"{sign * pairs[m][start]['mean']:+.3f} ± {pairs[m][start]['se']:.3f}" for m, sign in signs),
+            ]
+        )
+    header = ["million tokens before", "gaps: control", "UL2R", "savings rate of UL2R [95%]"]
+    return format_rows([*header, *(f"UL2R minus control: {x}" for x in ("gaps", "left to right", "suite"))], rows)
+
+
 # --- Suites ---------------------------------------------------------------------------------------
 
 
@@ -327,6 +353,7 @@ TABLES = {
         "smollm2 candidates": ("smollm2_forks.json", candidates_table),
         "smollm2 ablated": ("smollm2_ablations.json", ablated_table),
         "smollm2 ablations": ("smollm2_ablations.json", ablations_table),
+        "scaling open": ("scaling_open.json", savings_table),
         "upalm_tiny cuts": ("upalm_tiny_cuts.json", cuts_table),
         "smollm2 english": ("smollm2_english*.json", suite_table),
         "smollm2 humaneval": ("smollm2_humaneval*.json", humaneval_table),

@@ -7,7 +7,7 @@ Command:  upalm import-hf STAGE1 --out models/stage1      (and so on: OLMo 2, Sm
 Hardware: what a fork of the model needs (recipe ul2r), and disk for one fork at a time; after Ctrl-C the same command
           resumes, and further starts and seeds are added to what is there.
 Result:   OUT/report.html and scaling.png; results.json of every start and fork for `upalm scaling OUT`.
-Expected: not known: no published family has been through this. docs/results.md has the figures of scaling_tiny.
+Expected: docs/results.md has six stages of the tiny base. No published family has been through this.
 """
 
 import shutil
