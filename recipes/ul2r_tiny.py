@@ -4,7 +4,7 @@
 
 Paper:    U-PaLM (arXiv:2210.11399) section 2.4, at tiny size.
 Command:  upalm run ul2r_tiny ul2r
-Hardware: 2 CPU cores, 10 to 20 minutes.
+Hardware: 2 CPU cores, 6 to 20 minutes.
 Result:   OUT/export holds bf16 weights, tokenizer, log and manifest.
 Expected: docs/results.md. Measure with: upalm run quickstart --checkpoint runs/ul2r_tiny --n-steps 1
 """
@@ -32,7 +32,7 @@ UL2R = TrainConfig(
 CAUSAL = replace(UL2R, out=Path("runs/causal_tiny"), data=replace(UL2R.data, mixture="causal"))
 
 CONFIGS = {
-    "ul2r": ("1000 steps of UL2R, 10 to 20 minutes on 2 cores: the model that ships.", UL2R),
+    "ul2r": ("1000 steps of UL2R, 6 to 20 minutes on 2 cores: the model that ships.", UL2R),
     "causal": ("The control: the same steps of plain language modelling.", CAUSAL),
 }
 
