@@ -1,7 +1,9 @@
 """The longest tests of two runs of the suite side by side, as a table of docs/performance.md.
 
-pytest -n 2 --dist loadfile --junitxml=before.xml     # at one commit, and after.xml at another
-python benchmarks/slow_tests.py --before before.xml --after after.xml
+    pytest -n 2 --dist loadfile --junitxml=before.xml     # at one commit, and after.xml at another
+    python benchmarks/slow_tests.py --before before.xml --after after.xml
+
+Tests are told apart by their file's name and their own.
 """
 
 from dataclasses import dataclass

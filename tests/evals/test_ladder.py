@@ -36,8 +36,8 @@ def folder(tmp_path_factory, tokenizer, source_text):
 
     for name in ("run", "imported"):
         write(name)
-    with closing(Checkpoints(folder / "run", keep=3)) as checkpoints:
-        for step in (2, 4, 5):
+    with closing(Checkpoints(folder / "run", keep=4)) as checkpoints:
+        for step in (0, 2, 4, 5):
             checkpoints.save(step, Decoder(MODEL, key=jax.random.key(0)), {"count": jnp.zeros(())})
     write("longer", seq_len=256, rope_theta=1e5, compute_dtype="bfloat16")
     write("wider", d_ff=80)
@@ -68,6 +68,7 @@ def test_stages_of_pretraining_may_change_rows_and_precision(folder):
         (["run/steps/2", "imported:-1"], "expected a folder, or FOLDER:TOKENS"),
         (["run/steps/2", "imported:nan"], "expected a folder, or FOLDER:TOKENS"),
         (["run/steps/2", "imported:64"], "both have 64 pretraining tokens"),
+        (["run/steps/0", "run/steps/2"], "run/steps/0 was trained on 0 tokens"),
         (["run/steps/2", "run/steps/9"], "no checkpoint 9 in .*run/steps: there are"),
         (["run/steps/2", "nowhere"], "no checkpoint at .*nowhere"),
         (["run/steps/2", "wider"], r"run/steps/2 and .*wider are not .* of one model \(d_ff 64 and 80\)"),

@@ -49,7 +49,8 @@ def find_line_breaks(texts: Iterable[bytes]) -> dict[str, tuple[int, ...]]:
     breaks = {i: text for i, text in enumerate(texts) if b"\n" in text}
     starts = [i for i, text in breaks.items() if text.rstrip(space).endswith(b"\n")]
     ends = [i for i, text in breaks.items() if text.lstrip(space).startswith(b"\n")]
-    lasts = [i for i in starts if i not in ends and b"\n" not in breaks[i].rstrip(space + b"\n")]
+    others = {*ends, *(i for i in starts if b"\n" in breaks[i].rstrip(space + b"\n"))}  # the latter hold two lines
+    lasts = [i for i in starts if i not in others]
     return {
         "line_breaks": tuple(breaks),
         "line_starts": tuple(starts),
