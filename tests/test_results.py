@@ -158,3 +158,17 @@ def test_figures_of_forks_hold_every_curve_and_row(results):
 def test_figures_of_results_are_those_of_their_numbers():
     for path, svg in runpy.run_path(str(ROOT / "docs" / "results_figures.py"))["figures"]().items():
         assert path.read_text("utf-8") == svg, "run: python docs/results_figures.py"
+
+
+def test_pooled_ablations_are_of_the_rows_that_are_kept_beside_them(pool):
+    folder = ROOT / "docs" / "results"
+    found = pool([json.loads(path.read_text("utf-8")) for path in sorted((folder / "smollm2_rows").glob("*.json"))])
+    kept = json.loads((folder / "smollm2_ablations.json").read_text("utf-8"))
+    assert found["checkpoints"].keys() == kept["checkpoints"].keys()
+    assert found["differences"].keys() == kept["differences"].keys()
+    means = [
+        (estimate["mean"], found["checkpoints"][name]["estimates"][metric]["mean"])
+        for name, checkpoint in kept["checkpoints"].items()
+        for metric, estimate in checkpoint["estimates"].items()
+    ]
+    assert len(means) > 80 and np.allclose(*zip(*means, strict=True), atol=1e-4)
