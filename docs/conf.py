@@ -46,6 +46,7 @@ myst_heading_anchors = 3
 nb_custom_formats = {".py": "notebooks.read"}
 nb_execution_mode = "cache"  # by the cells alone, not by the package: a fresh clone builds everything
 nb_execution_raise_on_error = True
+nb_execution_show_tb = True  # where it failed, in the log of a machine that is gone
 nb_execution_timeout = 600  # seconds per cell, on a machine that has other work
 nb_merge_streams = True
 copybutton_exclude = ".linenos, .gp, .go"
