@@ -14,7 +14,7 @@ Cost:     by the config, in memory planned on a CPU, and in hours at an MFU of 4
 Expected: infilling costs fewer bits per byte than under the import, and format_ok rises from 0.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -32,7 +32,7 @@ from upalm.planning.lowering import training
 from upalm.planning.planner import ADVICE, Plan, plan
 from upalm.planning.topology import target_of
 from upalm.training import recipes
-from upalm.training.config import Continue, TrainConfig
+from upalm.training.config import CheckpointConfig, Continue, LoggingConfig, MeshConfig, TrainConfig
 from upalm.training.launch import run
 from upalm.training.optim import Adafactor, Schedule
 
@@ -79,6 +79,10 @@ class Ul2r:
     """Decides data order and noise."""
     base_tokens: float = 0
     """Tokens that the base was pretrained on, to state the share; of a run of upalm they are known."""
+    checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    processes: ProcessConfig = field(default_factory=ProcessConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
 
     def config(self) -> TrainConfig:
         """The run, with rows no longer than the model's."""
@@ -95,6 +99,10 @@ class Ul2r:
             seed=self.seed,
             save_every=self.save_every,
             eval_every=self.save_every,
+            checkpoints=self.checkpoints,
+            mesh=self.mesh,
+            processes=self.processes,
+            logging=self.logging,
         )
 
 

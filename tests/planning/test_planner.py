@@ -160,6 +160,20 @@ def test_recipe_with_settings_of_its_own_is_planned():
         search.resolve_config(Request("ul2r", "cpu", (), "here", 1))
 
 
+def test_recipe_with_settings_of_its_own_takes_a_mesh_a_bucket_and_writers():
+    words = ("--init", str(upalm.PALM_TINY), "--mesh.model", "2", "--mesh.data", "4", "--processes.heartbeat-seconds", "9")
+    words += ("--checkpoints.folder", "gs://pod/run", "--logging.writers", "wandb")
+    config, _ = search.resolve_config(Request("ul2r", "gpu80", words, "H100:8", 1))
+    assert (config.mesh.model, config.mesh.data, config.processes.heartbeat_seconds) == (2, 4, 9)
+    assert config.checkpoints.folder == "gs://pod/run" and config.logging.writers == ("wandb",)
+
+
+def test_option_that_a_recipe_lacks_is_named(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        search.resolve_config(Request("ul2r", "gpu80", ("--init", str(upalm.PALM_TINY), "--meshes", "2"), "here", 1))
+    assert "error: unrecognized options: --meshes, 2\n" in capsys.readouterr().err
+
+
 def test_topologies_are_listed(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["upalm", "plan", "--list"])
     cli.main()

@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar
 
 from upalm import arguments
@@ -170,7 +171,7 @@ def configs(name: str) -> dict[str, str]:
                             found[config] = summary
                 if len(found) == len(keys):
                     return found
-    computed = runpy.run_path(str(path)).get("CONFIGS", {}) if "CONFIGS" in text else {}
+    computed = _load(name).get("CONFIGS", {}) if "CONFIGS" in text else {}
     if not isinstance(computed, dict):
         raise ValueError(f"{path}: CONFIGS is {computed!r}, expected a dict of (summary, config) by name.")
     return {config: summary for config, (summary, _) in computed.items()}
@@ -182,7 +183,7 @@ def contents(name: str) -> tuple[dict[str, Any], Any]:
     Raises:
         ValueError: it has no configs.
     """
-    found = runpy.run_path(str(find(name)))
+    found = _load(name)
     if not found.get("CONFIGS"):
         raise ValueError(f"recipe {name!r} has settings of its own, no configs to plan.")
     return found["CONFIGS"], found.get("MODEL")
@@ -190,4 +191,16 @@ def contents(name: str) -> tuple[dict[str, Any], Any]:
 
 def config(name: str, config_name: str) -> Any:
     """A named config of a recipe."""
-    return runpy.run_path(str(find(name)))["CONFIGS"][config_name][1]
+    return _load(name)["CONFIGS"][config_name][1]
+
+
+def _load(name: str) -> dict[str, Any]:
+    """Names that a recipe defines; the sources of its classes can be found, which help and errors quote."""
+    found = runpy.run_path(str(find(name)), run_name=_MODULE)
+    sys.modules[_MODULE] = module = ModuleType(_MODULE)
+    vars(module).update(found)
+    return found
+
+
+_MODULE = "upalm_recipe"
+"""Module of the classes that a recipe defines."""
