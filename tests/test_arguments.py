@@ -57,7 +57,17 @@ def test_help_keeps_lines_and_hides_the_install_folder(capsys):
         arguments.parse(Settings, ["--help"], "upalm test", heading="One line.\nAnother line.\n")
     said = capsys.readouterr().out
     assert not e.value.code and said.startswith("One line.\nAnother line.\n\nusage: upalm test ")
-    assert "(default: upalm/assets/x)" in said and "--no-flag" not in said
+    assert "(default: upalm/assets/x)" in said
+
+
+def test_a_flag_is_set_either_way_whatever_its_default(capsys):
+    for default in (False, True):
+        for words, expected in ((["--flag"], True), (["--no-flag"], False), ([], default)):
+            parsed = arguments.parse(Settings, words, "upalm test", default=Settings(flag=default))
+            assert parsed.flag is expected
+    with pytest.raises(SystemExit):
+        arguments.parse(Settings, ["--help"], "upalm test", default=Settings(flag=True))
+    assert "--flag, --no-flag" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("no_color", "coloured"), [("1", False), ("", True)])

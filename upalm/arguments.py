@@ -57,7 +57,7 @@ def _wants_help(words: Sequence[str]) -> bool:
 
 def _cli(target: Any, words: Sequence[str], program: str, **how: Any) -> Any:
     options = tyro._experimental_options
-    config = (tyro.conf.AvoidSubcommands, tyro.conf.FlagCreatePairsOff)
+    config = (tyro.conf.AvoidSubcommands,)
     parse = partial(tyro.cli, target, prog=program, args=list(words), config=config, registry=_REGISTRY, **how)
     if _wants_help(words):
         options["ansi_codes"] = not os.environ.get("NO_COLOR")

@@ -161,7 +161,8 @@ def test_recipe_with_settings_of_its_own_is_planned():
 
 
 def test_recipe_with_settings_of_its_own_takes_a_mesh_a_bucket_and_writers():
-    words = ("--init", str(upalm.PALM_TINY), "--mesh.model", "2", "--mesh.data", "4", "--processes.heartbeat-seconds", "9")
+    words = ("--init", str(upalm.PALM_TINY), "--mesh.model", "2", "--mesh.data", "4")
+    words += ("--processes.heartbeat-seconds", "9")
     words += ("--checkpoints.folder", "gs://pod/run", "--logging.writers", "wandb")
     config, _ = search.resolve_config(Request("ul2r", "gpu80", words, "H100:8", 1))
     assert (config.mesh.model, config.mesh.data, config.processes.heartbeat_seconds) == (2, 4, 9)
