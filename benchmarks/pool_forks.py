@@ -33,6 +33,24 @@ REFERENCES = {
 }
 """Fork that each candidate is a change of; see also `find_reference`."""
 
+LABELS = {
+    "base": "before",
+    "short": "`ul2r_infill`",
+    "short_causal": "plain language modelling",
+    "short_causal_mask": "causal mask",
+    "short_no_modes": "no mode tokens",
+    "short_no_eos": "no EOS after the inputs",
+    "short_no_roll": "masks not rolled",
+    "short_paper": "the paper's `ul2r`",
+    "short_ul2": "UL2's seven denoisers",
+    "short_gaps": "`ul2r_gaps`",
+    "short_whole_lines": "lines, no other single gaps",
+    "short_random_gaps": "random single gaps",
+    "short_5e-4": "peak rate 5e-4",
+    "short_1e-3": "peak rate 1e-3",
+}
+"""What tables and figures call the forks of 100 steps, in their order."""
+
 SHUFFLED = ("infill_gain_shuffled", "suffix_use")
 """Ends of the names of metrics with the text after another gap."""
 COMPARED = ("infill_bits_per_byte", "infill_gain", "causal_bits_per_byte", "format_ok", "exact_grammar")
@@ -131,7 +149,8 @@ def pool(records: Sequence[Record]) -> dict[str, Any]:
     every = [found for group in by_row.values() for found in group.values()]
     metrics = [name for name in every[0] if not name.endswith(SHUFFLED) and all(name in found for found in every)]
     shared = {name: min(len(found[name][0]) for found in every) for name in metrics}
-    results: dict[str, Any] = {"settings": {}, "checkpoints": {}, "differences": {}}
+    labels = {fork: label for fork, label in LABELS.items() if any(fork == name for name, _ in groups)}
+    results: dict[str, Any] = {"settings": {}, "labels": labels, "checkpoints": {}, "differences": {}}
     for (fork, step), group in sorted(groups.items()):
         first, seeds = next(iter(group.values())), sorted(group)
         ours = [by_row[fork, step][seed] for seed in seeds]

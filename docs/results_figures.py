@@ -165,16 +165,18 @@ def smollm2_ablations(results: dict[str, Any]) -> str:
     pairs = {name: found for name, found in results["differences"].items() if name.endswith(" minus short@100")}
     if not pairs:
         return ""
+    labels = results["labels"]
+    pairs = {fork: pairs[f"{fork}@100 minus short@100"] for fork in labels if f"{fork}@100 minus short@100" in pairs}
     panels = [
-        (title, {name.split("@")[0].removeprefix("short_"): found[metric] for name, found in pairs.items()})
+        (title, {labels[fork].replace("`", ""): found[metric] for fork, found in pairs.items()})
         for metric, title in (
-            ("line/infill_gain", "infill gain of lines, minus UL2R's: bits per byte; right is better"),
-            ("several_whole/infill_gain", "infill gain of three gaps, minus UL2R's: bits per byte; right is better"),
-            ("format_ok", "share of well-formed answers, minus UL2R's; right is better"),
-            ("causal_bits_per_byte", "left to right, minus UL2R's: bits per byte; left is better"),
+            ("line/infill_gain", "infill gain of lines, minus its: bits per byte; right is better"),
+            ("several_whole/infill_gain", "infill gain of three gaps, minus its: bits per byte; right is better"),
+            ("format_ok", "share of well-formed answers, minus its; right is better"),
+            ("causal_bits_per_byte", "left to right, minus its: bits per byte; left is better"),
         )
     ]
-    return draw_dots(panels, "Changes of UL2R against UL2R itself, after 100 steps from SmolLM2-135M")
+    return draw_dots(panels, "Changes of ul2r_infill against it, after 100 steps from SmolLM2-135M")
 
 
 FIGURES = {

@@ -194,7 +194,9 @@ def steps_table(results: dict[str, Any]) -> str:
     return format_rows([*header, "left to right, over control"], rows)
 
 
-def changes_table(results: dict[str, Any], references: Sequence[str], gains: Sequence[str] = GAINS) -> str:
+def changes_table(
+    results: dict[str, Any], references: Sequence[str], gains: Sequence[str] = GAINS, minus: str = "UL2R"
+) -> str:
     """One row per changed fork and step: paired differences from the fork that it is a change of."""
     keys = (*gains, "format_ok", "causal_bits_per_byte")
     rows = []
@@ -203,8 +205,20 @@ def changes_table(results: dict[str, Any], references: Sequence[str], gains: Seq
         if other.split("@")[0] in references:
             fork, step = name.split("@")
             n_seeds = len(found[keys[0]]["by_seed"])
-            rows.append([f"`{fork}`", step, str(n_seeds), *(format_estimate(found[key]) for key in keys)])
-    return format_rows(["minus UL2R", "steps", "seeds", *(f"`{key}`" for key in keys)], rows) if rows else ""
+            rows.append([label(results, fork), step, str(n_seeds), *(format_estimate(found[key]) for key in keys)])
+    rows.sort(key=lambda row: order(results, row[0]))
+    return format_rows([f"minus {minus}", "steps", "seeds", *(f"`{key}`" for key in keys)], rows) if rows else ""
+
+
+def label(results: dict[str, Any], fork: str) -> str:
+    """Words for a fork, or its name."""
+    return results.get("labels", {}).get(fork, f"`{fork}`")
+
+
+def order(results: dict[str, Any], name: str) -> int:
+    """Place of a label among the rows; names without one keep theirs, after these."""
+    labels = list(results.get("labels", {}).values())
+    return labels.index(name) if name in labels else len(labels)
 
 
 def candidates_table(results: dict[str, Any]) -> str:
@@ -217,7 +231,7 @@ ABLATION_KEYS = ("line/infill_bits_per_byte", "line/infill_gain", "several_whole
 
 def ablations_table(results: dict[str, Any]) -> str:
     """Changes of 100 steps of UL2R: paired differences."""
-    return changes_table(results, ("short",), ABLATION_KEYS)
+    return changes_table(results, ("short",), ABLATION_KEYS, label(results, "short"))
 
 
 def ablated_table(results: dict[str, Any]) -> str:
@@ -226,7 +240,8 @@ def ablated_table(results: dict[str, Any]) -> str:
     rows = []
     for checkpoint in results["checkpoints"].values():
         cells = [format_estimate(checkpoint["estimates"][key]) for key in keys]
-        rows.append([f"`{checkpoint['fork']}`", *cells])
+        rows.append([label(results, checkpoint["fork"]), *cells])
+    rows.sort(key=lambda row: order(results, row[0]))
     return format_rows(["fork", *(f"`{key}`" for key in keys)], rows)
 
 

@@ -130,7 +130,8 @@ def test_tables_of_forks_have_a_row_for_each(results):
     ]
     assert "| `ul2r_4e-3` | 50 | 2 | 0.000 [0.000, 0.000]" in tables["candidates_table"](results)
     ablations = tables["ablations_table"](results)
-    assert ablations.count("| 100 | 2 |") == 2 and "| `short_ul2` |" in ablations
+    assert ablations.count("| 100 | 2 |") == 2 and "| UL2's seven denoisers |" in ablations
+    assert ablations.startswith("| minus `ul2r_infill` |")
     assert "-1.000, -1.100" in tables["final_differences_table"](results)
 
 
@@ -152,7 +153,7 @@ def test_figures_of_forks_hold_every_curve_and_row(results):
     ]
     assert {"UL2R", "control", "a line: infill gain, bits per byte", "0", "50", "300"} <= set(texts[0])
     assert curves.count('mean"/>') == 20 and curves.count('seed"/>') == 40  # 10 panels of 2 forks with 2 seeds
-    assert texts[1].count("ul2") == 4 and "nan" not in curves + ablations
+    assert texts[1].count("UL2's seven denoisers") == 4 and "nan" not in curves + ablations
 
 
 def test_figures_of_results_are_those_of_their_numbers():
