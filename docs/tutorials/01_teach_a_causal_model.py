@@ -68,9 +68,10 @@ print(f"{before}<extra_id_0>{after}\n--- the gap was: {line.strip()}")
 #
 # U-PaLM's own mixture is called `ul2r`. `ul2r_eos` adds one thing: inputs with gaps end
 # with EOS, and so do prompts (`inputs_eos` above says whether a model learnt that). In
-# runs as short as this one the model needs that mark to begin its answer. Longer runs
-# need another mixture, `ul2r_infill`
-# ([why](../results.md#why-the-inputs-end-with-eos-here)).
+# runs as short as this one the model needs that mark to begin its answer
+# ([why](../results.md#why-the-inputs-end-with-eos-here)). For a model to use take
+# `ul2r_infill`, or `ul2r_gaps` if answers shall end by themselves
+# ([which to take](../ul2r_in_one_page.md#2-the-mixture)).
 #
 # `joint_budget=True` lets the inputs and targets of a row share its 128 positions; in
 # the paper each has half. `decay=False` switches weight decay off, as it was for the

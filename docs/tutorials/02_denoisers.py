@@ -134,11 +134,13 @@ for name, example in examples.items():
 # In R and X the inputs end in a sentinel: T5's code, which UL2 follows, always masks
 # the last token. So the last gap has no text after it, in any example of the paper's
 # mixture, `ul2r`, and a model trained on it gives poor answers to prompts that go on
-# after their last gap. Two mixtures of this package mend that. `ul2r_eos` ends such
-# inputs with EOS, which works in runs of a few hundred steps; other tutorials use it,
-# since their runs are that short. `ul2r_infill` also rolls the masks, so that gaps
-# lie anywhere, and is the one for longer runs ([what was
-# measured](../results.md#why-the-inputs-end-with-eos-here)).
+# after their last gap. Three mixtures of this package mend that. `ul2r_eos` ends such
+# inputs with EOS, the smallest change that works in a few hundred steps; other
+# tutorials use it, since their runs are that short. `ul2r_infill` also rolls the
+# masks, so that gaps lie anywhere ([what was
+# measured](../results.md#why-the-inputs-end-with-eos-here)). `ul2r_gaps` has missing
+# lines and single gaps as well, in chunks of any length, so that answers end by
+# themselves; the quickstart uses it.
 #
 # ## How long are the spans?
 #

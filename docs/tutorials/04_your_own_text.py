@@ -81,8 +81,8 @@ assert validation.n_tokens > 0, "a tenth of the documents is held out"
 # Ctrl-C from a second thread once step 25 is logged: the step in flight ends, a
 # checkpoint is written, and the process stops.
 #
-# The mixture `ul2r_eos` is the one for short runs; for runs of 2000 steps or more there
-# is `ul2r_infill` ([why](../results.md#why-the-inputs-end-with-eos-here)).
+# The mixture `ul2r_eos` is the one for runs as short as this. For a model to use take
+# `ul2r_infill` or `ul2r_gaps` ([which](../ul2r_in_one_page.md#2-the-mixture)).
 
 # %%
 SIZE = replace(PALM["tiny"], vocab_size=1024, d_model=64, n_layers=2, seq_len=128)

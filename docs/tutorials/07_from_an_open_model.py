@@ -118,8 +118,8 @@ assert np.abs(theirs - ours).max() < 1e-4
 #
 # On the command line: `upalm run ul2r --checkpoint models/base --data TEXT --out
 # runs/ul2r`. The weights are loaded, the optimizer starts afresh. `ul2r_eos` is the
-# mixture for a run as short as this; for 2000 steps or more take `ul2r_infill`
-# ([why](../results.md#why-the-inputs-end-with-eos-here)).
+# mixture for a run as short as this. The recipe takes `ul2r_infill`
+# ([which](../ul2r_in_one_page.md#2-the-mixture)).
 
 # %%
 (FOLDER / "texts").mkdir()

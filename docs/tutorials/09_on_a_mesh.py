@@ -88,7 +88,7 @@ plt.show()
 # %% [markdown]
 # No layer, loss or sampler mentions a mesh axis. Two tables in
 # `upalm.distributed.sharding` map the names of dimensions to the axes, and XLA inserts
-# the exchanges that follow.
+# the collectives that follow.
 #
 # ## The same run, laid out differently
 #

@@ -125,7 +125,7 @@ assert totals[128] < memory["v5p"], "128 TPU v5p may"
 #
 # ## What the compiler adds
 #
-# `plan` compiles the step and reads memory, FLOPs and exchanges off the program. Any
+# `plan` compiles the step and reads memory, FLOPs and collectives off the program. Any
 # compiler of JAX will do, so we begin with this machine's: a tiny model on eight fake
 # devices, laid out in three ways.
 
@@ -166,7 +166,7 @@ plt.show()
 
 # %%
 axes_used = {key: {c.axes for c in p.collectives if c.gib} for key, p in plans.items()}
-assert axes_used[8, 1] == {"data"}, "no model axis, no exchange along it"
+assert axes_used[8, 1] == {"data"}, "no model axis, no collective along it"
 assert any("model" in axes for axes in axes_used[4, 2])
 
 # %% [markdown]
@@ -196,8 +196,8 @@ else:
 
 # %% [markdown]
 # `upalm plan ul2r_540b 540b --topology v4:8x8x8` answers the question at the top: 25.3
-# of 32 GiB per chip, so 512 do. It takes minutes, and the page [Plans](../plans.md) has
-# its table for all the paper's runs.
+# of 32 GiB per chip, so 512 do. It takes a minute or two, and the page
+# [Plans](../plans.md) has its table for all the paper's runs.
 #
 # ## Now change this
 #
