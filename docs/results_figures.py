@@ -168,15 +168,18 @@ def smollm2_ablations(results: dict[str, Any]) -> str:
     labels = results["labels"]
     pairs = {fork: pairs[f"{fork}@100 minus short@100"] for fork in labels if f"{fork}@100 minus short@100" in pairs}
     panels = [
-        (title, {labels[fork].replace("`", ""): found[metric] for fork, found in pairs.items()})
-        for metric, title in (
-            ("line/infill_gain", "infill gain of lines, minus its: bits per byte; right is better"),
-            ("several_whole/infill_gain", "infill gain of three gaps, minus its: bits per byte; right is better"),
-            ("format_ok", "share of well-formed answers, minus its; right is better"),
-            ("causal_bits_per_byte", "left to right, minus its: bits per byte; left is better"),
+        (
+            f"{what}, minus that of ul2r_infill; {better} is better",
+            {labels[fork].replace("`", ""): found[metric] for fork, found in pairs.items()},
+        )
+        for metric, what, better in (
+            ("line/infill_gain", "infill gain of lines in bits per byte", "right"),
+            ("several_whole/infill_gain", "infill gain of three gaps in bits per byte", "right"),
+            ("format_ok", "share of well-formed answers", "right"),
+            ("causal_bits_per_byte", "cost from left to right in bits per byte", "left"),
         )
     ]
-    return draw_dots(panels, "Changes of ul2r_infill against it, after 100 steps from SmolLM2-135M")
+    return draw_dots(panels, "100 steps from SmolLM2-135M: each fork minus ul2r_infill")
 
 
 FIGURES = {
