@@ -15,6 +15,7 @@ from upalm.evals.savings import (
     compare_continuations,
     estimate_savings,
 )
+from upalm.evals.savings_report import place_points
 
 
 def test_paper_table_gives_about_2_at_the_middle_checkpoint():
@@ -48,7 +49,8 @@ def grid(slope, seeds, noise, rng):
         return slope * np.log10(flops) + noise * rng.standard_normal()
 
     def point(family, start, flops, worth, seed):
-        return Point(10, family, start, flops, flops, seed, {f"t{i}": score(flops * worth) for i in range(8)})
+        mixture, scores = "ul2r" if family == "ul2r" else "causal", {f"t{i}": score(flops * worth) for i in range(8)}
+        return Point(10, family, mixture, start, flops, flops, seed, scores)
 
     starts = [1e3, 1e4, 1e5]
     base = [point("causal", s, s, 1, 0) for s in (*starts, 1e6)]
@@ -81,8 +83,41 @@ def test_ul2r_is_compared_with_the_control_in_pairs():
     noisy = compare_continuations(grid(1, 3, 0.3, np.random.default_rng(0)))
     assert noisy[-1].mean == pytest.approx(np.mean([d.mean for d in noisy[:3]]))
     assert 0.02 < noisy[-1].se < 0.1  # 0.05 = 0.3 * sqrt(2 / (8 tasks * 9 pairs)) is expected
-    longer = [p._replace(flops=2 * p.flops) if p.family == "control" else p for p in points]
-    assert compare_continuations(longer) == []  # unequal compute
+    unequal = [p._replace(flops=2 * p.flops) if p.family == "control" else p for p in points]
+    assert compare_continuations(unequal) == []
+
+
+def test_mixtures_and_lengths_are_estimated_apart():
+    points = grid(1, 2, 0, np.random.default_rng(0))
+    forks = [p for p in points if p.family != "causal"]
+    other = [p._replace(mixture="prefix_lm", scores={t: 0.0 for t in p.scores}) for p in forks if p.family == "ul2r"]
+    longer = [p._replace(flops=2 * p.start_flops) for p in forks]
+    found = estimate_savings(points + other + longer)
+    alone = estimate_savings(points)
+    assert [s for s in found if s.mixture != "prefix_lm" and s.flops < 2 * s.start_flops] == alone
+    assert [(s.mixture, s.n_seeds) for s in found[:5]] == [
+        (m, 2) for m in ("causal", "causal", "prefix_lm", "ul2r", "ul2r")
+    ]
+    differences = compare_continuations(points + other + longer)
+    of_start = [(d.mixture, d.flops, d.n_pairs) for d in differences if d.start_flops == 1e3]
+    assert of_start == [("prefix_lm", 1.1e3, 2), ("ul2r", 1.1e3, 2), ("ul2r", 2e3, 2)]
+    assert [d.n_pairs for d in differences if d.start_flops is None] == [6, 12]
+    assert [d for d in differences if d.flops == 1.1e3 and d.mixture == "ul2r"] == compare_continuations(points)[:1]
+    assert len(place_points(points + other + longer)) == 4 + 3 * 5  # no two are averaged
+
+
+@pytest.mark.parametrize("estimate", [estimate_savings, compare_continuations])
+def test_the_same_training_twice_is_refused(estimate):
+    points = grid(1, 2, 0, np.random.default_rng(0))
+    with pytest.raises(ValueError, match=r"2 results .* mixture ul2r, from 1e.04 to 1.1e.04 FLOPs, seed 1\): give"):
+        estimate([*points, next(p for p in points if p[1:5] == ("ul2r", "ul2r", 1e4, 1.1e4) and p.seed == 1)])
+
+
+def test_interval_of_one_task_and_seed_is_unknown():
+    points = [p._replace(scores={"t0": p.scores["t0"]}) for p in grid(1, 1, 0, np.random.default_rng(0))]
+    found = estimate_savings(points)
+    assert np.isnan([(s.low, s.high) for s in found]).all()
+    assert str(found[1]) == "3.00x [unknown]"
 
 
 def result(mixtures, scores, seed=0, suite="s", n_params=10, infill=1.0):
@@ -130,7 +165,7 @@ def test_command_writes_table_figure_and_report(tmp_path, monkeypatch, capsys):
     by_family = {s["family"]: s for s in contents["score"]}
     assert by_family["ul2r"]["rate"] == pytest.approx(10**0.5 / 1.1)  # halfway up the run, for 1.1 times its start
     assert contents["minus infill_bits_per_byte"][1]["rate"] is None  # JSON has no infinity
-    assert "over 9.09x" in said and "+0.0500 (unknown)" in said
+    assert "over 9.09x [unknown]" in said and "+0.0500 (unknown)" in said
     assert json.loads((tmp_path / "out/differences.json").read_text())["score"][0]["se"] is None  # of a single pair
     assert (tmp_path / "out/scaling.png").read_bytes().startswith(b"\x89PNG")
     assert "data:image/png" in (tmp_path / "out/report.html").read_text()

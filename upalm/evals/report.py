@@ -156,7 +156,7 @@ def draw_estimates(panels: Sequence[Panel]) -> Figure:
 class SavingsPoint(NamedTuple):
     """A checkpoint in a scaling plot."""
 
-    size: str
+    n_params: int
     family: str
     start: tuple[float, float]
     """FLOPs and score of the checkpoint that was continued; for the causal run, its own."""
@@ -174,9 +174,11 @@ def draw_savings(measures: Mapping[str, Sequence[SavingsPoint]]) -> Figure:
     figure = Figure(figsize=(5.4 * len(measures), 4.4), layout="constrained")
     axes = figure.subplots(1, len(measures), squeeze=False)[0]
     for axis, (measure, points) in zip(axes, measures.items(), strict=True):
-        sizes = sorted({p.size for p in points}, key=lambda size: min(p.position[0] for p in points if p.size == size))
-        for size, colour in zip(sizes, COLOURS[1:] * 9, strict=False):
-            _draw_size(axis, size, [p for p in points if p.size == size], colour)
+        sizes = sorted(
+            {p.n_params for p in points}, key=lambda n: min(p.position[0] for p in points if p.n_params == n)
+        )
+        for n_params, colour in zip(sizes, COLOURS[1:] * 9, strict=False):
+            _draw_size(axis, format_size(n_params), [p for p in points if p.n_params == n_params], colour)
         axis.set(xscale="log", xlabel="training FLOPs (6ND)", title=measure.replace("_", " "))
         axis.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%.0e"))
@@ -185,6 +187,15 @@ def draw_savings(measures: Mapping[str, Sequence[SavingsPoint]]) -> Figure:
         axis.legend(fontsize=8, frameon=False)
         _tidy(axis)
     return figure
+
+
+def format_size(n_params: int) -> str:
+    """Return a number of parameters with three digits.
+
+    >>> [format_size(n) for n in (315_000, 135_000_000, 1_540_000_000, 540_350_000_000)]
+    ['0.315M', '135M', '1.54B', '540B']
+    """
+    return f"{n_params / 1e9:.3g}B" if n_params >= 999.5e6 else f"{n_params / 1e6:.3g}M"
 
 
 def _draw_size(axis: Any, size: str, points: Sequence[SavingsPoint], colour: str) -> None:

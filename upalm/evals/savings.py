@@ -6,6 +6,7 @@ start included. Where the curve never gets there, its last checkpoint gives a lo
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,8 @@ class Point(NamedTuple):
     n_params: int
     family: Family
     """`causal`: on the base run; `control` and `ul2r`: a continuation of one of its checkpoints."""
+    mixture: str
+    """What the last stage was trained on."""
     start_flops: float
     """6ND of the checkpoint that was continued; on the base run, of the checkpoint itself."""
     flops: float
@@ -109,7 +112,8 @@ def _build_point(result: Mapping[str, Any], measure: str) -> Point:
     if not 0 < start <= total:
         raise ValueError(f"{checkpoint}: its compute is {total} FLOPs from a start of {start}, expected more than 0.")
     with_attention = float(compute["flops_with_attention"])
-    return Point(compute["n_params"], family, start, total, with_attention, stages[-1]["seed"], scores)
+    mixture, seed = stages[-1]["mixture"], stages[-1]["seed"]
+    return Point(compute["n_params"], family, mixture, start, total, with_attention, seed, scores)
 
 
 def build_paper_points() -> list[Point]:
@@ -120,8 +124,8 @@ def build_paper_points() -> list[Point]:
         n_tokens = (tokens, tokens + 20_000 * 32 * 2048)
         (start, total), with_attention = (6 * 540e9 * n for n in n_tokens), [per_token * n for n in n_tokens]
         before, after = ({task: row[j] for task, row in paper_numbers.TABLE_8.items()} for j in (i, i + 3))
-        points.append(Point(c.n_params, "causal", start, start, with_attention[0], 0, before))
-        points.append(Point(c.n_params, "ul2r", start, total, with_attention[1], 0, after))
+        points.append(Point(c.n_params, "causal", "causal", start, start, with_attention[0], 0, before))
+        points.append(Point(c.n_params, "ul2r", "ul2r", start, total, with_attention[1], 0, after))
     return points
 
 
@@ -163,10 +167,11 @@ class Curve:
 
 
 class Saving(NamedTuple):
-    """Savings rate of the continuations of one checkpoint, over all seeds."""
+    """Savings rate of the continuations of one checkpoint on one mixture, equally long, over all seeds."""
 
     n_params: int
     family: Family
+    mixture: str
     start_flops: float
     flops: float
     flops_with_attention: float
@@ -176,7 +181,7 @@ class Saving(NamedTuple):
     rate: float
     """FLOPs of the causal run at this score, over `flops`; infinite where the causal run never gets there."""
     low: float
-    """Lower end of the 95% interval over tasks and seeds."""
+    """Lower end of the 95% interval over tasks and seeds; NaN for a single task of a single seed."""
     high: float
     bound: float
     """FLOPs of the causal run's last checkpoint over `flops`: the lower bound of an infinite rate."""
@@ -185,16 +190,20 @@ class Saving(NamedTuple):
         if self.rate == 0:
             return "below the first checkpoint"
         rate = f"over {self.bound:.2f}x" if np.isinf(self.rate) else f"{self.rate:.2f}x"
+        if math.isnan(self.low):
+            return f"{rate} [unknown]"
         ends = [f"over {self.bound:.2f}" if np.isinf(x) else f"{x:.2f}" for x in (self.low, self.high)]
         return f"{rate} [{', '.join(ends)}]"
 
 
 def estimate_savings(points: Sequence[Point], *, seed: int = 0) -> list[Saving]:
-    """Estimate the savings rate of every continuation, by size and start; intervals resample tasks and seeds.
+    """Estimate savings rates by size, start, mixture and length; intervals resample tasks and seeds.
 
     Raises:
-        ValueError: no causal run of a size, one of a single checkpoint, or points without a common task.
+        ValueError: no causal run of a size, one of a single checkpoint, points without a common task, or two of the
+            same training.
     """
+    _check_distinct(points)
     tasks = find_common_tasks(points)
     estimates = []
     for n_params in sorted({p.n_params for p in points}):
@@ -208,9 +217,8 @@ def estimate_savings(points: Sequence[Point], *, seed: int = 0) -> list[Saving]:
         forks = {}
         for p in size:
             if p.family != "causal":
-                forks.setdefault((p.start_flops, p.family), []).append(p)
-        for (start, family), group in sorted(forks.items()):
-            estimates.append(_estimate_saving(base, group, tasks, n_params, family, start, seed))
+                forks.setdefault((p.start_flops, p.family, p.mixture, p.flops), []).append(p)
+        estimates += [_estimate_saving(base, group, tasks, seed) for _, group in sorted(forks.items())]
     return estimates
 
 
@@ -218,8 +226,12 @@ class Difference(NamedTuple):
     """Score of UL2R minus that of the control, over the pairs of continuations of equal compute, start and seed."""
 
     n_params: int
+    mixture: str
+    """Of UL2R."""
     start_flops: float | None
-    """6ND of the start; None for the pairs of all starts together."""
+    """6ND of the start; None for the pairs of all starts and lengths together."""
+    flops: float | None
+    """6ND of all stages; None likewise."""
     n_pairs: int
     mean: float
     se: float
@@ -227,25 +239,48 @@ class Difference(NamedTuple):
 
 
 def compare_continuations(points: Sequence[Point]) -> list[Difference]:
-    """Compare UL2R with the control by size and start, then over all starts of a size; none without pairs."""
+    """Compare UL2R with the control by size, mixture, start and length, then over all of a size and mixture.
+
+    Without pairs there is nothing to compare, and no difference.
+
+    Raises:
+        ValueError: points without a common task, or two of the same training.
+    """
+    _check_distinct(points)
     tasks = find_common_tasks(points)
-    scores = {(*p[:4], p.seed): float(np.mean([p.scores[t] for t in tasks])) for p in points}
-    groups: dict[tuple[int, float], list[float]] = {}
-    for (n_params, family, start, flops, seed), score in sorted(scores.items()):
-        control = scores.get((n_params, "control", start, flops, seed))
-        if family == "ul2r" and control is not None:
-            groups.setdefault((n_params, start), []).append(score - control)
+    scores = {_identify(p): float(np.mean([p.scores[t] for t in tasks])) for p in points}
+    groups: dict[tuple[int, str, float, float], list[float]] = {}
+    for p in sorted(points, key=_identify):
+        control = scores.get(_identify(p._replace(mixture="causal")))
+        if p.family == "ul2r" and control is not None:
+            key = (p.n_params, p.mixture, p.start_flops, p.flops)
+            groups.setdefault(key, []).append(scores[_identify(p)] - control)
     differences = []
-    for size in sorted({n_params for n_params, _ in groups}):
-        by_start = {start: pairs for (n_params, start), pairs in groups.items() if n_params == size}
-        differences += [_average_pairs(size, start, pairs) for start, pairs in by_start.items()]
-        differences.append(_average_pairs(size, None, sum(by_start.values(), [])))
+    for n_params, mixture in dict.fromkeys(key[:2] for key in groups):
+        alike = {key: pairs for key, pairs in groups.items() if key[:2] == (n_params, mixture)}
+        differences += [_average_pairs(*key, pairs) for key, pairs in alike.items()]
+        differences.append(_average_pairs(n_params, mixture, None, None, sum(alike.values(), [])))
     return differences
 
 
-def _average_pairs(n_params: int, start: float | None, pairs: list[float]) -> Difference:
+def _average_pairs(
+    n_params: int, mixture: str, start: float | None, flops: float | None, pairs: list[float]
+) -> Difference:
     se = float(np.std(pairs, ddof=1) / np.sqrt(len(pairs))) if len(pairs) > 1 else math.nan
-    return Difference(n_params, start, len(pairs), float(np.mean(pairs)), se)
+    return Difference(n_params, mixture, start, flops, len(pairs), float(np.mean(pairs)), se)
+
+
+def _identify(p: Point) -> tuple[int, str, float, float, int]:
+    return p.n_params, p.mixture, p.start_flops, p.flops, p.seed
+
+
+def _check_distinct(points: Sequence[Point]) -> None:
+    for (n_params, mixture, start, flops, seed), n in Counter(map(_identify, points)).items():
+        if n > 1:
+            raise ValueError(
+                f"{n} results are of the same training ({n_params:,} parameters, mixture {mixture}, from {start:.4g} "
+                f"to {flops:.4g} FLOPs, seed {seed}): give each checkpoint once."
+            )
 
 
 def find_common_tasks(points: Sequence[Point]) -> list[str]:
@@ -260,11 +295,10 @@ def find_common_tasks(points: Sequence[Point]) -> list[str]:
     return tasks
 
 
-def _estimate_saving(
-    base: list[Point], group: list[Point], tasks: list[str], n_params: int, family: Family, start: float, seed: int
-) -> Saving:
+def _estimate_saving(base: list[Point], group: list[Point], tasks: list[str], seed: int) -> Saving:
+    """Estimate the savings rate of continuations that differ in their seeds alone."""
     on_curve, forked = _tabulate(base, tasks), _tabulate(group, tasks)
-    curve_flops, flops = np.array([p.flops for p in base]), float(np.mean([p.flops for p in group]))
+    curve_flops, flops = np.array([p.flops for p in base]), group[0].flops
 
     def rate(rows: np.ndarray, columns: np.ndarray) -> float:
         curve = Curve.fit(curve_flops, on_curve[:, columns].mean(1))
@@ -273,11 +307,14 @@ def _estimate_saving(
     rng, (n_rows, n_tasks) = np.random.default_rng(seed), forked.shape
     draws = [rate(rng.integers(0, n_rows, n_rows), rng.integers(0, n_tasks, n_tasks)) for _ in range(_DRAWS)]
     low, high = np.quantile(draws, [0.025, 0.975], method="inverted_cdf")  # of values that may be infinite
-    at_start = on_curve[np.isclose(curve_flops, start)]
+    if forked.size == 1:  # every draw is the same
+        low = high = math.nan
+    at_start = on_curve[np.isclose(curve_flops, group[0].start_flops)]
     return Saving(
-        n_params=n_params,
-        family=family,
-        start_flops=start,
+        n_params=group[0].n_params,
+        family=group[0].family,
+        mixture=group[0].mixture,
+        start_flops=group[0].start_flops,
         flops=flops,
         flops_with_attention=float(np.mean([p.flops_with_attention for p in group])),
         n_seeds=n_rows,

@@ -1,5 +1,6 @@
 """Table, figure and report of the scaling analysis."""
 
+import html
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -27,8 +28,10 @@ _METHOD = """
 <p>The causal curve is the score against log FLOPs (6ND), made monotone. The savings rate of a continuation is the FLOPs
 at which that curve reaches its score, over its own FLOPs, those of its start included. Where the curve never gets
 there, "over" gives the lower bound that its last checkpoint allows. Intervals: 95%, tasks and seeds resampled 1000
-times. <code>control</code> is the same extra compute spent on more of the causal run's objective.</p>
+times; unknown for one task of one seed. <code>control</code> is the same extra compute spent on more of the causal
+run's objective.</p>
 """
+_PAIRS_HEADER = ("size", "mixture", "from FLOPs", "to FLOPs", "pairs", "difference (standard error)")
 
 
 class Analysis(NamedTuple):
@@ -43,18 +46,17 @@ class Analysis(NamedTuple):
 
     def format(self) -> str:
         """Return the tables as text, within 80 columns."""
-        header = ("size", "family", "from FLOPs", "to FLOPs", "score", "savings rate [95%]")
+        header = ("size", "mixture", "from FLOPs", "to FLOPs", "score", "savings rate [95%]")
         tables = []
         for measure, savings in self.savings.items():
             numbers = [(f"{s.start_flops:.3g}", f"{s.flops:.3g}", f"{s.score:.4g}", str(s)) for s in savings]
-            rows = [(_format_size(s.n_params), s.family, *row) for s, row in zip(savings, numbers, strict=True)]
+            rows = [(*_name(s), *row) for s, row in zip(savings, numbers, strict=True)]
             tables.append(text_table.format_table(header, rows, title=measure.replace("_", " "), n_left=2))
-        header = ("size", "from FLOPs", "pairs", "difference (standard error)")
         for measure, differences in self.differences.items():
             if differences:
                 rows = [_format_difference(d) for d in differences]
                 title = f"{measure.replace('_', ' ')}: UL2R minus control, in pairs"
-                tables.append(text_table.format_table(header, rows, title=title))
+                tables.append(text_table.format_table(_PAIRS_HEADER, rows, title=title, n_left=2))
         return "\n\n".join([*tables, f"figure: {self.figure}\nreport: {self.report}"])
 
 
@@ -85,7 +87,10 @@ def analyse(points: Mapping[str, Sequence[Point]], out: Path) -> Analysis:
 
 
 def _to_json(result: Saving | Difference) -> dict[str, Any]:
-    """Return plain values. JSON has no infinity: a rate beyond the causal run is null, with `bound` below it."""
+    """Return plain values. JSON has no infinity: a rate beyond the causal run is null, with `bound` below it.
+
+    It has no NaN either: an unknown interval or standard error is null, too.
+    """
     values = result._asdict().items()
     return {k: None if isinstance(x, float) and not math.isfinite(x) else x for k, x in values}
 
@@ -120,46 +125,47 @@ def read_points(paths: Sequence[Path]) -> dict[str, list[Point]]:
 def place_points(points: Sequence[Point]) -> list[SavingsPoint]:
     """Average the seeds of each continuation into one point of the plot, with their spread."""
     tasks = find_common_tasks(points)
-    groups: dict[tuple[int, str, float, float], list[float]] = {}
+    groups: dict[tuple[int, str, str, float, float], list[float]] = {}
     for p in points:
         score = float(np.mean([p.scores[task] for task in tasks]))
-        groups.setdefault((p.n_params, p.family, p.start_flops, p.flops), []).append(score)
+        groups.setdefault((p.n_params, p.family, p.mixture, p.start_flops, p.flops), []).append(score)
     means = {key: float(np.mean(scores)) for key, scores in groups.items()}
-    starts = {(n, start): mean for (n, family, start, _), mean in means.items() if family == "causal"}
+    starts = {(n, start): mean for (n, family, _, start, _), mean in means.items() if family == "causal"}
     return [
         SavingsPoint(
-            size=_format_size(n),
-            family=family,
-            start=(start, starts.get((n, start), means[n, family, start, flops])),
-            position=(flops, means[n, family, start, flops]),
-            spread=(max(scores) - min(scores)) / 2,
+            n_params=key[0],
+            family=key[1],
+            start=(key[3], starts.get((key[0], key[3]), mean)),
+            position=(key[4], mean),
+            spread=(max(groups[key]) - min(groups[key])) / 2,
         )
-        for (n, family, start, flops), scores in groups.items()
+        for key, mean in means.items()
     ]
 
 
-def _format_size(n_params: int) -> str:
-    return f"{n_params / 1e9:.0f}B" if n_params > 1e9 else f"{n_params / 1e6:.2g}M"
+def _name(saving: Saving) -> tuple[str, str]:
+    return report.format_size(saving.n_params), "control" if saving.family == "control" else saving.mixture
 
 
 def _format_difference(difference: Difference) -> tuple[str, ...]:
-    start = "all" if difference.start_flops is None else f"{difference.start_flops:.3g}"
+    ends = ["all" if flops is None else f"{flops:.3g}" for flops in (difference.start_flops, difference.flops)]
     se = "unknown" if math.isnan(difference.se) else f"{difference.se:.4f}"
-    return (_format_size(difference.n_params), start, str(difference.n_pairs), f"{difference.mean:+.4f} ({se})")
+    names = report.format_size(difference.n_params), difference.mixture
+    return (*names, *ends, str(difference.n_pairs), f"{difference.mean:+.4f} ({se})")
 
 
 def _format_html_pairs(differences: Sequence[Difference]) -> str:
     if not differences:
         return ""
-    header = ("size", "start 6ND", "pairs", "UL2R minus control (standard error)")
-    return report.format_table(header, [list(_format_difference(d)) for d in differences])
+    return report.format_table(_PAIRS_HEADER, [list(map(html.escape, _format_difference(d))) for d in differences])
 
 
 def _format_html(savings: Sequence[Saving]) -> str:
-    header = ("size", "family", "start 6ND", "6ND", "with attention", "seeds", "start score", "score", "savings [95%]")
+    header = ("size", "mixture", "start 6ND", "6ND", "with attention", "seeds", "start score", "score", "savings [95%]")
     rows = []
     for s in savings:
         flops = [f"{x:.4g}" for x in (s.start_flops, s.flops, s.flops_with_attention)]
         start_score = f"{s.start_score:.4g}" if math.isfinite(s.start_score) else "-"
-        rows.append([_format_size(s.n_params), s.family, *flops, str(s.n_seeds), start_score, f"{s.score:.4g}", str(s)])
+        names = map(html.escape, _name(s))
+        rows.append([*names, *flops, str(s.n_seeds), start_score, f"{s.score:.4g}", str(s)])
     return report.format_table(header, rows)
