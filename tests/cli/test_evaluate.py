@@ -5,7 +5,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from upalm.cli.evaluate import _format_suite
 from upalm.evals.bootstrap import mean
+from upalm.evals.runner import Result
+from upalm.evals.suites import SUITES, SuiteResult
 
 
 def test_a_suite_is_run_and_its_holes_are_named(upalm, capsys, checkpoint, tmp_path):
@@ -151,3 +154,12 @@ def test_suite_of_a_file_is_run(upalm, capsys, checkpoint, tmp_path):
 def test_eval_options_are_checked_before_the_model_loads(upalm, tmp_path, words, message):
     with pytest.raises(SystemExit, match=message):
         upalm("eval", "-c", str(tmp_path / "no-checkpoint"), "--data", str(tmp_path), *words)
+
+
+def test_printed_averages_stand_beside_plain_means():
+    suite = SUITES["bbes"]
+    results = {t.name: Result({"accuracy": mean(np.array([1.0, 1, 1, 0]))}, 0.5, 5, 0, 0, "") for t in suite.tasks}
+    lines = _format_suite(SuiteResult(suite, results, {})).splitlines()
+    plain, normalised = (line.split() for line in lines if line.startswith("average"))
+    assert plain[:2] == ["average", "75.0%"] and plain[-2:] == ["64.3", "67.7"]
+    assert normalised[:3] == ["average,", "normalised", "50.0%"] and normalised[-1].endswith("%")

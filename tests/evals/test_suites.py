@@ -72,6 +72,8 @@ def test_average_with_missing_tasks_is_not_whole(tmp_path):
     average = found.average()
     assert [found.score(n)[0] for n in ("a", "b", "d")] == [1, 1, -1]  # 0 is chance
     assert (average.mean, average.n_tasks, average.is_whole) == (0, 3, False)  # a and b count as one
+    assert found.raw_average().mean == 0.5 and found.to_json()["raw_average"]["mean"] == 0.5
+    assert [found.to_json()["tasks"][n]["raw_score"] for n in ("a", "b", "d")] == [1, 1, 0]
     assert found.not_run == {"c": "no c.jsonl"}
     chosen = run_suite(knows_a, suite.select(("b", "a", "b")), tmp_path, tmp_path / "chosen").average()
     assert (chosen.mean, chosen.n_tasks, chosen.is_whole) == (1, 2, False)  # nor is what is left when some are chosen

@@ -179,12 +179,13 @@ def _format_suite(result: "suites.SuiteResult") -> str:
         counts = {f"with fewer than {r.n_shots} exemplars": r.n_dropped, "cut": r.n_cut}
         if changed := " and ".join(f"{k} {what}" for what, k in counts.items() if k):
             notes.append(f"{name}: {changed} of {r.score.n}, to fit")
-    average, paper = result.average(), paper_numbers.SUITES.get(result.suite.name)
-    if average is not None:
-        name = "average" if average.is_whole else f"mean of {average.n_tasks} of {result.suite.n_tasks} tasks"
-        name += ", normalised" if result.suite.normalised else ""
-        printed = _format_printed(paper if average.is_whole else None)
-        rows.append((name, f"{average.mean:.1%} ± {average.se:.1%}", "", "", *printed))
+    paper = paper_numbers.SUITES.get(result.suite.name)  # means of scores that are not normalised
+    averages = {"": result.raw_average(), ", normalised": result.average() if result.suite.normalised else None}
+    for what, average in averages.items():
+        if average is not None:
+            name = "average" if average.is_whole else f"mean of {average.n_tasks} of {result.suite.n_tasks} tasks"
+            printed = _format_printed(paper if average.is_whole and not what else None)
+            rows.append((name + what, f"{average.mean:.1%} ± {average.se:.1%}", "", "", *printed))
     header: tuple[Any, ...] = ("task", "score [95% interval]", "chance", "questions", "PaLM", "U-PaLM")
     if not any(cell for row in rows for cell in row[4:]):
         header, rows = header[:4], [row[:4] for row in rows]

@@ -165,13 +165,20 @@ class SuiteResult:
 
     def average(self) -> Average | None:
         """Return the average over the tasks that ran, or None if none did."""
+        return self._average(self.score)
+
+    def raw_average(self) -> Average | None:
+        """Return the average of headlines that are not normalised, as the paper prints it."""
+        return self._average(lambda name: (self.results[name].score.mean, self.results[name].score.se))
+
+    def _average(self, score: Callable[[str], tuple[float, float]]) -> Average | None:
         groups: dict[str, list[str]] = {}
         for task in self.suite.tasks:
             if task.name in self.results:
                 groups.setdefault(task.group or task.name, []).append(task.name)
         if not groups:
             return None
-        scores = [np.array([self.score(name) for name in names]) for names in groups.values()]
+        scores = [np.array([score(name) for name in names]) for names in groups.values()]
         means = np.array([s[:, 0].mean() for s in scores])
         variances = np.array([(s[:, 1] ** 2).sum() / len(s) ** 2 for s in scores])
         n, is_whole = len(self.results), len(self.results) == self.suite.n_tasks
@@ -179,11 +186,12 @@ class SuiteResult:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values, for results.json."""
-        average, printed = self.average(), paper_numbers.SUITES.get(self.suite.name)
+        printed = paper_numbers.SUITES.get(self.suite.name)
+        averages = {"average": self.average(), "raw_average": self.raw_average()}
         return {
             "suite": self.suite.name,
             "normalised": self.suite.normalised,
-            "average": average._asdict() if average is not None else None,
+            **{name: x._asdict() if x is not None else None for name, x in averages.items()},
             "printed": printed._asdict() if printed is not None else None,
             "tasks": {task.name: self._task_json(task) for task in self.suite.tasks if task.name in self.results},
             "not_run": dict(self.not_run),
@@ -193,6 +201,7 @@ class SuiteResult:
         result, printed = self.results[task.name], paper_numbers.TASKS.get(task.name)
         return {
             "score": self.score(task.name)[0],
+            "raw_score": result.score.mean,
             "metrics": to_json(result.estimates),
             "chance": result.chance,
             "n": result.score.n,
