@@ -35,7 +35,7 @@ from upalm.inference.config import GenerationConfig
 nan = float("nan")
 for wrong in (
     {"mode": "ngl"}, {"attention": "full"}, {"max_new_tokens": nan}, {"max_new_tokens": (1, nan)}, {"num_samples": nan},
-    {"batch_size": nan}, {"seed": nan}, {"seed": "1"},
+    {"batch_size": nan}, {"seed": nan}, {"seed": "1"}, {"num_samples": True},
 ):
     try:
         GenerationConfig(**wrong)
@@ -47,7 +47,25 @@ for wrong in (
     lines = lines.splitlines()
     assert lines[0] == "mode is 'ngl', expected one of auto, none, s2s, nlu, nlg."
     assert lines[1].startswith("attention is 'full', expected one of prefix, causal")
-    assert all("expected a whole number of at least" in line for line in lines[2:]) and len(lines) == 8
+    assert all("expected a whole number of at least" in line for line in lines[2:]) and len(lines) == 9
+
+
+def test_another_attention_is_not_taken_for_causal():
+    """As above, nothing else checks the types."""
+    program = """
+from upalm.inference.decoding import prefill
+from upalm.inference.scoring import score
+for call in (
+    lambda: score(None, [], attention="prefx"),
+    lambda: prefill.__wrapped__(None, None, None, max_new=0, attention="prefx"),
+):
+    try:
+        print("taken", call())
+    except Exception as e:
+        print(e)
+"""
+    lines = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert lines.splitlines() == ["attention is 'prefx', expected one of prefix, causal."] * 2
 
 
 def test_lists_are_taken_and_the_config_is_hashable():

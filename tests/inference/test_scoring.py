@@ -56,6 +56,33 @@ def test_ranking_in_batches_equals_ranking_alone(model, asked, attention, n_give
             assert (got.n_tokens, got.is_greedy) == (n, is_greedy)
 
 
+@pytest.mark.parametrize("attention", ["prefix", "causal"])
+def test_scores_are_the_same_in_fewer_rows_at_once(model, attention, monkeypatch):
+    rng = np.random.default_rng(0)
+    lengths = [(3, 5), (40, 2), (60, 60), (0, 1), (30, 34), (90, 8), (64, 1), (5, 20)]
+    examples = [tuple(rng.integers(3, 64, n) for n in pair) for pair in lengths]
+    whole, shapes, score_batch = scoring.score(model, examples, attention=attention, batch_size=8), [], scoring._score
+    monkeypatch.setattr(scoring, "MAX_LOGITS", 3 * 64 * 64)
+    monkeypatch.setattr(scoring, "_score", lambda m, b: shapes.append(b.target_tokens.shape) or score_batch(m, b))
+    found = scoring.score(model, examples, attention=attention, batch_size=8)
+    assert shapes == [(6, 32), (3, 64), (2, 96), (1, 128), (1, 128)]  # 1, 3, ... rows of length 64 at most
+    for (prompt, target), a, b in zip(examples, whole, found, strict=True):
+        assert np.allclose(a.log_probs, b.log_probs, atol=2e-4) and len(b.log_probs) == len(target)
+        assert b.log_prob == pytest.approx(by_itself(model, prompt, target, attention, 0)[0], abs=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "batch_size is 0, expected a whole number of at least 1"),
+        ({"batch_size": True}, "batch_size is True, expected a whole number of at least 1"),
+    ],
+)
+def test_bad_options_of_scores(model, options, message):
+    with pytest.raises(ValueError, match=message):
+        scoring.score(model, [([3], [4])], **options)
+
+
 def test_choices_of_one_token_are_a_distribution(model):
     [(_, likelihoods)] = rank(model, [[5, 6]], [[[t] for t in range(64)]])
     assert np.exp([x.log_prob for x in likelihoods]).sum() == pytest.approx(1, abs=1e-5)

@@ -56,14 +56,14 @@ class GenerationConfig:
         for name in ("stop", "max_new_tokens"):  # lists are welcome; the config is hashable
             if isinstance(value := getattr(self, name), Sequence):
                 object.__setattr__(self, name, tuple(value))
-        _check_choice("mode", self.mode, ("auto", *get_args(Mode)))
-        _check_choice("attention", self.attention, get_args(Attention))
+        check_choice("mode", self.mode, ("auto", *get_args(Mode)))
+        check_choice("attention", self.attention, get_args(Attention))
         limits = self.max_new_tokens
         for n in limits if isinstance(limits, tuple) else (limits,):
-            _check_at_least("max_new_tokens", n, 0)
-        _check_at_least("num_samples", self.num_samples, 1)
-        _check_at_least("batch_size", self.batch_size, 1)
-        _check_at_least("seed", self.seed, 0)
+            check_at_least("max_new_tokens", n, 0)
+        check_at_least("num_samples", self.num_samples, 1)
+        check_at_least("batch_size", self.batch_size, 1)
+        check_at_least("seed", self.seed, 0)
         if self.seed >= N_SEEDS:
             raise ValueError(f"seed is {self.seed}, expected less than 2**32: larger ones would wrap.")
         for word in self.stop:
@@ -78,11 +78,21 @@ class GenerationConfig:
         return self.mode
 
 
-def _check_choice(name: str, value: object, choice: Sequence[str]) -> None:
+def check_choice(name: str, value: object, choice: Sequence[str]) -> None:
+    """Refuse a value that is not one of a choice.
+
+    Raises:
+        ValueError: with the value and the choice.
+    """
     if value not in choice:
         raise ValueError(f"{name} is {value!r}, expected one of {', '.join(choice)}.")
 
 
-def _check_at_least(name: str, value: object, least: int) -> None:
-    if not isinstance(value, int) or value < least:
+def check_at_least(name: str, value: object, least: int) -> None:
+    """Refuse what is no whole number, or less than the least one.
+
+    Raises:
+        ValueError: with the value and the least.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ValueError(f"{name} is {value!r}, expected a whole number of at least {least}.")

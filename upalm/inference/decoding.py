@@ -9,7 +9,7 @@ Dims: B batch rows, P prompt positions, D d_model, V vocabulary, G gaps.
 import zlib
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import equinox as eqx
 import jax
@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from upalm.distributed.sharding import split_rows
-from upalm.inference.config import Attention, GenerationConfig
+from upalm.inference.config import Attention, GenerationConfig, check_choice
 from upalm.inference.grammar import FREE, Automaton, Border, Grammar, Progress, Rules, join
 from upalm.inference.sampling import Sampler
 from upalm.model.attention import KeyRange, KeyValue
@@ -291,7 +291,11 @@ def prefill(
     """Run the whole prompt at once, each query seeing [start, end).
 
     Returns the last outputs, and caches with room for `max_new` more tokens.
+
+    Raises:
+        ValueError: an unknown attention.
     """
+    check_choice("attention", attention, get_args(Attention))
     n_prompt = tokens_BP.shape[1]
     index_BP = jnp.broadcast_to(jnp.arange(n_prompt), tokens_BP.shape)
     is_prompt = index_BP >= starts_B[:, None]

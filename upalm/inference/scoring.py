@@ -4,7 +4,7 @@ Dims: B batch rows, T target positions, Q prompts, R rows of continuations, D d_
 """
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +13,16 @@ from jaxtyping import Array, Bool, Float, Int
 
 from upalm import ul2r
 from upalm.distributed.sharding import split_rows
-from upalm.inference.config import Attention
+from upalm.inference.config import Attention, check_at_least, check_choice
 from upalm.inference.decoding import DecodingModel, Ids, bucket, check_length, left_padded, prefill, round_up
 from upalm.model.attention import KeyRange, KeyValue
 from upalm.model.layers import rotary
 from upalm.model.palm import Decoder
 from upalm.ul2r.rows import Batch
 from upalm.ul2r.symbols import BOS_ID
+
+MAX_LOGITS = 1 << 27
+"""Logits of a batch: half a gigabyte in float32."""
 
 # --- Targets --------------------------------------------------------------------------------------
 
@@ -46,21 +49,28 @@ def score(
     bos_id: int = BOS_ID,
     batch_size: int = 16,
 ) -> list[Score]:
-    """Score (prompt ids, target ids) pairs, teacher-forced.
+    """Score (prompt ids, target ids) pairs, teacher-forced, in batches of `batch_size` or fewer (`MAX_LOGITS`).
 
     Raises:
-        ValueError: an empty target, or a pair longer than the model's rows.
+        ValueError: an empty target, a pair longer than the model's rows, an unknown attention or a batch of no rows.
     """
+    check_choice("attention", attention, get_args(Attention))
+    check_at_least("batch_size", batch_size, 1)
     for i, (prompt, target) in enumerate(examples):
         if len(target) == 0:
             raise ValueError(f"example {i} has an empty target: there is nothing to score.")
         check_length(model.config, len(prompt) + len(target), f"example {i}")
-    order = sorted(range(len(examples)), key=lambda i: len(examples[i][0]) + len(examples[i][1]))
+    n_positions = [round_up(len(prompt) + len(target)) for prompt, target in examples]
+    n_rows = [max(1, min(batch_size, MAX_LOGITS // (n * model.config.vocab_size))) for n in n_positions]
+    batches: list[list[int]] = []
+    for i in sorted(range(len(examples)), key=lambda i: len(examples[i][0]) + len(examples[i][1])):
+        if not batches or len(batches[-1]) >= n_rows[i]:
+            batches.append([])
+        batches[-1].append(i)
     scores: list[Score] = [Score(np.empty(0), np.empty(0))] * len(examples)
-    for at in range(0, len(order), batch_size):
-        chosen = order[at : at + batch_size]
-        longest = max(len(examples[i][0]) + len(examples[i][1]) for i in chosen)
-        batch = Batch.empty(batch_size, round_up(longest))
+    for chosen in batches:
+        longest = chosen[-1]  # its length alone makes the shape
+        batch = Batch.empty(n_rows[longest], n_positions[longest])
         for b, i in enumerate(chosen):
             prompt, target = (np.asarray(x, np.int32) for x in examples[i])
             ul2r.write_segment(batch.row(b), 0, ul2r.Example(prompt, target), 1, 0, bos_id)
@@ -82,9 +92,6 @@ def _score(model: Decoder, batch: Batch) -> tuple[Float[Array, "B T"], Bool[Arra
 
 MAX_PROMPTS, MAX_CONTINUATIONS = 64, 32
 """Rows of a prefill, and rows of continuations at once."""
-
-MAX_LOGITS = 1 << 27
-"""Logits of a batch of continuations: half a gigabyte in float32."""
 
 
 class Likelihood(NamedTuple):
