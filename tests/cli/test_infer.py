@@ -84,6 +84,14 @@ def test_json_lines_in_and_out(upalm, monkeypatch, capsys, checkpoint, tmp_path)
     assert [s["text"] for s in samples] == [s["text"] for s in found[0]["samples"]]
 
 
+def test_equal_lines_of_several_batches_draw_apart(upalm, capsys, checkpoint, tmp_path):
+    (tmp_path / "in.jsonl").write_text('{"text": "import <extra_id_0>"}\n' * 17)
+    arguments = ("--max-new-tokens", "9", "--temperature", "1", "--json")
+    upalm("infill", "-c", checkpoint, "--file", str(tmp_path / "in.jsonl"), *arguments)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 17 and lines[16] not in lines[:16]
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

@@ -206,6 +206,8 @@ def test_what_cannot_be_decoded_is_refused(model):
         decode(model, [])
     with pytest.raises(ValueError, match=r"prompt 1 of 250 tokens with up to 9 new ones takes 260.*shorten it by 4"):
         decode(model, [Task([3], 1), Task([3] * 250, 9)])
+    with pytest.raises(ValueError, match="every is 0, expected a whole number of at least 1"):
+        next(decode_stream(model, [Task([3], 1)], every=0))
 
 
 def test_nothing_to_add_adds_nothing(model):

@@ -1,6 +1,7 @@
 """Infilling and continuing text: the sentinel grammar end to end, the tolerant parser, streams and bad input."""
 
 import dataclasses
+from collections import Counter
 
 import jax
 import numpy as np
@@ -146,6 +147,21 @@ def test_batching_does_not_change_greedy_output(model, tokenizer):
         assert [f.spans for f in together] == [generation.infill(model, tokenizer, t, config).spans for t in texts]
 
 
+@pytest.mark.parametrize("answer", [generation.generate_batch, generation.infill_batch])
+def test_samples_of_equal_prompts_do_not_depend_on_the_batch(model, tokenizer, answer):
+    texts = ["import <extra_id_0>"] * 3 + ["x = 1<extra_id_0>"] + ["import <extra_id_0>"] * 2
+
+    def draw(batch_size, some, **options):
+        config = GenerationConfig(max_new_tokens=8, sampler=Sampler(1.0), batch_size=batch_size)
+        return [x.text for x in answer(model, tokenizer, some, config, **options)]
+
+    whole, repeats = draw(6, texts), Counter()
+    assert len(set(whole)) == 6
+    assert draw(2, texts) == whole
+    assert draw(6, texts[:2], repeats=repeats) + draw(6, texts[2:], repeats=repeats) == whole  # as the command does
+    assert draw(1, texts[3:4]) == whole[3:4]
+
+
 @pytest.mark.parametrize("mode", ["none", "s2s", "nlg"])
 @pytest.mark.parametrize("sentinel", ["", "<extra_id_0>"])
 def test_continuations_in_all_forms_of_the_paper(model, tokenizer, mode, sentinel):
@@ -259,6 +275,14 @@ def test_other_bad_input(model, tokenizer):
         generation.generate(model, tokenizer, "a <extra_id_0> b")
     with pytest.raises(ValueError, match="a stream is one sample"):
         generation.stream(model, tokenizer, "a", GenerationConfig(num_samples=2))
+    with pytest.raises(ValueError, match="every is 0, expected a whole number of at least 1"):
+        generation.stream(model, tokenizer, "a", every=0)
+    with pytest.raises(
+        ValueError, match="texts is the text 'ab', expected a sequence of texts: .text., or call `infill`"
+    ):
+        generation.infill_batch(model, tokenizer, "ab")
+    with pytest.raises(ValueError, match="or call `generate`"):
+        generation.generate_batch(model, tokenizer, "ab")
     with pytest.raises(ValueError, match="the text of 1500 tokens .* shorten it"):  # before the first piece is drawn
         generation.stream(model, tokenizer, "word " * 300 + "a")
     small = DecodingModel.of(Decoder(dataclasses.replace(CONFIG, vocab_size=400), key=jax.random.key(0)))

@@ -84,6 +84,8 @@ def test_score_is_the_log_probability_of_ids(model, tokenizer):
     assert model.score("import os", ", sys").log_prob == pytest.approx(expected.log_probs.sum())
     [whole] = scoring.score(model.model, [([], prompt)])
     assert model.score("", "import os").log_prob == pytest.approx(whole.log_prob, rel=1e-5)
+    [whole] = scoring.score(model.model, [(tokenizer.symbols.modes["s2s"], prompt)])
+    assert model.score("", "import os", mode="s2s").log_prob == pytest.approx(whole.log_prob, rel=1e-5)
 
 
 def test_score_of_spans_has_sentinels_and_eos(model, tokenizer):
@@ -93,6 +95,8 @@ def test_score_of_spans_has_sentinels_and_eos(model, tokenizer):
     np.testing.assert_allclose(model.score(TEXT, spans, mode="nlg").log_probs, expected.log_probs, rtol=1e-6)
     with pytest.raises(ValueError, match="1 spans for 2 gaps"):
         model.score(TEXT, ["x"])
+    with pytest.raises(ValueError, match="the target is the text 'x' and its prompt has 2 gaps: expected a list"):
+        model.score(TEXT, "x")
 
 
 @pytest.mark.parametrize(("gaps_trained", "n_warnings"), [(None, 0), (True, 0), (False, 1)])

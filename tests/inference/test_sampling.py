@@ -55,6 +55,7 @@ def test_greedy_is_argmax_ties_included(logits):
         {"temperature": float("inf")},
         {"temperature": 1e-30},
         {"top_k": -1},
+        {"top_k": True},
         {"top_p": 0.0},
         {"top_p": float("nan")},
         {"min_p": 1.5},

@@ -4,6 +4,7 @@ import json
 import re
 import sys
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -118,12 +119,13 @@ class _Inference(ABC):
             loaded = _Loaded(decoding.DecodingModel.of(model), tokenizer, info)
             del model  # its weights lie in `loaded`, laid out otherwise
             if not self.interactive:
+                repeats = Counter[int]()
                 for batch in _batches(inputs, config.batch_size):
-                    self._answer(loaded, config, batch)
+                    self._answer(loaded, config, batch, repeats)
                 return
             for typed in _read_typed():
                 try:
-                    self._answer(loaded, config, [typed])
+                    self._answer(loaded, config, [typed], Counter())
                 except ValueError as e:
                     print(f"error: {e}", file=sys.stderr)
 
@@ -149,9 +151,9 @@ class _Inference(ABC):
 
     @abstractmethod
     def answer(
-        self, loaded: _Loaded, texts: Sequence[Text], config: "GenerationConfig"
+        self, loaded: _Loaded, texts: Sequence[Text], config: "GenerationConfig", repeats: Counter[int]
     ) -> "Sequence[Filled] | Sequence[Continuation]":
-        """Answer texts in one batch."""
+        """Answer texts in one batch; `repeats` numbers equal ones over all batches."""
 
     # --- Input ---
 
@@ -178,18 +180,20 @@ class _Inference(ABC):
         is_one_text = self.text is not None or (self.file is not None and self.file.suffix != ".jsonl")
         return is_one_text and str(self.file) != "-" and self.num_samples == 1
 
-    def _answer(self, loaded: _Loaded, config: "GenerationConfig", inputs: Sequence[Input]) -> None:
+    def _answer(
+        self, loaded: _Loaded, config: "GenerationConfig", inputs: Sequence[Input], repeats: Counter[int]
+    ) -> None:
         """Answer in one batch; if it is refused, one by one, so that the texts before the wrong one are answered."""
         try:
             if self.stream:
                 self._stream(loaded, config, inputs[0].text)
                 return
-            answers = self.answer(loaded, [x.text for x in inputs], config)
+            answers = self.answer(loaded, [x.text for x in inputs], config, repeats)
         except ValueError as e:
             if len(inputs) == 1:
                 raise ValueError(f"{inputs[0].source}: {e}" if inputs[0].source else str(e)) from e
             for x in inputs:
-                self._answer(loaded, config, [x])
+                self._answer(loaded, config, [x], repeats)
             return
         for x, answer in zip(inputs, answers, strict=True):
             self._print(x.text, [answer._replace(alternatives=()), *answer.alternatives])
@@ -250,9 +254,11 @@ class Infill(_Inference):
         if info.gaps_trained is False:
             print(f"warning: {language_model.NEVER_SAW_GAPS}", file=sys.stderr)
 
-    def answer(self, loaded: _Loaded, texts: Sequence[Text], config: "GenerationConfig") -> "Sequence[Filled]":
+    def answer(
+        self, loaded: _Loaded, texts: Sequence[Text], config: "GenerationConfig", repeats: Counter[int]
+    ) -> "Sequence[Filled]":
         model, tokenizer, info = loaded
-        return generation.infill_batch(model, tokenizer, texts, config, inputs_eos=info.inputs_eos)
+        return generation.infill_batch(model, tokenizer, texts, config, inputs_eos=info.inputs_eos, repeats=repeats)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,9 +268,11 @@ class Sample(_Inference):
     def check(self, info: "CheckpointInfo") -> None:
         """Take any checkpoint: every model continues a prompt."""
 
-    def answer(self, loaded: _Loaded, texts: Sequence[Text], config: "GenerationConfig") -> "Sequence[Continuation]":
+    def answer(
+        self, loaded: _Loaded, texts: Sequence[Text], config: "GenerationConfig", repeats: Counter[int]
+    ) -> "Sequence[Continuation]":
         model, tokenizer, info = loaded
-        return generation.generate_batch(model, tokenizer, texts, config, inputs_eos=info.inputs_eos)
+        return generation.generate_batch(model, tokenizer, texts, config, inputs_eos=info.inputs_eos, repeats=repeats)
 
 
 def _parts(text: Text, sample: "Filled | Continuation") -> list[str]:

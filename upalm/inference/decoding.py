@@ -7,6 +7,7 @@ Dims: B batch rows, P prompt positions, D d_model, V vocabulary, G gaps.
 """
 
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import NamedTuple, get_args
@@ -18,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from upalm.distributed.sharding import split_rows
-from upalm.inference.config import Attention, GenerationConfig, check_choice
+from upalm.inference.config import Attention, GenerationConfig, check_at_least, check_choice
 from upalm.inference.grammar import FREE, Automaton, Border, Grammar, Progress, Rules, join
 from upalm.inference.sampling import Sampler
 from upalm.model.attention import KeyRange, KeyValue
@@ -119,6 +120,8 @@ class Task(NamedTuple):
     """Most tokens of each gap."""
     borders: tuple[Border, ...] = ()
     """Bytes that the span of each gap begins and ends with."""
+    n_before: int = 0
+    """Tasks of the same prompt before it, in batches decoded earlier (`number_repeats`)."""
 
 
 def check_tasks(config: ModelConfig, tasks: Sequence[Task], what: str) -> None:
@@ -176,7 +179,8 @@ def decode_stream(
     """Yield the completions so far, [task][sample], every few tokens, and once more at the end.
 
     A sample's draws depend on the seed, its prompt and its number, and on nothing else of the batch. (Equal prompts
-    are told apart by their order.) A prompt is prefilled once for all its samples.
+    are told apart by their order, over several batches by `Task.n_before`.) A prompt is prefilled once for all its
+    samples.
 
     Args:
         model: to decode with.
@@ -187,10 +191,12 @@ def decode_stream(
         every: tokens between two yields; None for the end only.
 
     Raises:
-        ValueError: no prompt, or a prompt with its new tokens longer than the model's rows.
+        ValueError: no prompt, a prompt with its new tokens longer than the model's rows, or `every` below 1.
     """
     if not tasks:
         raise ValueError("no prompts.")
+    if every is not None:
+        check_at_least("every", every, 1)
     model = DecodingModel.of(model)
     check_tasks(model.config, tasks, "prompt")
     longest = max(task.max_tokens for task in tasks)
@@ -231,13 +237,32 @@ def _sample_keys(tasks: Sequence[Task], num_samples: int, seed: int) -> Array:
     seen: dict[int, int] = {}
     numbers = []
     for task in tasks:
-        borders = repr(task.borders).encode() if any(map(any, task.borders)) else b""
-        prompt = zlib.crc32(np.asarray(task.prompt, np.int32).tobytes() + borders)
-        before = seen[prompt] = seen.get(prompt, -1) + 1
+        prompt = _hash_prompt(task)
+        before = seen[prompt] = max(task.n_before, seen.get(prompt, -1) + 1)
         numbers += [(prompt, before * num_samples + i) for i in range(num_samples)]
     prompts, samples = (jnp.asarray(np.array(x, np.uint32)) for x in zip(*numbers, strict=True))
     fold = jax.vmap(jax.random.fold_in)
     return fold(jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(prompts), samples)
+
+
+def _hash_prompt(task: Task) -> int:
+    borders = repr(task.borders).encode() if any(map(any, task.borders)) else b""
+    return zlib.crc32(np.asarray(task.prompt, np.int32).tobytes() + borders)
+
+
+def number_repeats(tasks: Sequence[Task], seen: Counter[int]) -> list[Task]:
+    """Set `n_before` of tasks that are decoded in several batches, so that equal prompts draw apart.
+
+    Args:
+        tasks: in their order.
+        seen: what was numbered before, which these tasks are added to.
+    """
+    numbered = []
+    for task in tasks:
+        prompt = _hash_prompt(task)
+        numbered.append(task._replace(n_before=seen[prompt]))
+        seen[prompt] += 1
+    return numbered
 
 
 def left_padded(

@@ -5,6 +5,7 @@ answer is `<extra_id_0> span <extra_id_1> span ... EOS` (U-PaLM section 4; UL2's
 functions as methods, with the model, its tokenizer and `inputs_eos` filled in.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -13,8 +14,18 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from upalm.data.tokenizer import Tokenizer
-from upalm.inference.config import GenerationConfig
-from upalm.inference.decoding import Completion, DecodingModel, Ids, Padding, Task, check_tasks, decode, decode_stream
+from upalm.inference.config import GenerationConfig, check_at_least
+from upalm.inference.decoding import (
+    Completion,
+    DecodingModel,
+    Ids,
+    Padding,
+    Task,
+    check_tasks,
+    decode,
+    decode_stream,
+    number_repeats,
+)
 from upalm.inference.grammar import ANYTHING, FREE, Automaton, Border, Rules, TokenBytes
 from upalm.inference.healing import Vocabulary, take_back
 from upalm.inference.prompts import join_parts, split_gaps
@@ -80,6 +91,7 @@ def infill_batch(
     *,
     inputs_eos: bool = False,
     limits: Sequence[Sequence[int]] = (),
+    repeats: Counter[int] | None = None,
 ) -> list[Infill]:
     """Fill the gaps of many texts, as `infill` does.
 
@@ -90,14 +102,19 @@ def infill_batch(
         config: how to fill their gaps.
         inputs_eos: whether training ended inputs with EOS (`CheckpointInfo.inputs_eos`).
         limits: most tokens of each gap of each text, in place of `config.max_new_tokens`.
+        repeats: numbers the equal prompts of several calls, so that they draw apart; give each call the same one.
+
+    Raises:
+        ValueError: one text in place of several, or what `infill` refuses.
     """
+    _check_several(texts, "infill")
     configs = [replace(config, max_new_tokens=tuple(x)) for x in limits] or [config] * len(texts)
     requests = []
     for i, (text, its_config) in enumerate(zip(texts, configs, strict=True)):
         requests.append(_build_request(tokenizer, text, its_config, _name(i, texts), inputs_eos=inputs_eos))
         if len(requests[-1].parts) == 1:
             raise ValueError(f"{_name(i, texts)} has no gap: mark what is to be filled with <extra_id_0>.")
-    samples = _answer(model, tokenizer, requests, config)
+    samples = _answer(model, tokenizer, requests, config, repeats=repeats)
     return [best._replace(alternatives=tuple(others)) for best, *others in samples]
 
 
@@ -135,21 +152,32 @@ def generate_batch(
     config: GenerationConfig = GenerationConfig(),
     *,
     inputs_eos: bool = False,
+    repeats: Counter[int] | None = None,
 ) -> list[Continuation]:
     """Continue prompts, in all formats of the paper (U-PaLM section 4.2).
 
     A prompt has a mode token or none. It may end with `<extra_id_0>`, which requests a span in place of a continuation.
 
+    Args:
+        model: for many calls, `DecodingModel.of(model)`.
+        tokenizer: the model's.
+        texts: each as text or as parts.
+        config: how to continue them.
+        inputs_eos: whether training ended inputs with EOS (`CheckpointInfo.inputs_eos`).
+        repeats: numbers the equal prompts of several calls, so that they draw apart; give each call the same one.
+
     Raises:
-        ValueError: a gap that is not at the end, an empty text, no room for the new tokens, or another's tokenizer.
+        ValueError: one text in place of several, a gap that is not at the end, an empty text, no room for the new
+            tokens, or another's tokenizer.
     """
+    _check_several(texts, "generate")
     config = replace(config, mode=config.mode_for(has_gaps=False), constrained=True)
     requests = []
     for i, text in enumerate(texts):
         requests.append(_build_request(tokenizer, text, config, _name(i, texts), inputs_eos=inputs_eos))
         if requests[-1].parts[1:] not in ((), ("",)):
             raise ValueError(f"{_name(i, texts)} has text after a gap: that is for `infill`.")
-    return [_continuation(samples) for samples in _answer(model, tokenizer, requests, config)]
+    return [_continuation(samples) for samples in _answer(model, tokenizer, requests, config, repeats=repeats)]
 
 
 def complete(
@@ -220,8 +248,9 @@ def stream(
         every: tokens between two looks at the answer.
 
     Raises:
-        ValueError: before the first piece, what `infill` refuses; several samples, or no grammar.
+        ValueError: before the first piece, what `infill` refuses; several samples, no grammar, or `every` below 1.
     """
+    check_at_least("every", every, 1)
     if config.num_samples > 1 or not config.constrained:
         raise ValueError("a stream is one sample under the grammar: set num_samples=1 and constrained=True.")
     request = _build_request(tokenizer, text_or_parts, config, "the text", inputs_eos=inputs_eos)
@@ -263,6 +292,11 @@ def _stable_prefix(text: str, stop: Sequence[str]) -> str:
 
 def _name(i: int, texts: Sequence[Any]) -> str:
     return f"text {i}" if len(texts) > 1 else "the text"
+
+
+def _check_several(texts: Sequence[Any], name: str) -> None:
+    if isinstance(texts, str):  # a text is a sequence of texts, too
+        raise ValueError(f"texts is the text {texts!r:.80}, expected a sequence of texts: [text], or call `{name}`.")
 
 
 class _Request(NamedTuple):
@@ -322,10 +356,12 @@ def _answer(
     requests: Sequence[_Request],
     config: GenerationConfig,
     padding: Padding = Padding(),
+    repeats: Counter[int] | None = None,
 ) -> list[list[Infill]]:
     """Answer requests in batches of like length. The samples of each come by falling log-probability."""
     rules, tasks = _rules(model, tokenizer, tuple(config.stop)), [request.task for request in requests]
     check_tasks(model.config, tasks, "text")  # before anything is decoded
+    tasks = number_repeats(tasks, Counter() if repeats is None else repeats)
     model = DecodingModel.of(model)
     answers: list[list[Infill]] = [[]] * len(requests)
     order = sorted(range(len(requests)), key=lambda i: len(tasks[i].prompt))

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import get_args
 
 from jax.sharding import Mesh
 
@@ -13,10 +14,10 @@ from upalm.checkpoints.lineage import CheckpointInfo
 from upalm.checkpoints.shipped import UPALM_TINY
 from upalm.data.tokenizer import Tokenizer, check_utf8
 from upalm.inference import generation, scoring
-from upalm.inference.config import Attention, GenerationConfig, Mode
+from upalm.inference.config import Attention, GenerationConfig, Mode, check_choice
 from upalm.inference.decoding import DecodingModel
 from upalm.inference.generation import Continuation, Infill, Piece
-from upalm.inference.prompts import prompt_ids, span_ids, split_gaps
+from upalm.inference.prompts import join_parts, prompt_ids, span_ids, split_gaps
 from upalm.inference.scoring import Score
 from upalm.model.palm import Decoder
 
@@ -100,25 +101,32 @@ class LanguageModel:
         """Compute the log-probability of every token of targets, teacher-forced.
 
         Args:
-            pairs: prompts with their targets. A target that is a text follows its prompt, which may be empty; a target
-                that is a list of spans fills the gaps of its prompt, with sentinels and EOS scored too.
+            pairs: prompts with their targets. A target that is a text follows its prompt, which has no gaps and may be
+                empty; a target that is a list of spans fills the gaps of its prompt, with sentinels and EOS scored too.
             mode: mode token before the prompts.
             attention: what a prompt sees.
 
         Raises:
-            ValueError: an empty target, spans that are not one per gap, or a pair longer than the model's rows.
+            ValueError: an empty target, spans that are not one per gap, a text for a prompt with gaps, or a pair longer
+                than the model's rows.
         """
         examples = [(self._prompt_ids(prompt, mode), self._target_ids(prompt, target)) for prompt, target in pairs]
         bos_id = self.tokenizer.symbols.bos_id
         return scoring.score(self.model, examples, attention=attention, bos_id=bos_id)
 
     def _prompt_ids(self, prompt: Text, mode: Mode) -> list[int]:
-        if prompt == "" and mode == "none":
-            return []
+        if prompt == "":  # only the mode token, if any
+            check_choice("mode", mode, get_args(Mode))
+            return join_parts(self.tokenizer, [], mode, self.info.inputs_eos)
         return prompt_ids(self.tokenizer, prompt, mode, self.info.inputs_eos)
 
     def _target_ids(self, prompt: Text, target: Text) -> list[int]:
         if isinstance(target, str):
+            if prompt != "" and (n_gaps := len(split_gaps(prompt)) - 1):
+                raise ValueError(
+                    f"the target is the text {target!r:.80} and its prompt has {n_gaps} gaps: expected a list of "
+                    "spans, one per gap."
+                )
             check_utf8(target, "the target")
             return self.tokenizer.encode(target)
         if len(target) != (n_gaps := len(split_gaps(prompt)) - 1):
