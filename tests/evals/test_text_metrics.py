@@ -142,4 +142,14 @@ def test_numbers_survive_separators_exactly(value):
 def test_numbers_compare_exactly():
     assert text_metrics.same_number("1,250.00", "1250")
     assert not text_metrics.same_number("10000000000000001", "10000000000000000")
+    digits = "1234567890" * 4
+    for sign in ("", "-"):
+        assert text_metrics.canonical_number(f"{sign}{digits}.50") == f"{sign}{digits}.5"
+        assert not text_metrics.same_number(f"{sign}{digits}1", f"{sign}{digits}2")
+    assert [text_metrics.canonical_number(x) for x in ("-0.00", "007.0", "1e22", "500")] == [
+        "0",
+        "7",
+        "1" + "0" * 22,
+        "500",
+    ]
     assert not text_metrics.same_number("nan", "NaN")

@@ -256,11 +256,13 @@ def _normal_form(match: re.Match[str], decimal: DecimalMark) -> str:
     if mark and (len(marks) > 1 and mark in whole or mark != decimal and len(fraction) == 3 and whole[0] != "0"):
         whole, fraction = whole + fraction, ""  # the mark separates groups
     value = Decimal(f"{re.sub('[.,]', '', whole) or 0}.{fraction or 0}")
-    return _plain(-value if match["sign"] or match["inner"] else value)
+    return _plain(value.copy_negate() if match["sign"] or match["inner"] else value)
 
 
 def _plain(value: Decimal) -> str:
-    return format(value.normalize() if value else Decimal(0), "f")
+    """Write every digit; arithmetic on decimals, such as `normalize`, would round to 28."""
+    text = format(value, "f") if value else "0"
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 Metric = Callable[[str, str], float]

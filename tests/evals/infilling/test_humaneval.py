@@ -27,6 +27,8 @@ def test_humaneval_reports_continuations_apart():
     found = humaneval.match_estimates(benchmark, ["    return 1\n    junk", "return 2"])
     assert (found["em_line"].mean, found["em_strip"].mean) == (0.5, 1)
     assert (found["em_line_with_suffix"].mean, found["em_line_without_suffix"].mean) == (1, 0)
+    perfect = humaneval.match_estimates(benchmark, ["    return 1", "    return 2"])
+    assert [perfect[name].mean for name in ("em_line", "edit_sim")] == [1, 1]
 
 
 def test_humaneval_of_unknown_kind_is_refused(tmp_path):
