@@ -58,6 +58,7 @@ def test_small_sizes():
         ({"n_layers": 0}, "at least 1"),
         ({"norm_eps": 0.0}, "norm_eps is 0"),
         ({"embed_scale": 0.0}, "embed_scale is 0"),
+        ({"logit_scale": 0.0}, "logit_scale is 0.0, expected above 0"),
         ({"xpos_scale_base": -1}, "xpos_scale_base is -1"),
         ({"rope_factor": 0.5}, "rope_factor 0.5.*at least 1"),
         ({"rope_low_freq_factor": 4.0}, "low < high"),
@@ -72,9 +73,18 @@ def test_impossible_shapes_are_refused(change, message):
         replace(ModelConfig(), **change)
 
 
-def test_unknown_choices_are_refused():
-    """A config.json of a later version may hold choices that this one does not know."""
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"block": "sideways"}, "block is 'sideways', expected one of parallel, sequential, post_norm"),
+        ({"d_model": 128.0}, "d_model is 128.0, expected a whole number of at least 1"),
+        ({"n_layers": True}, "n_layers is True, expected a whole number of at least 1"),
+        ({"tied_head": "no"}, "tied_head is 'no', expected True or False"),
+    ],
+)
+def test_unknown_choices_and_other_types_are_refused(change, message):
+    """A config.json of a later version, or one written by hand, may hold them."""
     config = object.__new__(ModelConfig)
-    config.__dict__.update(vars(ModelConfig()) | {"block": "sideways"})
-    with pytest.raises(ValueError, match="block is 'sideways', expected one of parallel, sequential, post_norm"):
+    config.__dict__.update(vars(ModelConfig()) | change)
+    with pytest.raises(ValueError, match=message):
         config.__post_init__()

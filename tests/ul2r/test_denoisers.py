@@ -39,6 +39,7 @@ def test_prefix_split_is_uniform():
         ({"mode": "abc"}, "mode"),
         ({"shortest": 0.0}, r"shortest is 0.0, expected in \(0, 1\]"),
         ({"shortest": float("nan")}, "shortest"),
+        ({"max_spans": 101}, "r: max_spans is 101, expected a whole number, 1 to 100"),
     ],
 )
 def test_bad_denoisers(change, message):
@@ -53,6 +54,23 @@ def test_bad_denoisers(change, message):
 def test_bad_gaps(change, message):
     with pytest.raises(ValueError, match=message):
         ul2r.Gaps(**{"name": "gaps", "mean_span": 3.0} | change)
+
+
+@pytest.mark.parametrize(
+    ("denoiser", "change"),
+    [
+        *((ul2r.S, {"inputs_eos": wrong}) for wrong in (1, "no")),
+        *((ul2r.R, {"max_spans": wrong}) for wrong in (True, 3.0)),
+        *((ul2r.Gaps(name="gaps", mean_span=3.0), {"n_spans": wrong}) for wrong in (True, 3.0)),
+    ],
+)
+def test_fields_of_another_type_are_refused(denoiser, change):
+    """As a mixture's text may have them, where nothing else checks the types."""
+    other = object.__new__(type(denoiser))
+    other.__dict__.update(vars(denoiser) | change)
+    [(name, wrong)] = change.items()
+    with pytest.raises(ValueError, match=f"{denoiser.name}: {name} is {wrong!r}, expected (True or False|a whole)"):
+        other.__post_init__()
 
 
 def test_lengths_of_gaps_are_geometric_and_their_places_uniform():

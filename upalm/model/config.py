@@ -73,14 +73,17 @@ class ModelConfig:
         for name, kind in get_type_hints(ModelConfig).items():
             if get_origin(kind) is Literal and getattr(self, name) not in get_args(kind):
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(get_args(kind))}.")
+            if kind is bool and not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} is {getattr(self, name)!r}, expected True or False.")
         for name, value in vars(self).items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise ValueError(f"{name} is {value}, expected a finite number.")
         for name in ("vocab_size", "d_model", "n_layers", "n_heads", "d_head", "d_ff", "seq_len", "n_kv_heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1.")
-        for name in ("norm_eps", "rope_theta", "embed_scale"):
-            if not getattr(self, name) > 0:
+            n = getattr(self, name)
+            if not isinstance(n, int) or isinstance(n, bool) or n < 1:
+                raise ValueError(f"{name} is {n!r}, expected a whole number of at least 1.")
+        for name in ("norm_eps", "rope_theta", "embed_scale", "logit_scale"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected above 0.")
         if self.xpos_scale_base < 0:
             raise ValueError(f"xpos_scale_base is {self.xpos_scale_base}, expected at least 0 (0 is RoPE alone).")

@@ -38,6 +38,8 @@ class Denoiser:
             raise ValueError(f"{self.name}: mode is {self.mode!r}, expected one of {[*MODES, 'none']}.")
         if not 0 < self.weight < float("inf"):
             raise ValueError(f"{self.name}: weight is {self.weight}, expected above 0 and finite.")
+        if not isinstance(self.inputs_eos, bool):
+            raise ValueError(f"{self.name}: inputs_eos is {self.inputs_eos!r}, expected True or False.")
         if not 0 < self.shortest <= 1:
             raise ValueError(f"{self.name}: shortest is {self.shortest}, expected in (0, 1].")
 
@@ -52,6 +54,12 @@ class Denoiser:
     def __call__(self, tokens: np.ndarray, rng: np.random.Generator, symbols: Symbols) -> Example:
         """Denoise a chunk into exactly `length + 2 * n_sentinels(length)` tokens, whatever `rng` draws."""
         raise TypeError(f"{type(self).__name__} must define __call__().")
+
+
+def _check_spans(what: str, n: object) -> None:
+    """Refuse what is no number of spans; True and 3.0 are equal to one."""
+    if not isinstance(n, int | np.integer) or isinstance(n, bool) or not 1 <= n <= N_SENTINELS:
+        raise ValueError(f"{what} is {n!r}, expected a whole number, 1 to {N_SENTINELS}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +82,8 @@ class SpanCorruption(Denoiser):
             raise ValueError(f"{self.name}: mean_span is {self.mean_span}, expected at least 1 token.")
         if not 0 < self.corruption_rate < 1:
             raise ValueError(f"{self.name}: corruption_rate is {self.corruption_rate}, expected in (0, 1).")
-        if self.max_spans is not None and self.max_spans not in range(1, N_SENTINELS + 1):
-            raise ValueError(f"{self.name}: max_spans is {self.max_spans}, expected 1 to {N_SENTINELS}.")
+        if self.max_spans is not None:
+            _check_spans(f"{self.name}: max_spans", self.max_spans)
         if not isinstance(self.roll, bool):
             raise ValueError(f"{self.name}: roll is {self.roll!r}, expected True or False.")
 
@@ -112,8 +120,7 @@ class Gaps(Denoiser):
         super().__post_init__()
         if not 1 <= self.mean_span < float("inf"):
             raise ValueError(f"{self.name}: mean_span is {self.mean_span}, expected at least 1 token.")
-        if self.n_spans not in range(1, N_SENTINELS + 1):
-            raise ValueError(f"{self.name}: n_spans is {self.n_spans}, expected 1 to {N_SENTINELS}.")
+        _check_spans(f"{self.name}: n_spans", self.n_spans)
 
     def lengths(self, length: int) -> tuple[int, int]:
         n_spans = self.n_sentinels(length)
