@@ -239,6 +239,12 @@ def test_meshes_that_do_not_divide_are_refused(words, message):
     assert message in output and "Traceback" not in output
 
 
+def test_find_mesh_names_an_unknown_topology_once():
+    output = command("palm_tiny", "tiny", "--topology", "v4:2x2x1y", "--find-mesh", expect=1)
+    assert output.count("unknown topology") == 1 and "did you mean" in output and "divides" not in output
+
+
+@needs_libtpu
 def test_find_mesh_refuses_when_none_divides():
     odd = ("--data.batch-size", "7", "--start.model.d-head", "62")
     output = command("palm_tiny", "tiny", "--topology", "v4:2x2x1", *odd, "--find-mesh", expect=1)

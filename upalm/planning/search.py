@@ -9,12 +9,14 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import fields, is_dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import tyro
 
 from upalm import arguments
 from upalm.training import recipes
+
+T = TypeVar("T")
 
 Report = Callable[[str], None]
 """Receives a line about the progress, about once per second."""
@@ -55,6 +57,12 @@ def build_plan(request: Request) -> dict[str, Any]:
     step = decoding(config, model, mesh, n) if n else training(config, model, mesh)
     named = {"recipe": request.recipe, "config": request.config, "decodes": n}
     return named | plan(step, model, target, mesh).to_json()
+
+
+def _check_topology(request: Request) -> None:
+    from upalm.planning.topology import target_of
+
+    target_of(request.topology, request.n_slices)
 
 
 def resolve_config(request: Request) -> tuple[Any, Any]:
@@ -106,11 +114,15 @@ def plan_in_subprocess(request: Request, report: Report = lambda line: None) -> 
     Raises:
         ValueError: see `build_plan`; or the process ended.
     """
+    return _in_subprocess(build_plan, request, report)
+
+
+def _in_subprocess(function: Callable[[Request], T], request: Request, report: Report) -> T:
     if request.topology != "here":
         os.environ |= WITHOUT_TPU
     start = time.monotonic()
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        future = pool.submit(build_plan, request)
+        future = pool.submit(function, request)
         try:
             while not future.done():
                 report(f"compiling {request}: {time.monotonic() - start:.0f} s (a minute or two in all)")
@@ -146,8 +158,9 @@ def plan_every_mesh(request: Request, report: Report = lambda line: None) -> Mes
     """Plan for every mesh that divides, and rank the plans.
 
     Raises:
-        ValueError: no mesh divides, or the compiler refused them all.
+        ValueError: unknown topology, no compiler, no mesh divides, or the compiler refused them all.
     """
+    _in_subprocess(_check_topology, request, report)  # once, not for each mesh
     plans, refusals = [], []
     for overrides in _meshes(request):
         try:
