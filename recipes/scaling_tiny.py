@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from upalm.checkpoints.folder import open_checkpoint
 from upalm.data.config import DataConfig
 from upalm.data.sources import STDLIB, TextSource
 from upalm.evals.ladder import Measures, load_held_out
@@ -53,6 +54,16 @@ class ScalingTiny:
     """Held-out gaps, and excerpts."""
     n_questions: int = 400
     """Questions of each synthetic task."""
+
+    def __post_init__(self):
+        for name in ("n_steps", "n_seeds", "n_rows", "n_questions"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1.")
+        if len(self.starts) < 2 or len(set(self.starts)) < len(self.starts) or min(self.starts) < 1:
+            raise ValueError(
+                f"starts is {self.starts}, expected two or more different numbers of steps, as a curve needs, each at "
+                "least 1."
+            )
 
     def pretraining(self, size: str) -> TrainConfig:
         """The causal run, which keeps its checkpoints."""
@@ -96,6 +107,7 @@ def main(args: ScalingTiny) -> None:
     for size in SIZES:
         base = run(args.pretraining(size))
         checkpoints += sorted((base / "steps").glob("[0-9]*"), key=lambda p: int(p.name))
+        measures.check_rows(open_checkpoint(base)[1])  # before anything is forked
         forks = [
             args.fork(size, start, kind, seed)
             for seed in range(args.n_seeds)

@@ -157,6 +157,18 @@ def test_scaling_tiny_goes_from_text_to_plot_and_resumes(tmp_path, source_text, 
     assert json.loads((tmp_path / "out/scaling.json").read_text()) == found
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        *(({name: 0}, f"{name} is 0, expected at least 1") for name in ("n_steps", "n_seeds", "n_rows", "n_questions")),
+        *(({"starts": starts}, "expected two or more different") for starts in ((), (500,), (0, 5), (-5, 5), (5, 5))),
+    ],
+)
+def test_scaling_tiny_refuses_settings_before_training(change, message):
+    with pytest.raises(ValueError, match=message):
+        load_recipe("scaling_tiny").ScalingTiny(**change)
+
+
 def stages_of_a_run(folder, text):
     """Checkpoints of a causal run, which say themselves what they were trained on."""
     config = tiny_config(folder / "run", str(text), n_steps=4, save_every=2, checkpoints=CheckpointConfig(every=2))
