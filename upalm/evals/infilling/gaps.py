@@ -65,7 +65,10 @@ def fill_all_but_middle(rows: Sequence[Gap]) -> list[Gap]:
 
 
 def _draw_rows(cut: Cut, documents: Sequence[Document], n: int, fits: Callable[[Gap], bool]) -> list[Gap]:
-    """Draw rows, each from a random generator of its own, so that a longer list begins with the shorter one."""
+    """Draw rows, each from a random generator of its own, so that a longer list begins with the shorter one.
+
+    They are drawn with replacement: a row may repeat an earlier one. Published figures are of such rows.
+    """
     usable = [d for d in documents if len(d.text) > _LEFT + _RIGHT and "<extra_id_" not in d.text]
     if not usable:
         raise ValueError(f"no held-out document is longer than {_LEFT + _RIGHT} characters: give more text.")
