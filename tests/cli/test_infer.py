@@ -141,7 +141,7 @@ def test_escapes_of_stop_are_those_of_interactive(upalm, monkeypatch, capsys, ch
     given = []
     answer = Infill.answer
     monkeypatch.setattr(
-        Infill, "answer", lambda self, m, texts, c: given.append((texts, c)) or answer(self, m, texts, c)
+        Infill, "answer", lambda self, m, texts, c, r: given.append((texts, c)) or answer(self, m, texts, c, r)
     )
     upalm("infill", "-c", checkpoint, "--interactive", "--max-new-tokens", "1", "--stop", r"\n", "--stop", r"\t\\n")
     [(texts, config)] = given

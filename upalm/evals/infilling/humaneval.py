@@ -63,8 +63,8 @@ def match_estimates(benchmark: Benchmark, predictions: Sequence[str]) -> dict[st
     Rows without a suffix are plain continuation, and also reported apart.
     """
     gold = [row.spans[0] for row in benchmark.rows]
-    if benchmark.kind == "single-line":
-        gold = [text.split("\n")[0] for text in gold]  # they end with a line break, before which fills are cut
+    if benchmark.kind == "single-line":  # the missing text ends with a line break, and fills before it
+        predictions, gold = ([text.split("\n")[0] for text in texts] for texts in (predictions, gold))
     has_suffix = np.array([bool(row.parts[1]) for row in benchmark.rows])
     metrics = {**_EXACT[benchmark.kind], "edit_sim": text_metrics.edit_similarity}
     estimates = {}
