@@ -17,6 +17,21 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         files.write_atomically(path, b"new")
     assert path.read_bytes() == "old é\n".encode()
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_two_writers_of_one_file_do_not_meet(tmp_path, monkeypatch):
+    """A second process writes the file between the two steps of the first."""
+    path, replace = tmp_path / "a.json", type(epath.Path(tmp_path)).replace
+
+    def replace_after_the_other(self, target):
+        monkeypatch.undo()
+        files.write_atomically(path, "of the other")
+        return replace(self, target)
+
+    monkeypatch.setattr(type(epath.Path(path)), "replace", replace_after_the_other)
+    files.write_atomically(path, "of the one")
+    assert path.read_text() == "of the one"
 
 
 def test_checksum_is_that_of_the_whole_file(tmp_path):

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import secrets
 from typing import Any
 
 from etils import epath
@@ -16,14 +18,24 @@ def is_remote(path: epath.PathLike) -> bool:
 
 
 def write_atomically(path: epath.PathLike, content: str | bytes) -> None:
-    """Write a file whole or not at all: a reader or a crash never meets half of it."""
+    """Write a file whole or not at all: a reader or a crash never meets half of it.
+
+    It is written under another name first, which ends in `.new`. Only a process that is killed leaves one behind.
+    """
     path, data = epath.Path(path), content.encode() if isinstance(content, str) else content
     if is_remote(path):
         path.write_bytes(data)  # an object appears whole
         return
-    new = path.with_name(f"{path.name}.new")
-    new.write_bytes(data)
-    new.replace(path)
+    new = path.with_name(f"{path.name}.{secrets.token_hex(4)}.new")  # two writers of one file never share it
+    try:
+        with new.open("wb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())  # else a crash of the machine may keep the name and lose the content
+        new.replace(path)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
 
 
 def sha256_file(path: epath.PathLike) -> str:

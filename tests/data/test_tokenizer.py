@@ -72,6 +72,24 @@ def test_not_a_model(tmp_path):
         SentencePiece.load(tmp_path / "t.model")
     with pytest.raises(ValueError, match="no tokenizer at"):
         SentencePiece.load(tmp_path / "absent.model")
+    model = sentencepiece_model_pb2.ModelProto()  # pyright: ignore[reportAttributeAccessIssue]
+    model.ParseFromString((PALM_TINY / "tokenizer.model").read_bytes())
+    del model.pieces[300:]
+    (tmp_path / "t.model").write_bytes(model.SerializeToString())
+    with pytest.raises(ValueError, match=r"t\.model: a vocabulary of 300 leaves no room"):
+        SentencePiece.load(tmp_path / "t.model")
+
+
+def test_saving_leaves_equal_files_and_never_writes_in_place(tokenizer, tmp_path):
+    """A start that is killed, or meets a full disk, must not damage the tokenizer of its run."""
+    path, link = tmp_path / tokenizer.FILE, tmp_path / "link"
+    tokenizer.save(tmp_path)
+    before = path.stat()
+    tokenizer.save(tmp_path)
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    link.hardlink_to(path)
+    SentencePiece.load(PALM_TINY / "tokenizer.model").save(tmp_path)
+    assert link.read_bytes() == tokenizer.files[tokenizer.FILE] != path.read_bytes()
 
 
 def test_lone_surrogates_are_refused_by_place(tokenizer):

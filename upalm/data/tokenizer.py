@@ -15,6 +15,7 @@ import numpy as np
 import sentencepiece
 from etils import epath
 
+from upalm.files import write_atomically
 from upalm.ul2r.symbols import EOS_ID, MODES, N_SENTINELS, PAD_ID, UNK_ID, Symbols, find_line_breaks
 
 LOW_LINE = "\N{LOWER ONE EIGHTH BLOCK}"
@@ -107,11 +108,13 @@ class Tokenizer(ABC):
         """The identity, followed by those that earlier versions stored for the same tokenizer."""
 
     def save(self, folder: epath.PathLike) -> None:
-        """Write the tokenizer's files into a folder."""
+        """Write the tokenizer's files into a folder; those that it has already are left as they are."""
         for name, content in self.files.items():
             path = epath.Path(folder) / name
+            if path.is_file() and path.read_bytes() == content:
+                continue
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
+            write_atomically(path, content)
 
     def check_text(self, text: str) -> None:
         """Check that a text comes back from its ids.
@@ -311,7 +314,7 @@ class SentencePiece(Tokenizer):
         """Read a SentencePiece model.
 
         Raises:
-            ValueError: no such file, or not a SentencePiece model.
+            ValueError: no such file, not a SentencePiece model, or one that lacks what is needed of it.
         """
         path = epath.Path(path)
         if not path.is_file():
@@ -320,6 +323,8 @@ class SentencePiece(Tokenizer):
             return cls(path.read_bytes())
         except RuntimeError as e:
             raise ValueError(f"{path} is not a SentencePiece model: {str(e).rstrip('.')}.") from e
+        except ValueError as e:
+            raise ValueError(f"{path}: {e}") from e
 
 
 def _with_unused_sentinels(model: bytes) -> bytes:
