@@ -16,6 +16,7 @@ from upalm.model.palm import Decoder
 from upalm.training import loop
 from upalm.training.config import CheckpointConfig, Scratch
 from upalm.training.launch import run
+from upalm.training.resume import check_folder
 
 
 @pytest.mark.parametrize("how", ["truncated", "flipped", "missing file", "undescribed", "described by null"])
@@ -74,8 +75,17 @@ def test_folders_of_other_runs_or_files_are_refused(config, tokenizer, tokens):
     other = config.out.parent / "other"
     other.mkdir()
     (other / "file").write_text("")
-    with pytest.raises(ValueError, match=r"holds no config\.json"):
+    with pytest.raises(ValueError, match=r"holds other files, such as file: choose another --out"):
         run(dataclasses.replace(config, out=other))
+
+
+@pytest.mark.parametrize("name", ["steps", "steps/3"])
+def test_place_of_checkpoints_is_no_run_folder(config, name):
+    """A run that began there would write its checkpoints between those of the other."""
+    (config.out / name).mkdir(parents=True)
+    (config.out / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match=f"run/{name} is a place of checkpoints of the run .*run: choose"):
+        check_folder(dataclasses.replace(config, out=config.out / name))
 
 
 def test_model_of_another_size_is_refused(config):
@@ -124,6 +134,7 @@ def test_run_killed_before_its_description_resumes(config):
     """A run that was killed early leaves a lock that nobody holds, and an empty folder of checkpoints."""
     (config.out / "steps").mkdir(parents=True)
     (config.out / "lock").write_text("process 1 on nowhere")
+    (config.out / "config.json.new").write_text("{")
     run(config)
     assert log_lines(config.out)[-1]["step"] == 12
 

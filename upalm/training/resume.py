@@ -12,7 +12,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from upalm.checkpoints import lock
-from upalm.checkpoints.config_json import checkpoints_folder, description
+from upalm.checkpoints.config_json import checkpoints_folder, description, split_step
 from upalm.checkpoints.manager import Checkpoints
 from upalm.data.config import built_folders
 from upalm.distributed import processes
@@ -21,8 +21,8 @@ from upalm.model.palm import LOGICAL_AXES, Decoder
 from upalm.training.config import TrainConfig, differences
 from upalm.training.step import TrainState
 
-_LEFT_BY_A_KILL = ("lock", "steps")
-"""Files of a run that was killed before it wrote config.json."""
+_LEFT_BY_A_KILL = {"lock", "steps"}
+"""Files of a run that was killed before it wrote config.json, beside half of that."""
 
 
 def check_folder(config: TrainConfig) -> None:
@@ -52,12 +52,15 @@ def _check_folder(config: TrainConfig) -> None:
     source = Path(config.data.source)
     if source.is_dir() and not built_folders(str(source)) and out.resolve().is_relative_to(source.resolve()):
         raise ValueError(f"--out {out} lies in the training text, {source}: choose another folder.")
+    run_folder, _ = split_step(out.absolute())
+    if run_folder != out.absolute():
+        raise ValueError(f"--out {out} is a place of checkpoints of the run {run_folder}: choose another --out.")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise ValueError(f"--out {out}: {nearest} is not writable, choose another folder.")
     if (out / "config.json").is_file():
         _refuse_changes(config, description(out)["run"], out)
-    elif out.exists() and any(path.name not in _LEFT_BY_A_KILL for path in out.iterdir()):
-        description(out)  # says that there is no config.json
+    elif out.exists() and (others := {p.name for p in out.iterdir() if p.suffix != ".new"} - _LEFT_BY_A_KILL):
+        raise ValueError(f"--out {out} holds other files, such as {min(others)}: choose another --out.")
 
 
 def check_checkpoints(
