@@ -5,6 +5,9 @@ import pytest
     ("words", "message"),
     [
         (("run",), "expected a recipe or --from FOLDER; the recipes are finetune"),
+        (("run", "--out", "x", "palm_tiny", "tiny"), "options come after RECIPE CONFIG: .* palm_tiny tiny --out x"),
+        (("run", "--from", "x", "palm_tiny", "tiny"), "--from x and the recipe 'palm_tiny tiny' are two runs"),
+        (("run", "--out", "x"), "--out x is another folder for the run that --from FOLDER names"),
         (("run", "absent.py"), "no recipe file absent.py"),
         (("run", "ul2r_tiny"), "upalm run ul2r_tiny needs a config before its options: choose one of ul2r, causal"),
         (("run", "ul2r_tiny", "--out", "x"), "upalm run ul2r_tiny needs a config before its options"),

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import jax
 import pytest
-from support.runs import MODEL, params, same, tiny_config
+from support.runs import MODEL, log_lines, params, same, steps_of, tiny_config
 
 from upalm.checkpoints.folder import export, load_model
 from upalm.cli import main as cli
 from upalm.data import shards
 from upalm.model.palm import Decoder
 from upalm.training import launch
-from upalm.training.config import Continue, Scratch
+from upalm.training.config import CheckpointConfig, Continue, Scratch
 from upalm.training.launch import prepare, rerun, run
 
 
@@ -57,6 +57,24 @@ def test_run_folder_repeats_itself(config, tmp_path, monkeypatch):
     assert len(manifest) == 64
     with pytest.raises(ValueError, match="no checkpoint at"):
         rerun(tmp_path / "nowhere", {})
+    with pytest.raises(ValueError, match=r"steps/12 is a checkpoint, expected the folder of a run: --from "):
+        rerun(config.out / "steps" / "12", {})
+    assert rerun(config.out / "steps", {}) == config.out
+
+
+def test_run_that_is_repeated_elsewhere_leaves_the_first_alone(config, tmp_path):
+    """It has checkpoints of its own, and no process of the first run; and --changed was of one start."""
+    bucket = CheckpointConfig(folder=str(tmp_path / "bucket"))
+    run(dataclasses.replace(config, n_steps=2, checkpoints=bucket, changed=True))
+    stored = json.loads((config.out / "config.json").read_text())
+    assert stored["settings"]["changed"] is False
+    first_of_two = {"coordinator": "nowhere:1", "n_processes": 2, "process_id": 0}
+    stored["settings"]["processes"] |= first_of_two
+    stored["settings"]["keep"] = stored["settings"].pop("checkpoints") | {"class": "Keep"}  # as in earlier versions
+    (config.out / "config.json").write_text(json.dumps(stored))
+    rerun(config.out, {"out": tmp_path / "again"})
+    assert steps_of(tmp_path / "again") == [2] and log_lines(tmp_path / "again") == log_lines(config.out)
+    assert (tmp_path / "bucket" / "steps" / "2").is_dir() and not (config.out / "steps").exists()
 
 
 def test_relative_paths_are_found_from_another_directory(tmp_path, monkeypatch, source_text):

@@ -18,6 +18,7 @@ class Run:
     `upalm run RECIPE CONFIG --option value ...` trains; `upalm run RECIPE CONFIG --help` lists the recipe's options.
     `upalm recipes` lists the recipes; a file such as ./mine.py is one, too.
     `upalm run --from FOLDER` resumes a run by the settings in its folder; with --out it repeats the run elsewhere.
+    Several processes that began with --processes.* resume by their own commands instead.
     """
 
     recipe: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[RECIPE [CONFIG] ...]")] = ()
@@ -35,6 +36,13 @@ class Run:
         return arguments.parse(cls, words, "upalm run")
 
     def __call__(self) -> None:
+        words = " ".join(self.recipe)
+        if self.recipe and self.from_ is not None:
+            raise ValueError(f"--from {self.from_} and the recipe {words!r} are two runs: give one of them.")
+        if self.recipe and self.out is not None:
+            raise ValueError(f"options come after RECIPE CONFIG: upalm run {words} --out {self.out}.")
+        if self.out is not None and self.from_ is None:
+            raise ValueError(f"--out {self.out} is another folder for the run that --from FOLDER names: give --from.")
         if self.from_ is not None:
             from upalm.training.launch import rerun  # imports JAX
 

@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import chdir, contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 
 from upalm import ul2r
-from upalm.checkpoints.config_json import description
+from upalm.checkpoints.config_json import description, split_step
 from upalm.checkpoints.folder import export_run, load_model, open_checkpoint
 from upalm.data.config import built_folders, open_source, text_source
 from upalm.data.hf_tokenizer import has_tokenizer, load_tokenizer
 from upalm.data.tokenizer import SentencePiece, Tokenizer
 from upalm.distributed import processes, runtime
+from upalm.distributed.processes import ProcessConfig
 from upalm.distributed.runtime import enable_compilation_cache
 from upalm.distributed.sharding import check_rows
 from upalm.model.config import ModelConfig
@@ -117,11 +119,17 @@ def summary(config: TrainConfig) -> str:
 def rerun(folder: Path, changes: dict[str, Any]) -> Path:
     """Resume the run in `folder`, or repeat it with changed settings such as another `out`.
 
-    Relative paths of its settings start in the directory where the run began, those of `changes` in this one.
+    Relative paths of its settings start in the directory where the run began, those of `changes` in this one. A run
+    that is repeated keeps its checkpoints in its own `out`. Addresses of several processes are not taken over.
 
     Raises:
-        ValueError: no run in the folder, or one of another version.
+        ValueError: no run in the folder, one of another version, or a single checkpoint of it.
     """
+    given, (folder, step) = folder, split_step(folder)
+    if step is not None:
+        raise ValueError(
+            f"{given} is a checkpoint, expected the folder of a run: --from {folder} resumes it from its newest one."
+        )
     stored = description(folder).get("settings")
     if stored is None:
         raise ValueError(f"{folder} holds no settings of a run: it is an import, an export, or of an older version.")
@@ -129,8 +137,14 @@ def rerun(folder: Path, changes: dict[str, Any]) -> Path:
     settings = {name: value for name, value in stored.items() if name != "directory"}
     for name, value in ({"out": folder} | changes).items():  # the folder may have been moved
         settings[name] = to_json(value.absolute() if isinstance(value, Path) else value)
+    is_elsewhere = Path(settings["out"]).resolve() != folder.resolve()
     with chdir(directory if directory.is_dir() else "."):
-        return run(from_json(TrainConfig, settings))
+        config = from_json(TrainConfig, settings)
+        if is_elsewhere:
+            config = replace(config, checkpoints=replace(config.checkpoints, folder=""))
+        if config.processes.coordinator:  # they are those of process 0, which every process would claim to be
+            config = replace(config, processes=ProcessConfig(heartbeat_seconds=config.processes.heartbeat_seconds))
+        return run(config)
 
 
 @contextmanager

@@ -117,7 +117,7 @@ def _describe_run(config: TrainConfig, model: Decoder, tokenizer: Tokenizer, mix
     for folder in config.folders():
         if is_remote(folder):
             continue
-        settings = to_json(config)
+        settings = to_json(config) | {"changed": False}  # of this start alone
         if folder != config.out:
             settings["checkpoints"]["folder"] = ""  # it holds them itself
         settings["directory"] = str(Path.cwd())  # from which relative paths are found again
