@@ -16,7 +16,7 @@ from absl import flags
 
 from upalm import ul2r
 from upalm.data.config import Corpus, DataConfig, Weighted
-from upalm.data.packing import RowPlan, Segment, plan_pairs, plan_rows
+from upalm.data.packing import RowPlan, Segment, check_pairs, plan_pairs, plan_rows
 from upalm.data.shards import Shards
 from upalm.data.tokens import Tokens
 from upalm.ul2r.rows import Batch
@@ -45,8 +45,8 @@ class Loader:
         skips: (step, batches) pairs: from that step on, that many more batches are left out.
 
     Raises:
-        ValueError: an empty corpus, or a denoiser that `ul2r.Segmenter` refuses. When a row is built: text that holds
-            sentinels, or a damaged shard.
+        ValueError: an empty corpus, supervised examples longer than a row, or a denoiser that `ul2r.Segmenter`
+            refuses. When a row is built: text that holds sentinels, or a damaged shard.
     """
 
     def __init__(
@@ -71,6 +71,9 @@ class Loader:
         self.config, self.seed, self.rows, self.skips = config, seed, rows, tuple(skips)
         self.mixture = ul2r.SUPERVISED if self.corpora[0].is_supervised else ul2r.mixture(config.mixture)
         self.segmenters = [ul2r.Segmenter(d, config.budget(), symbols) for d in self.mixture]
+        if self.corpora[0].is_supervised:  # all at once, as a window may come up hours later
+            lengths = [corpus.block_lengths(np.arange(len(corpus.block_tokens))) for corpus in self.corpora]
+            check_pairs(np.concatenate(lengths), self.segmenters[0], config.seq_len)
         self._sentinels = set(symbols.sentinels)
         self._interleaved = _interleave([w for _, w in weighted])
         self._first_rows = [[0] for _ in weighted]  # first row of each window planned so far, by corpus

@@ -68,18 +68,23 @@ def plan_rows(
     return RowPlan(segments, [rows[i] for i in rng.permutation(len(rows))])  # else a batch holds one document only
 
 
-def plan_pairs(pieces: Sequence[tuple[int, int]], segmenter: ul2r.Segmenter, seq_len: int) -> RowPlan:
-    """Plan one segment per supervised example; a row ends where the next example does not fit.
+def check_pairs(lengths: np.ndarray, segmenter: ul2r.Segmenter, seq_len: int) -> None:
+    """Refuse supervised examples that do not fit a row, by their lengths.
 
     Raises:
-        ValueError: an example longer than a row.
+        ValueError: how many are too long, and the longest.
     """
-    extra = segmenter.segment_length(0)
-    if too_long := [end - start + extra for start, end in pieces if end - start + extra > seq_len]:
+    n = lengths + segmenter.segment_length(0)
+    if n_too_long := int((n > seq_len).sum()):
         raise ValueError(
-            f"{len(too_long)} of {len(pieces)} examples are longer than a row of {seq_len}, the longest has "
-            f"{max(too_long)} tokens: use a longer seq_len, or shorten them."
+            f"{n_too_long} of {len(n)} examples are longer than a row of {seq_len}, the longest has "
+            f"{n.max()} tokens: use a longer seq_len, or shorten them."
         )
+
+
+def plan_pairs(pieces: Sequence[tuple[int, int]], segmenter: ul2r.Segmenter, seq_len: int) -> RowPlan:
+    """Plan one segment per supervised example, which `check_pairs` found to fit; a row ends where the next does not."""
+    extra = segmenter.segment_length(0)
     segments, rows, first, room = [], [], 0, seq_len
     for start, end in pieces:
         if end - start + extra > room:
