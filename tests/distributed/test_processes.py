@@ -127,10 +127,18 @@ def test_killed_process_ends_the_others_and_a_restart_resumes(pod, pair, broken,
 
 
 @pytest.mark.slow
-def test_processes_with_other_settings_are_refused(pod):
-    said = pod.finish(pod.start("disagree", *mesh(1, 4, 2), n=2, each={1: ("--seed", 1)}), ok=False)
-    message = "the processes disagree: process 1 has seed 1, process 0 0"
-    assert all(message in x for x in said), said
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--seed", 1), "process 1 has seed 1, process 0 0"),
+        (("--save-every", 2), "process 1 has save_every 2, process 0 3"),
+        (("--mesh.model", 16), "process 1 has mesh {'class': 'MeshConfig', "),
+    ],
+)
+def test_processes_with_other_settings_are_refused(pod, words, message):
+    """One of them would wait for the other forever."""
+    said = pod.finish(pod.start("disagree", *mesh(1, 4, 2), n=2, each={1: words}), ok=False)
+    assert all(f"the processes disagree: {message}" in x for x in said), said
     assert not (pod.folder / "disagree" / "steps").exists()
 
 

@@ -213,7 +213,13 @@ class TrainConfig:
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that decide the numbers, as JSON; those that change only rounding are left out."""
-        free = {"out", "log_every", "save_every", "checkpoints", "mesh", "processes", "logging", "changed"}
-        fields = {k: v for k, v in to_json(self).items() if k not in {*free, "class"}}
+        return self._all_but("out", "log_every", "save_every", "checkpoints", "mesh", "processes", "logging", "changed")
+
+    def shared(self) -> dict[str, Any]:
+        """Return the settings that all processes of a run must have alike, as JSON; else one waits for another."""
+        return self._all_but("out", "log_every", "processes", "logging")
+
+    def _all_but(self, *names: str) -> dict[str, Any]:
+        fields = {k: v for k, v in to_json(self).items() if k not in {*names, "class"}}
         fields["data"] = {k: v for k, v in fields["data"].items() if k != "n_workers"}
         return fields | {"denoisers": [repr(d) for d in ul2r.mixture(self.data.mixture)]}

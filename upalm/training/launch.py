@@ -47,10 +47,10 @@ def run(config: TrainConfig, describe: Callable[[TrainConfig, ModelConfig, Mesh 
     config.processes.connect()
     enable_compilation_cache()
     with _ends_with_its_peers():
+        processes.agree(config.shared() | {"versions": runtime.versions()})
         mesh = config.mesh.build()
         with jax.set_mesh(mesh) if mesh is not None else nullcontext():
             check_folder(config)
-            processes.agree(config.identity() | {"versions": runtime.versions()})
             model, tokenizer = prepare(config, mesh)
             processes.agree({"tokenizer": tokenizer.hash})
             on_mesh = f", {mesh.size} devices {dict(mesh.shape)} of {jax.process_count()} processes" if mesh else ""
