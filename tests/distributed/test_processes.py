@@ -162,6 +162,9 @@ def test_incomplete_process_settings_are_refused():
     ):
         with pytest.raises(ValueError, match="give coordinator HOST:PORT"):
             ProcessConfig(**wrong)
+    for name, least in (("n_processes", 0), ("process_id", -1), ("heartbeat_seconds", 1)):
+        with pytest.raises(ValueError, match=f"{name} is {least - 1}, expected at least {least}"):
+            ProcessConfig(**{name: least - 1})
     ProcessConfig().connect()  # nothing to join
     assert not jax.distributed.is_initialized()
 
@@ -170,8 +173,9 @@ def test_incomplete_process_settings_are_refused():
     ("env", "found"),
     [
         ({}, False),
-        ({"SLURM_NTASKS": "1"}, False),
-        ({"SLURM_NTASKS": "4"}, True),
+        ({"SLURM_NTASKS": "1", "SLURM_STEP_NODELIST": "a"}, False),
+        ({"SLURM_NTASKS": "4"}, False),  # salloc or sbatch without srun: one process in an allocation of four
+        ({"SLURM_NTASKS": "4", "SLURM_STEP_NODELIST": "a"}, True),
         ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
         ({"TPU_WORKER_HOSTNAMES": "a,b"}, True),
         ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
@@ -179,8 +183,9 @@ def test_incomplete_process_settings_are_refused():
     ],
 )
 def test_clusters_are_detected(monkeypatch, env, found):
-    for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "TPU_WORKER_HOSTNAMES", "MEGASCALE_COORDINATOR_ADDRESS"):
+    for name in ("SLURM_NTASKS", "SLURM_STEP_NODELIST", "OMPI_COMM_WORLD_SIZE", "TPU_WORKER_HOSTNAMES"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("MEGASCALE_COORDINATOR_ADDRESS", raising=False)
     for name, value in env.items():
         monkeypatch.setenv(name, value)
     on_tpu = any(Path("/dev").glob("accel[0-9]*"))

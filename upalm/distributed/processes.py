@@ -29,6 +29,9 @@ class ProcessConfig:
     """Seconds without a sign of life from one process after which the others end."""
 
     def __post_init__(self):
+        for name, least in (("n_processes", 0), ("process_id", -1), ("heartbeat_seconds", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least {least}.")
         given = (bool(self.coordinator), self.n_processes > 0, self.process_id >= 0)
         if any(given) and (not all(given) or self.process_id >= self.n_processes):
             raise ValueError(
@@ -52,9 +55,13 @@ class ProcessConfig:
 
 
 def _is_cluster() -> bool:
-    """Whether a cluster manager started several processes; JAX then reads their addresses from it."""
+    """Whether a cluster manager started several processes; JAX then reads their addresses from it.
+
+    Slurm starts them in a step (`srun`). A command in its allocation alone is one process, whatever SLURM_NTASKS says.
+    """
     env = os.environ
-    n_processes = max(int(env.get(name, "1")) for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"))
+    in_step = "SLURM_STEP_NODELIST" in env
+    n_processes = max(int(env.get("SLURM_NTASKS", "1")) if in_step else 1, int(env.get("OMPI_COMM_WORLD_SIZE", "1")))
     on_tpu = any(Path("/dev").glob("accel[0-9]*")) or "," in env.get("TPU_WORKER_HOSTNAMES", "")
     return n_processes > 1 or on_tpu or "MEGASCALE_COORDINATOR_ADDRESS" in env
 
