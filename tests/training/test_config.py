@@ -8,7 +8,15 @@ from pathlib import Path
 import optax
 import pytest
 
-from upalm.training.config import CheckpointConfig, LoggingConfig, TrainConfig, differences, from_json, to_json
+from upalm.training.config import (
+    CheckpointConfig,
+    Continue,
+    LoggingConfig,
+    TrainConfig,
+    differences,
+    from_json,
+    to_json,
+)
 from upalm.training.optim import Adafactor, AdamW, Optimizer, Schedule
 from upalm.training.spikes import SpikeConfig
 
@@ -34,10 +42,41 @@ def test_fields_of_an_earlier_version_are_read():
     assert from_json(TrainConfig, stored) == config
 
 
-@pytest.mark.parametrize("change", [{"n_steps": 0}, {"accumulation": 3}])
+def check(settings, **changes):
+    """Check changed settings as Python does outside of tests, whose type checks would come first."""
+    for name, value in changes.items():
+        object.__setattr__(settings, name, value)
+    settings.__post_init__()
+    return settings
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"n_steps": 0}, {"accumulation": 3}, {"n_steps": True}, {"n_steps": 2.5}, {"save_every": math.nan}, {"seed": 2.5}],
+)
 def test_impossible_settings_are_refused(change):
-    with pytest.raises(ValueError, match="n_steps|accumulation"):
-        TrainConfig(Path("run"), **change)
+    with pytest.raises(ValueError, match=next(iter(change))):
+        check(TrainConfig(Path("run")), **change)
+
+
+@pytest.mark.parametrize(
+    ("settings", "change", "message"),
+    [
+        (Schedule(), {"kind": "linear"}, "kind is 'linear', expected one of constant, cosine, rsqrt"),
+        (SpikeConfig(), {"remedy": "rewnd"}, "remedy is 'rewnd', expected one of stop, rewind"),
+        (LoggingConfig(), {"writers": ("tensorbord",)}, "writers is .'tensorbord',., expected one of tensorboard"),
+        (Continue(Path("base")), {"remat": "some"}, "remat is 'some', expected one of kept, none, matmuls, full"),
+    ],
+)
+def test_misspelt_choices_are_refused(settings, change, message):
+    """The run would do something else than what was asked."""
+    with pytest.raises(ValueError, match=message):
+        check(settings, **change)
+
+
+def test_folders_may_be_texts():
+    start = check(Continue(Path()), checkpoint="runs/base")
+    assert check(TrainConfig(Path(), start), out="runs/x") == TrainConfig(Path("runs/x"), Continue(Path("runs/base")))
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Annotated, Literal, NamedTuple
 import tyro
 
 from upalm import ul2r
+from upalm.checks import is_whole
 from upalm.data import sources
 from upalm.data.shards import SPLITS, Shards, is_folder_of_shards, manifest_hash
 from upalm.data.tokenizer import Tokenizer
@@ -67,11 +68,11 @@ class DataConfig:
         if is_given and not (isinstance(self.source, str) and self.source.strip()):
             raise ValueError(f"source is {self.source!r}, expected `stdlib`, a file or a folder.")
         for name, least in (("seq_len", 8), ("batch_size", 1), ("n_workers", 0)):
-            if not _is_whole(value := getattr(self, name)) or value < least:
+            if not is_whole(value := getattr(self, name)) or value < least:
                 raise ValueError(f"{name} is {value!r}, expected a whole number of at least {least}.")
         if self.layout not in ("concatenated", "documents"):
             raise ValueError(f"layout is {self.layout!r}, expected 'concatenated' or 'documents'.")
-        are_pairs = all(len(pair) == 2 and all(map(_is_whole, pair)) for pair in self.batch_ramp)
+        are_pairs = all(len(pair) == 2 and all(map(is_whole, pair)) for pair in self.batch_ramp)
         steps = [0, *(step for step, *_ in self.batch_ramp)]
         if not are_pairs or any(a >= b for a, b in pairwise(steps)) or any(rows < 1 for _, rows in self.batch_ramp):
             raise ValueError(f"batch_ramp {self.batch_ramp}: expected (step, rows), rising steps and at least 1 row.")
@@ -92,10 +93,6 @@ class DataConfig:
     def budget(self) -> ul2r.Budget:
         """Return how long segments may get."""
         return (ul2r.Budget.joint if self.joint_budget else ul2r.Budget.split)(self.seq_len)
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def text_source(config: DataConfig, options: Sequence[str] = RECIPE_OPTIONS) -> sources.TextSource:

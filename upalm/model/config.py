@@ -5,7 +5,9 @@ Dims: D d_model, N heads, K key-value heads, H d_head, F d_ff, V vocabulary, L l
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args, get_origin, get_type_hints
+from typing import Literal
+
+from upalm.checks import check_choices, is_whole
 
 
 @dataclass(frozen=True)
@@ -70,17 +72,13 @@ class ModelConfig:
     """With `rope_factor`: row length before the scaling."""
 
     def __post_init__(self):
-        for name, kind in get_type_hints(ModelConfig).items():
-            if get_origin(kind) is Literal and getattr(self, name) not in get_args(kind):
-                raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(get_args(kind))}.")
-            if kind is bool and not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} is {getattr(self, name)!r}, expected True or False.")
+        check_choices(self)
         for name, value in vars(self).items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise ValueError(f"{name} is {value}, expected a finite number.")
         for name in ("vocab_size", "d_model", "n_layers", "n_heads", "d_head", "d_ff", "seq_len", "n_kv_heads"):
             n = getattr(self, name)
-            if not isinstance(n, int) or isinstance(n, bool) or n < 1:
+            if not is_whole(n) or n < 1:
                 raise ValueError(f"{name} is {n!r}, expected a whole number of at least 1.")
         for name in ("norm_eps", "rope_theta", "embed_scale", "logit_scale"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:

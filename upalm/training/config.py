@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import tyro
 
 from upalm import ul2r
+from upalm.checks import check_choices, is_whole
 from upalm.data.config import DataConfig
 from upalm.distributed.processes import ProcessConfig
 from upalm.distributed.sharding import MeshConfig
@@ -121,6 +122,11 @@ class Continue:
     remat: Literal["kept", "none", "matmuls", "full"] = "kept"
     """Activations recomputed by the backward pass (`ModelConfig.remat`); `kept` leaves it as the checkpoint has it."""
 
+    def __post_init__(self):
+        check_choices(self)
+        if isinstance(self.checkpoint, str):
+            object.__setattr__(self, "checkpoint", Path(self.checkpoint))
+
     def reshaped(self, model: ModelConfig) -> ModelConfig:
         """Return the checkpoint's model config with `remat` applied."""
         return model if self.remat == "kept" else replace(model, remat=self.remat)
@@ -154,6 +160,7 @@ class LoggingConfig:
     """First and last step of a profile, written to `out`/profile; (0, 0) writes none."""
 
     def __post_init__(self):
+        check_choices(self)
         first, last = self.profile
         if (first, last) != (0, 0) and not 1 <= first <= last:
             raise ValueError(f"profile {self.profile}: expected first and last step, counted from 1, or 0 0 for none.")
@@ -194,9 +201,11 @@ class TrainConfig:
 
     def __post_init__(self):
         for name in ("n_steps", "accumulation", "log_every", "save_every", "eval_every", "eval_batches"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1.")
-        if not 0 <= self.seed < 1 << 63:
+            if not is_whole(value := getattr(self, name)) or value < 1:
+                raise ValueError(f"{name} is {value!r}, expected a whole number of at least 1.")
+        if isinstance(self.out, str):
+            object.__setattr__(self, "out", Path(self.out))
+        if not is_whole(self.seed) or not 0 <= self.seed < 1 << 63:
             raise ValueError(f"seed is {self.seed}, expected 0 to 2^63 - 1.")
         if not isinstance(self.optimizer, Optimizer):
             raise ValueError(

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from upalm.checks import check_choices
+
 
 @runtime_checkable
 class Optimizer(Protocol):
@@ -50,6 +52,7 @@ class Schedule:
     """Steps of linear warm-up from 0, before the schedule."""
 
     def __post_init__(self):
+        check_choices(self)
         if not 0 <= self.final <= self.peak and self.kind == "cosine":
             raise ValueError(f"final {self.final} and peak {self.peak}: expected 0 <= final <= peak.")
         if not 0 < self.peak < math.inf or self.warm_steps < 1 or self.warmup_steps < 0:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from upalm.checks import check_choices
 from upalm.distributed.processes import broadcast_from_first
 from upalm.files import parse_json, write_atomically
 
@@ -33,6 +34,7 @@ class SpikeConfig:
     """Maximum number of rewinds before a run stops; PaLM 540B had about 20."""
 
     def __post_init__(self):
+        check_choices(self)
         counts_fit = self.window >= 4 and min(self.rewind_steps, self.skip_batches, self.most) >= 1
         if not (0 <= self.threshold < math.inf and counts_fit):
             raise ValueError(
