@@ -56,7 +56,10 @@ class LossSpike(Exception):
 
 
 class SpikeDetector:
-    """Compares each loss with the median of the losses before it."""
+    """Compares each loss with the median of the losses before it.
+
+    Checkpoints do not hold these: a resumed run finds no jump until it has seen a quarter of the window again.
+    """
 
     def __init__(self, config: SpikeConfig):
         self._config, self._losses = config, deque(maxlen=config.window)
