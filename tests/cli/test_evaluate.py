@@ -143,6 +143,7 @@ def test_suite_of_a_file_is_run(upalm, capsys, checkpoint, tmp_path):
     ("words", "message"),
     [
         (("--json", "/nowhere/x.json"), "there is no folder /nowhere"),
+        (("--json", "/tmp"), "--json /tmp is a folder, expected a file"),
         (("--n-rows", "0"), "--n-rows is 0, expected at least 1"),
         (("--n-decoded", "0"), "--n-decoded is 0, expected at least 1"),
         (("--suite", "mmlu", "--include", "*.py", "--skip-undecodable"), "no use for --include, --skip-undecodable"),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from etils import epath
 
 from upalm.checkpoints.shipped import PALM_TINY
 from upalm.cli import data
@@ -17,6 +18,7 @@ from upalm.data.config import DataConfig, built_folders, open_source
 from upalm.data.hf_tokenizer import load_tokenizer
 from upalm.data.loader import Loader
 from upalm.data.sources import TextSource, is_validation
+from upalm.data.tokenizer import SentencePiece
 
 pyarrow = pytest.importorskip("pyarrow", reason="reading Parquet, Arrow and .zst needs the extra `data`")
 parquet = pytest.importorskip("pyarrow.parquet")
@@ -290,11 +292,16 @@ def test_a_build_refuses_what_no_run_can_use(tmp_path, content, message):
         shards.Shards(str(tmp_path / "built"), "train", "0")
 
 
-def test_a_finished_build_is_looked_through_again(built, source, tokenizer):
+def test_a_finished_build_is_looked_through_again(built, source, tokenizer, monkeypatch):
     """A second build mends the tokenizer and refuses shards that are gone, instead of saying that all is done."""
     (built / "tokenizer.model").unlink()
     shards.build(str(source), str(built), tokenizer)
     assert load_tokenizer(built).hash == tokenizer.hash
+    manifest = shards.Manifest.read(built)
+    manifest.tokenizer_hash = "former"  # of an earlier version
+    manifest.write(epath.Path(built))
+    monkeypatch.setattr(type(tokenizer), "hashes", (tokenizer.hash, "former"))
+    assert shards.build(str(source), str(built), tokenizer) == manifest
     (built / "train-00001.array_record").unlink()
     with pytest.raises(ValueError, match="train-00001.array_record is missing"):
         shards.build(str(source), str(built), tokenizer)
@@ -306,7 +313,8 @@ def test_a_finished_build_is_looked_through_again(built, source, tokenizer):
         (lambda p: data.Build(str(p), "x", vocab_size=100), "--vocab-size is 100, expected 360"),
         (lambda p: data.Build(str(p), "x", vocab_size=10**9), "--vocab-size"),
         (lambda p: data.Show(str(p), count=0), "--count 0"),
-        (lambda p: data.Show(str(p), mask=Path("nowhere/x.png")), "no folder .*nowhere for the file x.png"),
+        (lambda p: data.Show(str(p), mask=Path("nowhere/x.png")), "--mask nowhere/x.png: there is no folder nowhere"),
+        (lambda p: data.Show(str(p), mask=p), "--mask .* is a folder, expected a file"),
         (lambda p: data.Build(str(p), str(p))(), "holds other files, such as .*choose another --out"),
         (lambda p: data.Build(str(p), str(p / "text.jsonl"), tokenizer=str(PALM_TINY))(), "is a file"),
         (lambda p: data.Check(str(p))(), "no shards at"),
@@ -315,6 +323,14 @@ def test_a_finished_build_is_looked_through_again(built, source, tokenizer):
 def test_impossible_requests_are_refused_early(source, command, message):
     with pytest.raises(ValueError, match=message):
         command(source.parent)
+
+
+def test_a_build_leaves_a_tokenizer_of_the_users_alone(source, tokenizer, tmp_path):
+    SentencePiece.load(PALM_TINY / "tokenizer.model").save(tmp_path / "mine")
+    before = (tmp_path / "mine" / "tokenizer.model").read_bytes()
+    with pytest.raises(ValueError, match="mine holds another tokenizer.model: choose another --out"):
+        shards.build(str(source), str(tmp_path / "mine"), tokenizer)
+    assert (tmp_path / "mine" / "tokenizer.model").read_bytes() == before
 
 
 @pytest.mark.parametrize(

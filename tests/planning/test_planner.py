@@ -198,6 +198,7 @@ def test_topologies_are_listed(monkeypatch, capsys):
         (("ul2r_540b", "540b", "--topology", "v4:8x8x8", "--decode", "-1"), "expected at least 1, and at least 0"),
         (("palm_tiny", "tiny", "--slices", "2"), "needs a --topology"),
         (("palm_tiny", "tiny", "--json", "nowhere/plan.json"), "there is no folder nowhere"),
+        (("palm_tiny", "tiny", "--json", "/tmp"), "--json /tmp is a folder, expected a file"),
         (("palm_tiny", "tiny", "--price", "-1"), "expected US dollars per device-hour"),
         (("palm_tiny", "tiny", "--price", "nan"), "expected US dollars per device-hour"),
     ],

@@ -137,8 +137,7 @@ class Show:
     def __post_init__(self):
         if self.rows < 0 or self.count < 1:
             raise ValueError(f"--rows is {self.rows}, --count {self.count}: expected at least 0 and 1.")
-        if self.mask is not None and not self.mask.absolute().parent.is_dir():
-            raise ValueError(f"no folder {self.mask.absolute().parent} for the file {self.mask.name} of --mask.")
+        options.check_file("--mask", self.mask)
 
     def __call__(self) -> None:
         names = ("mixture", "seq_len", "batch_size", "layout", "joint_budget", "include", "skip_undecodable")

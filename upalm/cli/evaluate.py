@@ -92,8 +92,7 @@ class Eval:
         for name, value in at_least_one.items():
             if value is not None and value < 1:
                 raise ValueError(f"--{name} is {value}, expected at least 1.")
-        if self.json is not None and not self.json.absolute().parent.is_dir():
-            raise ValueError(f"--json {self.json}: there is no folder {self.json.parent}.")
+        options.check_file("--json", self.json)
 
     def _measure_held_out(self) -> None:
         runtime.enable_compilation_cache()

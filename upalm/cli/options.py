@@ -22,3 +22,15 @@ Out = Annotated[Path, tyro.conf.arg(metavar="FOLDER")]
 
 TEXT_OPTIONS = ("--include", "--skip-undecodable")
 """Options of commands that read text, for messages that suggest them."""
+
+
+def check_file(option: str, path: Path | None) -> None:
+    """Refuse a place for a file, if one is given, where none can be written.
+
+    Raises:
+        ValueError: it is a folder, or lies in none.
+    """
+    if path is not None and not path.absolute().parent.is_dir():
+        raise ValueError(f"{option} {path}: there is no folder {path.parent}.")
+    if path is not None and path.is_dir():
+        raise ValueError(f"{option} {path} is a folder, expected a file.")

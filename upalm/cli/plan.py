@@ -11,6 +11,7 @@ import tyro
 from etils import epy
 
 from upalm import arguments
+from upalm.cli import options
 from upalm.planning.search import MeshPlans, Request, plan_every_mesh, plan_in_subprocess
 from upalm.terminal import console
 from upalm.training import recipes
@@ -50,8 +51,8 @@ class Plan:
     @classmethod
     def parse(cls, words: Sequence[str]) -> "Plan":
         """Parse the options of `plan`; the other words belong to the recipe."""
-        options, overrides = arguments.parse_known(cls, words, "upalm plan")
-        return replace(options, overrides=tuple(overrides))
+        plan, overrides = arguments.parse_known(cls, words, "upalm plan")
+        return replace(plan, overrides=tuple(overrides))
 
     def __call__(self) -> None:
         """Print the plan, or the ranked meshes.
@@ -94,8 +95,7 @@ class Plan:
             raise ValueError(f"--price {self.price}: expected US dollars per device-hour, above 0 and finite.")
         if self.topology == "here" and self.slices > 1:
             raise ValueError(f"--slices {self.slices} needs a --topology: `here` is the devices of this machine.")
-        if self.json is not None and not self.json.absolute().parent.is_dir():
-            raise ValueError(f"--json {self.json}: there is no folder {self.json.parent}.")
+        options.check_file("--json", self.json)
         return Request(recipe, config, self.overrides, self.topology, self.slices, self.decode)
 
 

@@ -256,7 +256,7 @@ def build(
     out, manifest = epath.Path(folder), _open_manifest(text, folder, tokenizer, trained_vocab_size)
     if manifest.complete:
         for split in SPLITS:
-            Shards(folder, split, tokenizer.hash)  # refuses what is missing or cut short
+            Shards(folder, split, *tokenizer.hashes)  # refuses what is missing or cut short
         return manifest
     documents = text.documents()
     for _ in islice(documents, manifest.documents):  # tokenised before the interruption
@@ -304,6 +304,9 @@ def _open_manifest(text: sources.TextSource, folder: str, tokenizer: Tokenizer, 
     names = {path.name for path in out.iterdir() if path.suffix != ".new"} - {LOCK} if out.exists() else set()
     tokenizer_names = {name.partition("/")[0] for name in tokenizer.files}
     if names <= tokenizer_names:  # empty, or interrupted before the manifest was written
+        for name, content in tokenizer.files.items():
+            if (out / name).is_file() and (out / name).read_bytes() != content:
+                raise ValueError(f"{folder} holds another {name}: choose another --out, or give it as --tokenizer.")
         out.mkdir(parents=True, exist_ok=True)
         tokenizer.save(out)
         request.write(out)
