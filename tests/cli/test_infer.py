@@ -190,8 +190,8 @@ def test_files_that_are_no_text_are_named(upalm, checkpoint, tmp_path, content, 
 
 
 def test_a_byte_order_mark_of_json_lines_is_dropped(upalm, capsys, checkpoint, tmp_path):
-    (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "a<extra_id_0>b"}\n')
-    upalm("infill", "-c", checkpoint, "--file", str(tmp_path / "a.jsonl"), "--json", "--max-new-tokens", "1")
+    (tmp_path / "a.JSONL").write_bytes(b'\xef\xbb\xbf{"text": "a<extra_id_0>b"}\n')
+    upalm("infill", "-c", checkpoint, "--file", str(tmp_path / "a.JSONL"), "--json", "--max-new-tokens", "1")
     assert json.loads(capsys.readouterr().out)["samples"][0]["text"].startswith("a")
 
 
@@ -201,6 +201,12 @@ def test_interactive_goes_on_after_a_mistake(upalm, monkeypatch, capsys, checkpo
     out, err = capsys.readouterr()
     assert out.startswith("a\n") and out.endswith("b\n")
     assert "error: the text has no gap" in err
+
+
+def test_interactive_names_what_is_not_utf8(upalm, monkeypatch, checkpoint):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\n"), encoding="utf-8"))
+    with pytest.raises(SystemExit, match="^error: what was typed is not UTF-8: byte 0xe9"):
+        upalm("infill", "-c", checkpoint, "--interactive")
 
 
 def test_infill_says_once_that_a_model_never_saw_a_gap(upalm, capsys, tmp_path, tokenizer):

@@ -241,3 +241,6 @@ def test_command_fetches_from_a_mirror(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit, match="1 of 2 files could not be fetched"):
         main.main()
     assert "kept     nlp/piqa.jsonl: as fetched, licence mit" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", [*words[:4], "infilling", *words[5:], "--tasks", "piqa"])
+    with pytest.raises(SystemExit, match="suite infilling has no use for --tasks"):
+        main.main()

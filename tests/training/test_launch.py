@@ -109,6 +109,15 @@ def test_run_ends_with_loss_checkpoint_and_next_commands(config, capsys):
     assert measure == f"measure: upalm eval --checkpoint {config.out}"
 
 
+def test_run_on_pairs_is_followed_by_a_prompt(config, tokenizer, tmp_path, capsys):
+    """Such a model answers, and fills no gaps, whatever the mixture is that the config names."""
+    (tmp_path / "a.jsonl").write_text("".join(f'{{"inputs": "{i}?", "targets": "{i}"}}\n' for i in range(100)))
+    shards.build(str(tmp_path / "a.jsonl"), str(tmp_path / "pairs"), tokenizer)
+    data = dataclasses.replace(config.data, source=str(tmp_path / "pairs"))
+    run(dataclasses.replace(config, n_steps=1, data=data))
+    assert "\ntry: upalm sample --text 'Once' --checkpoint" in capsys.readouterr().out
+
+
 def test_ul2r_states_tokens_share_memory_and_hours(config, tmp_path, monkeypatch, capsys):
     """The base has 64 positions: rows of 256 become as long as these. Its run had 2 x 4 x 64 tokens."""
     base = run(dataclasses.replace(config, n_steps=2))

@@ -24,3 +24,16 @@ def test_quiet_bar_prints_nothing(capsys):
         bar.update(2, "loss 1")
         bar.say("checkpoint 2")
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_resumed_count_has_the_rate_of_this_start(capsys, monkeypatch):
+    now = iter([0.0, 20.0, 40.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
+    with progress.Count("tokenised", ("documents", "tokens")) as count:
+        for n_tokens in (1_000_000, 1_000_200, 1_000_400):
+            count.update(7, n_tokens)
+    assert capsys.readouterr().err.splitlines() == [
+        "tokenised 7 documents, 1,000,000 tokens",
+        "tokenised 7 documents, 1,000,200 tokens (10 tokens/s)",
+        "tokenised 7 documents, 1,000,400 tokens (10 tokens/s)",
+    ]

@@ -28,6 +28,8 @@ class Fetch:
         from upalm.evals.infilling import suite as infilling_suite
 
         if self.suite == infilling_suite.NAME:
+            if self.tasks:
+                raise ValueError(f"suite {self.suite} has no use for --tasks: leave it out.")
             files = infilling_suite.list_files()
         else:
             files = hub.list_files(suites.find_suite(self.suite).select(self.tasks))

@@ -168,7 +168,7 @@ class _Inference(ABC):
             return _read_json_lines(sys.stdin.buffer, "standard input")
         if not self.file.is_file():
             raise ValueError(f"no file {self.file}.")
-        if self.file.suffix == ".jsonl":
+        if self.file.suffix.lower() == ".jsonl":
             return _read_json_lines(self.file.open("rb"), str(self.file))
         return iter([Input(_decode(self.file.read_bytes(), str(self.file)), str(self.file))])
 
@@ -177,7 +177,7 @@ class _Inference(ABC):
     @property
     def _is_single(self) -> bool:
         """Whether all that is printed is one answer."""
-        is_one_text = self.text is not None or (self.file is not None and self.file.suffix != ".jsonl")
+        is_one_text = self.text is not None or (self.file is not None and self.file.suffix.lower() != ".jsonl")
         return is_one_text and str(self.file) != "-" and self.num_samples == 1
 
     def _answer(
@@ -311,6 +311,10 @@ def _read_typed() -> Iterator[Input]:
             line = input("> " if sys.stdin.isatty() else "")
         except EOFError:
             return
+        except UnicodeDecodeError as e:
+            raise ValueError(
+                f"what was typed is not UTF-8: byte 0x{e.object[e.start]:02x}. Use a terminal of UTF-8."
+            ) from e
         if line.strip():
             yield Input(unescape(line), "")
 

@@ -62,7 +62,7 @@ def run(config: TrainConfig, describe: Callable[[TrainConfig, ModelConfig, Mesh 
                 _say(describe(config, model.config, mesh))
             fit(config, model, tokenizer, train, validation)
             if processes.is_first():
-                print(summary(config), flush=True)
+                print(summary(config, train[0].corpus.is_supervised), flush=True)
     return config.out
 
 
@@ -101,11 +101,17 @@ def _say(message: str) -> None:
         print(message, flush=True)
 
 
-def summary(config: TrainConfig) -> str:
-    """Describe a finished run: its validation loss, where its checkpoint is, and what to run next."""
+def summary(config: TrainConfig, is_supervised: bool) -> str:
+    """Describe a finished run: its validation loss, where its checkpoint is, and what to run next.
+
+    Args:
+        config: of the run.
+        is_supervised: whether it trained on (inputs, targets), where the config's mixture has no say.
+    """
     losses = [row["validation_loss"] for row in metrics.read(config.out / "metrics.jsonl") if "validation_loss" in row]
     loss = f", validation loss {losses[-1]:.3f} nats per token" if losses else ""
-    folder, mixture = config.checkpoints.folder or config.out, ul2r.mixture(config.data.mixture)
+    folder = config.checkpoints.folder or config.out
+    mixture = ul2r.SUPERVISED if is_supervised else ul2r.mixture(config.data.mixture)
     fills_gaps = any(denoiser.n_sentinels(config.data.seq_len) for denoiser in mixture)
     command = "infill --text 'before <extra_id_0> after'" if fills_gaps else "sample --text 'Once'"
     return (

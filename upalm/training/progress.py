@@ -75,11 +75,11 @@ class Bar:
 
 
 class Count:
-    """Progress of unknown length: counters and the rate of the last one, in one line."""
+    """Progress of unknown length: counters and the rate of the last one since the first update, in one line."""
 
     def __init__(self, title: str, names: tuple[str, ...]):
-        self._title, self._names, self._start = title, names, time.monotonic()
-        self._last = -math.inf
+        self._title, self._names, self._last = title, names, -math.inf
+        self._measured_from: tuple[int, float] | None = None  # last counter at the first update, and when that was
 
     def __enter__(self) -> "Count":
         return self
@@ -91,10 +91,12 @@ class Count:
     def update(self, *counts: int) -> None:
         """Show the counts."""
         now = time.monotonic()
+        self._measured_from = self._measured_from or (counts[-1], now)
         if now - self._last < (0.2 if sys.stderr.isatty() else _SECONDS_BETWEEN_LINES):
             return
         self._last = now
-        seconds = max(now - self._start, 1e-9)
+        first, since = self._measured_from
         shown = ", ".join(f"{n:,} {name}" for n, name in zip(counts, self._names, strict=True))
-        line = f"{self._title} {shown} ({counts[-1] / seconds:,.0f} {self._names[-1]}/s)"
+        rate = f" ({(counts[-1] - first) / (now - since):,.0f} {self._names[-1]}/s)" if now > since else ""
+        line = f"{self._title} {shown}{rate}"
         print(line, end="\r" if sys.stderr.isatty() else "\n", file=sys.stderr, flush=True)
