@@ -162,7 +162,7 @@ def export(
     describe(folder, model.config, tokenizer, run, info, stages_before=info.stages[:-1] if info.stages else None)
     arrays = {name: np.asarray(leaf.astype(jnp.bfloat16)) for name, leaf in to_arrays(model).items()}
     safetensors.numpy.save_file(arrays, folder / WEIGHTS, metadata={"format": "upalm"})
-    files = sorted(p for p in folder.iterdir() if p.is_file() and p.name != "manifest.json")
+    files = sorted(p for p in folder.iterdir() if p.is_file() and p.name != "manifest.json" and p.suffix != ".new")
     manifest = {p.name: {"bytes": p.stat().st_size, "sha256": sha256_file(p)} for p in files}
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
 

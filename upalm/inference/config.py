@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from upalm.checks import is_whole
 from upalm.data.tokenizer import check_utf8
 from upalm.inference.sampling import Sampler
 
@@ -94,5 +95,5 @@ def check_at_least(name: str, value: object, least: int) -> None:
     Raises:
         ValueError: with the value and the least.
     """
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+    if not is_whole(value) or value < least:
         raise ValueError(f"{name} is {value!r}, expected a whole number of at least {least}.")

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from upalm.checks import is_whole
+
 MIN_TEMPERATURE = 1e-6
 """Logits divided by less than this would leave float32."""
 
@@ -36,7 +38,7 @@ class Sampler:
     def __post_init__(self):
         is_valid = {  # written so that NaN, which compares false with everything, is invalid
             "temperature": (self.temperature == 0 or MIN_TEMPERATURE <= self.temperature < np.inf),
-            "top_k": isinstance(self.top_k, int) and not isinstance(self.top_k, bool) and self.top_k >= 0,
+            "top_k": is_whole(self.top_k) and self.top_k >= 0,
             "top_p": 0 < self.top_p <= 1,
             "min_p": 0 <= self.min_p <= 1,
         }
