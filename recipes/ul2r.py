@@ -82,6 +82,8 @@ class Ul2r:
     checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     processes: ProcessConfig = field(default_factory=ProcessConfig)
+    """Addresses of the run's processes. With them, name a config: the choice of one for this machine would look at
+    its devices before the processes have met."""
     logging: LoggingConfig = field(default_factory=LoggingConfig)
 
     def config(self) -> TrainConfig:
