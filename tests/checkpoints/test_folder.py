@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from support.runs import MODEL
 
-from upalm.checkpoints.folder import export, load_model
+from upalm.checkpoints import folder as checkpoint_folder
+from upalm.checkpoints.folder import export, load_model, open_checkpoint
 from upalm.checkpoints.lineage import CheckpointInfo
+from upalm.files import sha256_file
 from upalm.model.palm import Decoder
 
 
@@ -20,6 +22,17 @@ def test_export_opens_with_equal_model_and_tokenizer(tmp_path, tokenizer):
     assert loaded.config == model.config
     for a, b in zip(jax.tree.leaves(loaded), jax.tree.leaves(model), strict=True):
         np.testing.assert_allclose(a, b, rtol=2**-8)
+
+
+def test_weights_are_hashed_once_and_only_where_they_are_read(tmp_path, tokenizer, monkeypatch):
+    hashed = []
+    monkeypatch.setattr(checkpoint_folder, "sha256_file", lambda path: hashed.append(path.name) or sha256_file(path))
+    export(tmp_path / "m", Decoder(MODEL, key=jax.random.key(0)), tokenizer, {})
+    hashed.clear()
+    open_checkpoint(tmp_path / "m")
+    assert "model.safetensors" not in hashed and "config.json" in hashed
+    load_model(tmp_path / "m")
+    assert hashed.count("model.safetensors") == 1
 
 
 def damage_export(folder, how):

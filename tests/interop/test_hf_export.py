@@ -40,6 +40,16 @@ def layernorm(tmp_path_factory, tokenizer):
     return folder / "ours", export_hf(folder / "ours", folder / "hf", dtype="float32").folder
 
 
+def test_damaged_weights_are_not_exported(tmp_path, tokenizer):
+    own_model(tmp_path / "ours", tokenizer, norm="layernorm")
+    weights = tmp_path / "ours" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-100] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged: its checksum"):
+        export_hf(tmp_path / "ours", tmp_path / "hf")
+
+
 @pytest.mark.parametrize("family", ["parallel", "sequential"])
 def test_plain_generate_equals_causal_sample(family, layernorm, tmp_path, tokenizer):
     """Only text goes in: BOS is the export's own affair."""

@@ -1,6 +1,7 @@
 """Runs from their settings: weights and tokenizer to start from, and run folders that repeat themselves."""
 
 import dataclasses
+import gc
 import json
 import re
 import shutil
@@ -12,12 +13,14 @@ import pytest
 from support.runs import MODEL, log_lines, params, same, steps_of, tiny_config
 
 from upalm.checkpoints.folder import export, load_model
+from upalm.checkpoints.lineage import read_info
 from upalm.cli import main as cli
 from upalm.data import shards
 from upalm.model.palm import Decoder
-from upalm.training import launch
+from upalm.training import launch, loop, step
 from upalm.training.config import CheckpointConfig, Continue, Scratch
 from upalm.training.launch import prepare, rerun, run
+from upalm.training.optim import AdamW
 
 
 def test_rows_longer_than_the_models_are_refused(config, tokenizer, tmp_path):
@@ -116,6 +119,37 @@ def test_run_on_pairs_is_followed_by_a_prompt(config, tokenizer, tmp_path, capsy
     data = dataclasses.replace(config.data, source=str(tmp_path / "pairs"))
     run(dataclasses.replace(config, n_steps=1, data=data))
     assert "\ntry: upalm sample --text 'Once' --checkpoint" in capsys.readouterr().out
+
+
+def test_run_holds_its_weights_once(config, monkeypatch):
+    """As plans count it: parameters and two moments, from scratch and from a checkpoint, at its start and resumed."""
+    run(dataclasses.replace(config, n_steps=1))
+    sizes, shape = [], load_model(config.out).model.blocks.w_gate.shape
+
+    def count(*arguments, **options):
+        gc.collect()
+        sizes.append(sum(x.shape == shape for x in jax.live_arrays()))
+        return step.train_step(*arguments, **options)
+
+    monkeypatch.setattr(loop, "train_step", count)
+    optimizer = AdamW(config.optimizer.schedule)
+    scratch = dataclasses.replace(config, out=config.out.parent / "scratch", n_steps=1, optimizer=optimizer)
+    ul2r = dataclasses.replace(scratch, out=config.out.parent / "ul2r", start=Continue(config.out))
+    for some in (scratch, ul2r, dataclasses.replace(ul2r, n_steps=2, changed=True)):
+        run(some)
+    assert sizes == [2 * 3] * 3  # of w_gate and w_up
+
+
+def test_resumed_run_needs_no_start(config, tmp_path):
+    """After a lost host the checkpoint that it once started from may be gone; its history is kept."""
+    run(dataclasses.replace(config, out=tmp_path / "base", n_steps=2))
+    ul2r = dataclasses.replace(config, start=Continue(tmp_path / "base"), n_steps=4)
+    run(ul2r)
+    before = read_info(config.out)
+    shutil.rmtree(config.out / "steps" / "4")
+    shutil.rmtree(tmp_path / "base")
+    run(ul2r)
+    assert steps_of(config.out)[-1] == 4 and read_info(config.out) == before and len(before.stages) == 2
 
 
 def test_ul2r_states_tokens_share_memory_and_hours(config, tmp_path, monkeypatch, capsys):

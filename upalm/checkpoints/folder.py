@@ -105,6 +105,7 @@ def load_model(
         template = shapes(template, param_shardings(template, mesh))
     weights = folder / WEIGHTS
     if weights.is_file():
+        check_weights(folder)
         return Checkpoint(read_weights(template, weights), tokenizer, info)
     with closing(Checkpoints(checkpoints_folder(folder), read_only=True)) as checkpoints:
         if step is not None:
@@ -116,7 +117,7 @@ def load_model(
 
 
 def open_checkpoint(folder: Path) -> tuple[ModelConfig, Tokenizer, CheckpointInfo]:
-    """Open a checkpoint folder without reading its weights.
+    """Open a checkpoint folder without reading its weights, which may be large; `load_model` checks them.
 
     Raises:
         ValueError: missing or mismatching parts, each named.
@@ -127,7 +128,7 @@ def open_checkpoint(folder: Path) -> tuple[ModelConfig, Tokenizer, CheckpointInf
         with closing(Checkpoints(checkpoints_folder(run_folder), read_only=True)) as checkpoints:
             if step not in checkpoints.steps():
                 raise ValueError(f"no checkpoint {step} in {checkpoints.folder}: there are {checkpoints.steps()}.")
-    _check_manifest(run_folder)
+    _check_files(run_folder, {name: x for name, x in _manifest(run_folder).items() if name != WEIGHTS})
     tokenizer = load_tokenizer(run_folder)
     if stored["tokenizer_hash"] not in tokenizer.hashes:
         raise ValueError(
@@ -187,15 +188,28 @@ def export_run(run: Path, folder: Path) -> None:
     export(folder, from_arrays(empty_model(config), to_arrays(model), run), tokenizer, description(run)["run"], info)
 
 
-def _check_manifest(folder: Path) -> None:
-    """Refuse files that are not those of the manifest, if there is one."""
+def check_weights(folder: Path) -> None:
+    """Refuse weights that are not those of the folder's manifest, if there is one. They are read whole.
+
+    Raises:
+        ValueError: the weights or the manifest are damaged.
+    """
+    _check_files(folder, {name: checksum for name, checksum in _manifest(folder).items() if name == WEIGHTS})
+
+
+def _check_files(folder: Path, checksums: Mapping[str, str]) -> None:
+    for name, checksum in checksums.items():
+        path = folder / name
+        if not path.is_file() or sha256_file(path) != checksum:
+            raise ValueError(f"{path} is damaged: its checksum is not that of {folder / 'manifest.json'}.")
+
+
+def _manifest(folder: Path) -> dict[str, str]:
+    """Return the checksums of manifest.json by file; none where there is no manifest."""
     manifest = folder / "manifest.json"
     if not manifest.is_file():
-        return
+        return {}
     try:
-        checksums = {folder / name: entry["sha256"] for name, entry in parse_json(manifest.read_bytes()).items()}
+        return {name: entry["sha256"] for name, entry in parse_json(manifest.read_bytes()).items()}
     except (ValueError, AttributeError, KeyError, TypeError) as e:
         raise ValueError(f"{manifest} is damaged: {e!r}.") from e
-    for path, checksum in checksums.items():
-        if not path.is_file() or sha256_file(path) != checksum:
-            raise ValueError(f"{path} is damaged: its checksum is not that of {manifest}.")

@@ -14,7 +14,7 @@ import safetensors.numpy
 from upalm._version import __version__
 from upalm.checkpoints.arrays import to_arrays
 from upalm.checkpoints.config_json import description
-from upalm.checkpoints.folder import WEIGHTS, load_model, open_checkpoint
+from upalm.checkpoints.folder import WEIGHTS, check_weights, load_model, open_checkpoint
 from upalm.checkpoints.lineage import CheckpointInfo
 from upalm.data.hf_tokenizer import JsonTokenizer
 from upalm.data.tokenizer import SentencePiece, Tokenizer
@@ -133,6 +133,7 @@ def _token_ids(tokenizer: Tokenizer) -> dict[str, int]:
 def _open_arrays(checkpoint: Path) -> Iterator[Mapping[str, Any]]:
     """Yield the arrays of a checkpoint by name: of a file of weights, slices that are read when they are indexed."""
     if (checkpoint / WEIGHTS).is_file():
+        check_weights(checkpoint)
         with open_safetensors(checkpoint / WEIGHTS) as file:
             yield {name: file.get_slice(name) for name in file.keys()}
     else:

@@ -28,7 +28,7 @@ from upalm.model.palm import Decoder, empty_model, param_shardings
 from upalm.training import metrics
 from upalm.training.config import Continue, TrainConfig, from_json, to_json
 from upalm.training.loop import fit
-from upalm.training.resume import check_folder
+from upalm.training.resume import LazyModel, check_folder, resumed_folder
 
 
 def run(config: TrainConfig, describe: Callable[[TrainConfig, ModelConfig, Mesh | None], str] | None = None) -> Path:
@@ -171,14 +171,16 @@ def _ends_with_its_peers() -> Iterator[None]:
         os._exit(1)
 
 
-def prepare(config: TrainConfig, mesh: Mesh | None = None) -> tuple[Decoder, Tokenizer]:
-    """Load or initialise the weights, straight into their shards, and the tokenizer.
+def prepare(config: TrainConfig, mesh: Mesh | None = None) -> tuple[LazyModel, Tokenizer]:
+    """Return the model to start from, whose weights are read or drawn straight into their shards, and the tokenizer.
+
+    A run that is resumed needs nothing of the checkpoint that it once started from.
 
     Raises:
         ValueError: a checkpoint, vocabulary, mesh or row length that does not fit.
     """
     if isinstance(config.start, Continue):
-        model, tokenizer, _ = open_checkpoint(config.start.checkpoint)
+        model, tokenizer, _ = open_checkpoint(resumed_folder(config) or config.start.checkpoint)
         shape = config.start.reshaped(model)
     else:
         shape, tokenizer = config.start.model, None  # to train one takes a while, so refusals come first
@@ -194,13 +196,17 @@ def prepare(config: TrainConfig, mesh: Mesh | None = None) -> tuple[Decoder, Tok
             f"the tokenizer has {tokenizer.vocab_size} subwords, the model {shape.vocab_size} embeddings: "
             f"set --start.model.vocab-size {tokenizer.vocab_size}, or build the shards with a smaller --vocab-size."
         )
+    return LazyModel(shape, partial(_weights, config, shape, mesh)), tokenizer
+
+
+def _weights(config: TrainConfig, shape: ModelConfig, mesh: Mesh | None) -> Decoder:
+    """Weights that the run starts from: a checkpoint's, or random ones."""
     if isinstance(config.start, Continue):
-        model, tokenizer, _ = load_model(config.start.checkpoint, mesh, remat=shape.remat)
-        return model, tokenizer
+        return load_model(config.start.checkpoint, mesh, remat=shape.remat).model
     init = partial(Decoder, shape, key=jax.random.key(config.seed))
     if mesh is None:
-        return init(), tokenizer
-    return jax.jit(init, out_shardings=param_shardings(empty_model(shape), mesh))(), tokenizer
+        return init()
+    return jax.jit(init, out_shardings=param_shardings(empty_model(shape), mesh))()
 
 
 def check_mesh(config: TrainConfig, model: ModelConfig, mesh: Mesh | AbstractMesh | None) -> None:

@@ -2,8 +2,9 @@
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +17,10 @@ from upalm.checkpoints.config_json import checkpoints_folder, description, split
 from upalm.checkpoints.manager import Checkpoints
 from upalm.data.config import built_folders
 from upalm.distributed import processes
-from upalm.distributed.sharding import shardings
-from upalm.model.palm import LOGICAL_AXES, Decoder
+from upalm.distributed.sharding import shapes, shardings
+from upalm.files import is_remote
+from upalm.model.config import ModelConfig
+from upalm.model.palm import LOGICAL_AXES, Decoder, empty_model
 from upalm.training.config import TrainConfig, differences
 from upalm.training.step import TrainState
 
@@ -119,9 +122,31 @@ def _refuse_changes(
         print(f"warning: resuming with other settings: {changes}", file=sys.stderr)
 
 
+class LazyModel(NamedTuple):
+    """A model whose weights are made when a run starts from them, so that memory holds them once."""
+
+    config: ModelConfig
+    make: Callable[[], Decoder]
+    """Returns the weights, which the caller may destroy."""
+
+    @classmethod
+    def of(cls, model: "Decoder | LazyModel") -> "LazyModel":
+        """Return the model, or one that copies the weights at hand: a step destroys its input."""
+        return cls(model.config, lambda: jax.tree.map(jnp.copy, model)) if isinstance(model, Decoder) else model
+
+
+def resumed_folder(config: TrainConfig) -> Path | None:
+    """Return the folder on this machine that describes the run; None if it has no checkpoint to resume from."""
+    steps = epath.Path(config.checkpoints.folder or config.out) / "steps"
+    if not steps.is_dir() or not any(path.name.isdigit() for path in steps.iterdir()):
+        return None
+    here = (Path(folder) for folder in config.folders() if not is_remote(folder))
+    return next((folder for folder in here if (folder / "config.json").is_file()), None)
+
+
 def first_state(
     config: TrainConfig,
-    model: Decoder,
+    model: LazyModel,
     optimizer: optax.GradientTransformation,
     mesh: Mesh | None,
     checkpoints: Checkpoints,
@@ -132,12 +157,15 @@ def first_state(
         ValueError: there are checkpoints, and none can be read; or the run has made more steps than it shall make.
     """
     init: Any = optimizer.init
+    empty = empty_model(model.config)
+    like = TrainState(empty, jax.eval_shape(init, empty))
     if mesh is not None:
-        init = jax.jit(init, out_shardings=shardings(jax.eval_shape(init, model), LOGICAL_AXES, mesh))
-    fresh = TrainState(model, init(model))
-    found = restore(checkpoints, fresh)
-    if found is None:  # copied, because a step donates its input and the caller keeps `model`
-        return 0, fresh._replace(model=jax.tree.map(jnp.copy, model))
+        like = shapes(like, shardings(like, LOGICAL_AXES, mesh))
+        init = jax.jit(init, out_shardings=jax.tree.map(lambda x: x.sharding, like.opt_state))
+    found = restore(checkpoints, like)
+    if found is None:
+        weights = model.make()
+        return 0, TrainState(weights, init(weights))
     if found[0] > config.n_steps:
         raise ValueError(f"{config.out} has made {found[0]} steps, more than --n-steps {config.n_steps}.")
     return found
@@ -145,6 +173,10 @@ def first_state(
 
 def restore(checkpoints: Checkpoints, like: TrainState) -> tuple[int, TrainState] | None:
     """Steps done and state of the newest readable checkpoint; damaged ones are moved to the folder `damaged`.
+
+    Args:
+        checkpoints: of the run.
+        like: the state's shapes and layout, rather than arrays, which would be in memory twice.
 
     Raises:
         ValueError: there are checkpoints, and none can be read.
