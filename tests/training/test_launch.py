@@ -4,6 +4,7 @@ import dataclasses
 import gc
 import json
 import re
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -108,8 +109,39 @@ def test_run_ends_with_loss_checkpoint_and_next_commands(config, capsys):
     *_, finished, checkpoint, use, measure = capsys.readouterr().out.splitlines()
     assert re.fullmatch(r"finished 2 steps, validation loss \d\.\d{3} nats per token", finished)
     assert checkpoint == f"checkpoint: {config.out}/steps/2" and Path(checkpoint.split(": ")[1]).is_dir()
-    assert use.startswith("try: upalm infill --text ") and use.endswith(f"--checkpoint {config.out}")
-    assert measure == f"measure: upalm eval --checkpoint {config.out}"
+    assert parse_command(use, "try").checkpoint == config.out
+    measurement = parse_command(measure, "measure")
+    assert (measurement.checkpoint, measurement.data) == (config.out, "TEXT")  # the run is on shards
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_supervised", "expected"),
+    [
+        ({"source": "a b.txt"}, False, {"data": "a b.txt"}),
+        ({"source": "texts", "include": ("*.md", "*.py")}, False, {"data": "texts", "include": ("*.md", "*.py")}),
+        ({"source": "texts", "skip_undecodable": True}, False, {"data": "texts", "skip_undecodable": True}),
+        ({"source": "pairs.jsonl"}, True, {"data": "TEXT"}),
+    ],
+)
+def test_the_next_commands_parse_whatever_the_text(config, changes, is_supervised, expected):
+    """`upalm eval` is told the text, and how it was read; of pairs it has no measure."""
+    data = dataclasses.replace(config.data, **changes)
+    config = dataclasses.replace(config, out=config.out / "a run", data=data)
+    config.out.mkdir(parents=True)
+    (config.out / "metrics.jsonl").touch()
+    *_, use, measure = launch.summary(config, is_supervised).splitlines()
+    parse_command(use, "try")
+    measurement = parse_command(measure, "measure")
+    assert measurement.checkpoint == config.out
+    assert {name: getattr(measurement, name) for name in expected} == expected
+
+
+def parse_command(line: str, heading: str):
+    """The command that a printed line proposes, parsed as the shell and the command line do."""
+    printed, _, command = line.partition(": ")
+    program, *words = shlex.split(command)
+    assert (printed, program) == (heading, "upalm")
+    return cli.parse(*cli.split(words))
 
 
 def test_run_on_pairs_is_followed_by_a_prompt(config, tokenizer, tmp_path, capsys):
@@ -118,7 +150,8 @@ def test_run_on_pairs_is_followed_by_a_prompt(config, tokenizer, tmp_path, capsy
     shards.build(str(tmp_path / "a.jsonl"), str(tmp_path / "pairs"), tokenizer)
     data = dataclasses.replace(config.data, source=str(tmp_path / "pairs"))
     run(dataclasses.replace(config, n_steps=1, data=data))
-    assert "\ntry: upalm sample --text 'Once' --checkpoint" in capsys.readouterr().out
+    *_, use, measure = capsys.readouterr().out.splitlines()
+    assert parse_command(use, "try").text == "Once" and parse_command(measure, "measure").data == "TEXT"
 
 
 def test_run_holds_its_weights_once(config, monkeypatch):

@@ -1,6 +1,7 @@
 """`run`: a training run from its settings, alone or as one of several processes."""
 
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import chdir, contextmanager, nullcontext
@@ -113,13 +114,23 @@ def summary(config: TrainConfig, is_supervised: bool) -> str:
     folder = config.checkpoints.folder or config.out
     mixture = ul2r.SUPERVISED if is_supervised else ul2r.mixture(config.data.mixture)
     fills_gaps = any(denoiser.n_sentinels(config.data.seq_len) for denoiser in mixture)
-    command = "infill --text 'before <extra_id_0> after'" if fills_gaps else "sample --text 'Once'"
+    use = ["infill", "--text", "before <extra_id_0> after"] if fills_gaps else ["sample", "--text", "Once"]
+    checkpoint = ["--checkpoint", str(config.out)]
     return (
         f"finished {config.n_steps} steps{loss}\n"
         f"checkpoint: {folder}/steps/{config.n_steps}\n"
-        f"try: upalm {command} --checkpoint {config.out}\n"
-        f"measure: upalm eval --checkpoint {config.out}"
+        f"try: {shlex.join(['upalm', *use, *checkpoint])}\n"
+        f"measure: {shlex.join(['upalm', 'eval', *checkpoint, *_held_out_words(config, is_supervised)])}"
     )
+
+
+def _held_out_words(config: TrainConfig, is_supervised: bool) -> list[str]:
+    """Options that name the run's text to `upalm eval`; a placeholder if it has none: shards, or (inputs, targets)."""
+    data = config.data
+    if is_supervised or built_folders(data.source):
+        return ["--data", "TEXT"]
+    include = ["--include", *data.include] if data.include else []
+    return ["--data", data.source, *include, *["--skip-undecodable"][: data.skip_undecodable]]
 
 
 def rerun(folder: Path, changes: dict[str, Any]) -> Path:
