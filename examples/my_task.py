@@ -1,11 +1,13 @@
 """An evaluation task of your own, and a suite with it: is a number in a list?
 
-python examples/my_task.py                                   # writes the questions, and evaluates the shipped model
-upalm eval --suite ./examples/my_task.py --data questions/   # the same suite on a checkpoint of yours
+python examples/my_task.py               # evaluates the shipped model
+python examples/my_task.py questions/    # the same, and keeps the questions and a record of each answer there
+upalm eval -c CHECKPOINT --suite ./examples/my_task.py --data questions/    # the same suite on a checkpoint of yours
 """
 
 import json
 import random
+import sys
 import tempfile
 from pathlib import Path
 
@@ -34,10 +36,12 @@ def write_questions(folder: Path, n: int) -> None:
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as folder:
-        write_questions(Path(folder), 42)
+    with tempfile.TemporaryDirectory() as unnamed:
+        folder = Path(sys.argv[1] if len(sys.argv) > 1 else unnamed)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_questions(folder, 42)
         opened = upalm.load()  # or the folder of any checkpoint
-        result = run_suite(Scorer(opened.model, opened.tokenizer), SUITE, Path(folder), Path(folder) / "records")
+        result = run_suite(Scorer(opened.model, opened.tokenizer), SUITE, folder, folder / "records")
         score = result.results["membership"].score
         print(f"accuracy {score.mean:.2f} [{score.low:.2f}, {score.high:.2f}] on {score.n} questions, chance 0.50")
         assert score.n == 40

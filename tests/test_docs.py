@@ -1,5 +1,6 @@
 """The README, the pages and the examples: their code runs, their commands parse, their links and names exist."""
 
+import ast
 import importlib.util
 import re
 import runpy
@@ -69,6 +70,21 @@ def test_examples_run(path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [str(path)])
     runpy.run_path(str(path), run_name="__main__")
     assert capsys.readouterr().out
+
+
+def test_my_task_keeps_its_questions_in_a_folder(monkeypatch, tmp_path, capsys):
+    path = ROOT / "examples" / "my_task.py"
+    monkeypatch.setattr(sys, "argv", [str(path), str(tmp_path / "questions")])
+    runpy.run_path(str(path), run_name="__main__")
+    assert (tmp_path / "questions" / "membership.jsonl").is_file()
+
+
+def test_commands_of_the_examples_parse():
+    docstrings = [ast.get_docstring(ast.parse(path.read_text())) for path in (ROOT / "examples").glob("*.py")]
+    found = [line for text in docstrings for line in text.splitlines() if line.startswith("upalm ")]
+    assert found
+    for line in found:
+        main.parse(*main.split(shlex.split(line, comments=True)[1:]))
 
 
 def test_documented_commands_parse():
