@@ -37,3 +37,6 @@ def test_sentinels_in_supervised_examples_are_sentinels(tokenizer):
     assert not tokenizer.is_sentinel(plain.ids).any() and tokenizer.decode(plain.ids[:-1]) == text
     with pytest.raises(ValueError, match=r"<extra_id_100> in .*expected <extra_id_0> to <extra_id_99>"):
         encode(tokenizer, [Document("a", "<extra_id_100>", "x")])
+    inputs = "<extra_id_00> is text, <extra_id_0> is not"
+    written = encode(tokenizer, [Document("a", "x", inputs)])
+    assert int(tokenizer.is_sentinel(written.ids).sum()) == 1 and tokenizer.decode(written.ids).startswith(inputs)

@@ -30,3 +30,13 @@ def test_answers_have_each_span_after_its_sentinel(tokenizer):
     s0, s1 = tokenizer.symbols.sentinels[:2]
     expected = [s0, *tokenizer.encode("x, y"), s1, EOS_ID]
     assert prompts.span_ids(tokenizer, ["x, y", ""]) == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["a <extra_id_00> b", "<extra_id_01>", "<extra_id_\u0660>", "<extra_id_\u06f0>", "<extra_id_>"]
+)
+def test_only_the_exact_words_of_a_sentinel_are_gaps(tokenizer, text):
+    """What is written otherwise is text: nothing of it is lost."""
+    assert prompts.split_gaps(text) == (text,)
+    assert tokenizer.decode(prompts.prompt_ids(tokenizer, text)) == text
+    assert prompts.split_gaps(f"{text}<extra_id_0>") == (text, "")

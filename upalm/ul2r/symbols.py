@@ -14,8 +14,8 @@ N_SENTINELS = 100
 MODES = {"s2s": "[S2S]", "nlu": "[NLU]", "nlg": "[NLG]"}
 """Mode tokens of the S, R and X denoisers (U-PaLM section 2.3), kept as ordinary subwords."""
 
-SENTINEL_TEXT = re.compile(r"<extra_id_(\d+)>")
-"""A sentinel written in text; the group is its number."""
+SENTINEL_TEXT = re.compile(r"<extra_id_(0|[1-9][0-9]*)>")
+"""A sentinel written in text, as `Tokenizer.decode` writes it; the group is its number. `<extra_id_00>` is text."""
 
 
 class Symbols(NamedTuple):
