@@ -225,7 +225,7 @@ assert 2 * shares["r"] < shares["x"], "equal examples of R and X, unequal target
 # ## Your own text
 #
 # Any text of yours becomes examples in the same way. On the command line, `upalm data
-# show --data my.txt --mixture ul2r` prints whole rows in colour, for a file of 30 KB or
+# show --data my.txt --mixture ul2r` prints whole rows in colour, for a file of 10 KB or
 # more.
 
 # %%

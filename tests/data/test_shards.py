@@ -65,6 +65,16 @@ def test_shards_hold_the_text_split_by_name(built, texts, tokenizer):
     assert decoded(built, "validation", tokenizer) == [t for t, v in zip(texts, held_out, strict=True) if v]
 
 
+def test_shards_of_few_documents_hold_out_one_as_text_does(tmp_path, tokenizer):
+    """No hash of these names says so."""
+    (tmp_path / "a.txt").write_text("".join(f"line {i} of a text\n" for i in range(1500)))
+    corpus = TextSource(str(tmp_path / "a.txt")).load()
+    assert len(corpus.validation) == 1 and not is_validation(corpus.validation[0].name)
+    shards.build(str(tmp_path / "a.txt"), str(tmp_path / "built"), tokenizer)
+    assert decoded(tmp_path / "built", "train", tokenizer) == [d.text for d in corpus.train]
+    assert decoded(tmp_path / "built", "validation", tokenizer) == [d.text for d in corpus.validation]
+
+
 def test_all_kinds_of_files_hold_the_same(tmp_path, texts, tokenizer):
     lines = "".join(json.dumps({"text": t}) + "\n" for t in texts).encode()
     for kind in ("jsonl", "jsonl.gz", "jsonl.zst", "parquet", "arrow"):

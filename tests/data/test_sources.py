@@ -1,4 +1,5 @@
 import gzip
+import hashlib
 import json
 import os
 import random
@@ -33,6 +34,22 @@ def test_stdlib_is_text_and_split_by_module():
 def test_the_split_depends_on_the_name_alone():
     assert [sources.is_validation(n) for n in ("token", "argparse", "json", "abc")] == [False, False, True, False]
     assert 60 < sum(sources.is_validation(str(i)) for i in range(1000)) < 140
+
+
+def test_one_of_several_documents_is_held_out_whatever_their_names(tmp_path):
+    """By the smallest hash, where no hash says so; a single document is refused."""
+    text = TEXT[:30_000]
+    for name in ("my.txt", "notes.txt", "a.txt", "b.txt", "text.txt", "book.txt", "story.txt", "data.txt"):
+        (tmp_path / name).write_text(text)
+        corpus = sources.load(str(tmp_path / name))
+        names = [d.name for d in (*corpus.train, *corpus.validation)]
+        expected = [name for name in names if sources.is_validation(name)]
+        if not expected:
+            expected = [min(names, key=lambda name: hashlib.sha256(name.encode()).digest())]
+        assert [d.name for d in corpus.validation] == expected and len(names) == 4
+    (tmp_path / "my.txt").write_text(text[:5000])
+    with pytest.raises(ValueError, match="gives 1 training and 0 validation documents.* or 8 KB of plain text"):
+        sources.load(str(tmp_path / "my.txt"))
 
 
 @pytest.mark.parametrize("block_bytes", [1 << 20, 5000, 7])
@@ -259,6 +276,7 @@ def test_a_sample_is_drawn_from_all_documents():
     assert sorted(sources.sample(documents[:5], 1000)) == sorted(
         d.text[i : i + 1000] for d in documents[:5] if not sources.is_validation(d.name) for i in (0, 1000, 2000)
     )
+    assert sources.sample(documents[:2], is_held_out="0".__eq__) == sources.sample(documents[1:2])
 
 
 def test_supervised_rows_may_have_empty_targets(tmp_path):

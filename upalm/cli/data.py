@@ -76,7 +76,8 @@ class Build:
             return hf_tokenizer.load_tokenizer(self.tokenizer)
         if shards.is_folder_of_shards(self.out):
             return hf_tokenizer.load_tokenizer(self.out)
-        pieces = sources.sample(text.documents())
+        is_held_out = sources.choose_held_out(text.documents())
+        pieces = sources.sample(text.documents(), is_held_out=is_held_out)
         try:
             trained = tokenizer_module.SentencePiece.train(pieces, self.vocab_size, at_most=True)
         except ValueError as e:

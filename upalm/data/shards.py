@@ -258,12 +258,13 @@ def build(
         for split in SPLITS:
             Shards(folder, split, *tokenizer.hashes)  # refuses what is missing or cut short
         return manifest
+    is_held_out = sources.choose_held_out(text.documents())
     documents = text.documents()
     for _ in islice(documents, manifest.documents):  # tokenised before the interruption
         pass
     while True:
         done = manifest.documents, sum(s.tokens for s in manifest.shards)
-        blocks, n_read, supervised = _next_shard(documents, tokenizer, shard_tokens, done, progress)
+        blocks, n_read, supervised = _next_shard(documents, is_held_out, tokenizer, shard_tokens, done, progress)
         if n_read == 0:
             break
         if manifest.shards and supervised != manifest.supervised:
@@ -351,6 +352,7 @@ def _differences(manifest: Manifest, request: Manifest) -> list[str]:
 
 def _next_shard(
     documents: Iterator[Document],
+    is_held_out: Callable[[str], bool],
     tokenizer: Tokenizer,
     shard_tokens: int,
     done: tuple[int, int],
@@ -373,7 +375,7 @@ def _next_shard(
     while n_tokens < shard_tokens and (chunk := list(islice(documents, _DOCUMENTS_AT_ONCE))):
         n_read += len(chunk)
         for split in SPLITS:
-            members = [d for d in chunk if sources.is_validation(d.name) == (split == "validation")]
+            members = [d for d in chunk if is_held_out(d.name) == (split == "validation")]
             if not members:
                 continue
             tokens = encode(tokenizer, members)

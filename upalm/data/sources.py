@@ -9,13 +9,14 @@ import hashlib
 import os
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from upalm.data import python_files
 from upalm.data.readers import (
+    DOCUMENT_CHARS,
     READERS,
     Document,
     SourceFile,
@@ -132,8 +133,9 @@ class TextSource:
             ValueError: as `documents`; or too little text to hold any out for validation.
         """
         documents = list(self.documents())
-        train = [d for d in documents if not is_validation(d.name)]
-        validation = [d for d in documents if is_validation(d.name)]
+        is_held_out = choose_held_out(documents)
+        train = [d for d in documents if not is_held_out(d.name)]
+        validation = [d for d in documents if is_held_out(d.name)]
         check_splits(self.source, len(train), len(validation))
         corpus = Corpus(train, validation, self.skipped)
         self.repeated = corpus.find_repeated()
@@ -214,7 +216,7 @@ def check_splits(source: str, n_train: int, n_validation: int) -> None:
     if not n_train or not n_validation:
         raise ValueError(
             f"{source!r} gives {n_train} training and {n_validation} validation documents. Both are needed, and a "
-            "tenth of the documents is held out by their names: give more text (100 KB is a good start)."
+            f"document is a row, or {DOCUMENT_CHARS // 1024} KB of plain text: give more text (100 KB is a good start)."
         )
 
 
@@ -225,14 +227,40 @@ def _hash_text(document: Document) -> bytes:
 
 def is_validation(name: str) -> bool:
     """Tell by its hash whether a name is the one in ten that is held out, whatever the order and machine."""
-    return hashlib.sha256(name.encode()).digest()[0] * 10 < 256
+    return _hash_name(name)[0] * 10 < 256
 
 
-def sample(documents: Iterable[Document], n_pieces: int = 4000, seed: int = 0) -> list[str]:
+def choose_held_out(documents: Iterable[Document]) -> Callable[[str], bool]:
+    """Return what tells by its name whether one of these documents is held out.
+
+    That is `is_validation`; but where it holds out none of several, the name with the smallest hash is held out. Reads
+    the documents up to the first that is held out.
+    """
+    names = []
+    for document in documents:
+        if is_validation(document.name):
+            return is_validation
+        names.append(document.name)
+    if len(names) < 2:
+        return is_validation
+    least = min(names, key=_hash_name)
+    return lambda name: name == least
+
+
+def _hash_name(name: str) -> bytes:
+    return hashlib.sha256(name.encode()).digest()
+
+
+def sample(
+    documents: Iterable[Document],
+    n_pieces: int = 4000,
+    seed: int = 0,
+    is_held_out: Callable[[str], bool] = is_validation,
+) -> list[str]:
     """Draw pieces of 1000 characters from all training documents, every piece equally likely."""
     rng, pieces, n_seen = random.Random(seed), [], 0
     for document in documents:
-        for text in () if is_validation(document.name) else (document.inputs or "", document.text):
+        for text in () if is_held_out(document.name) else (document.inputs or "", document.text):
             for start in range(0, len(text), _PIECE_CHARS):
                 n_seen += 1
                 place = len(pieces) if len(pieces) < n_pieces else rng.randrange(n_seen)
