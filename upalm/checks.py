@@ -1,11 +1,17 @@
 """Checks of settings that Python itself does not make."""
 
+from numbers import Real
 from typing import Any, Literal, TypeGuard, get_args, get_origin, get_type_hints
 
 
 def is_whole(value: object) -> TypeGuard[int]:
     """Return whether a value is a whole number; True and False are none."""
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Return whether a value is a number, of Python or of NumPy; True and False are none."""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def check_choices(settings: Any) -> None:

@@ -14,6 +14,10 @@ from upalm.inference.config import GenerationConfig
         ({"max_new_tokens": -1}, "max_new_tokens is -1, expected a whole number of at least 0"),
         ({"max_new_tokens": (1, -2)}, "max_new_tokens is -2"),
         ({"num_samples": 0}, "num_samples is 0"),
+        (
+            {"num_samples": 3},
+            "num_samples is 3 and the temperature 0, at which all samples are alike: set a temperature",
+        ),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"seed": -1}, "seed is -1"),
         ({"seed": 1 << 32}, r"less than 2\*\*32"),
@@ -48,6 +52,34 @@ for wrong in (
     assert lines[0] == "mode is 'ngl', expected one of auto, none, s2s, nlu, nlg."
     assert lines[1].startswith("attention is 'full', expected one of prefix, causal")
     assert all("expected a whole number of at least" in line for line in lines[2:]) and len(lines) == 9
+
+
+def test_samplers_and_flags_of_another_type_are_refused():
+    """As above, nothing else checks the types."""
+    program = """
+from upalm.inference.config import GenerationConfig, Sampler
+for call in (
+    lambda: GenerationConfig(sampler=0.8),
+    lambda: GenerationConfig(constrained="no"),
+    lambda: Sampler("0.8"),
+    lambda: Sampler(True),
+    lambda: Sampler(1.0, top_p=None),
+    lambda: Sampler(1.0, min_p="x"),
+):
+    try:
+        print("taken", call())
+    except Exception as e:
+        print(type(e).__name__, e)
+"""
+    lines = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert lines.splitlines() == [
+        "ValueError sampler is 0.8, expected a Sampler, such as Sampler(temperature=0.8).",
+        "ValueError constrained is 'no', expected True or False.",
+        "ValueError temperature is '0.8', expected 0 (greedy), or a finite number of at least 1e-06.",
+        "ValueError temperature is True, expected 0 (greedy), or a finite number of at least 1e-06.",
+        "ValueError top_p is None, expected a number above 0 and up to 1.",
+        "ValueError min_p is 'x', expected a number from 0 to 1.",
+    ]
 
 
 def test_another_attention_is_not_taken_for_causal():

@@ -14,7 +14,7 @@ from upalm.inference import decoding, scoring
 from upalm.inference.config import GenerationConfig
 from upalm.inference.decoding import DecodingModel, Padding, Task, decode, decode_stream
 from upalm.inference.grammar import ANYTHING, Rules
-from upalm.inference.sampling import Sampler
+from upalm.inference.sampling import MIN_TEMPERATURE, Sampler
 from upalm.model.config import ModelConfig
 from upalm.model.palm import Decoder
 from upalm.ul2r.rows import Batch
@@ -129,8 +129,11 @@ def test_a_batch_changes_no_row_and_no_grammar(model, drawn, seed, sampler):
 def test_samples_of_a_prompt_share_its_cache(n_kv_heads):
     model = Decoder(dataclasses.replace(CONFIG, n_kv_heads=n_kv_heads), key=jax.random.key(4))
     tasks = [Task([5, 6, 7], 6), Task([8, 9], 6)]
-    once, twice = (tokens_of(decode(model, tasks, GenerationConfig(num_samples=n))) for n in (1, 2))
-    assert twice == [[of_task[0]] * 2 for of_task in once]
+    once, twice = (
+        tokens_of(decode(model, tasks, GenerationConfig(sampler=Sampler(MIN_TEMPERATURE), num_samples=n)))
+        for n in (1, 2)
+    )
+    assert twice == [[of_task[0]] * 2 for of_task in once]  # the likeliest tokens, whatever is drawn
 
 
 def test_a_sample_depends_on_its_seed_and_number_alone(model):
@@ -206,6 +209,14 @@ def test_what_cannot_be_decoded_is_refused(model):
         decode(model, [])
     with pytest.raises(ValueError, match=r"prompt 1 of 250 tokens with up to 9 new ones takes 260.*shorten it by 4"):
         decode(model, [Task([3], 1), Task([3] * 250, 9)])
+    with pytest.raises(
+        ValueError, match=r"prompt of 7 tokens with up to 5002 new ones takes 5010 .*: ask for 4754 fewer"
+    ):
+        decode(model, [Task([3] * 7, 5002, 1, (5000,))])
+    with pytest.raises(ValueError, match=r"prompt of 251 tokens .*: shorten it by 3\.$"):
+        decode(model, [Task([3] * 251, 7, 3, (1, 1, 1))])
+    with pytest.raises(ValueError, match=r"fewer new tokens, by 343 together\.$"):
+        decode(model, [Task([3] * 299, 299)])
     with pytest.raises(ValueError, match="every is 0, expected a whole number of at least 1"):
         next(decode_stream(model, [Task([3], 1)], every=0))
 

@@ -176,6 +176,21 @@ def test_continuations_in_all_forms_of_the_paper(model, tokenizer, mode, sentine
         assert (found.text, found.logprob) == (filled.spans[0], pytest.approx(filled.logprob))
 
 
+@pytest.mark.parametrize("constrained", [True, False])
+def test_a_prompt_with_a_gap_is_continued_as_it_is_filled(model, tokenizer, constrained):
+    """In the mode of `auto`, and with or without the grammar, each text of a batch for itself."""
+    config = GenerationConfig(max_new_tokens=6, constrained=constrained)
+    texts = ["import os<extra_id_0>", "import os"]
+    gap, plain = generation.generate_batch(model, tokenizer, texts, config)
+    filled = generation.infill(model, tokenizer, texts[0], config)
+    assert (gap.text, gap.finish_reason) == (filled.spans[0], filled.finish_reasons[0])
+    assert gap.logprob == pytest.approx(filled.logprob, rel=1e-4)
+    assert plain.text == generation.generate(model, tokenizer, texts[1], config).text
+    if constrained:
+        pieces = generation.stream(model, tokenizer, texts[0], config)
+        assert "".join(piece.text for piece in pieces) == gap.text
+
+
 def test_a_continuation_sees_its_prompt_as_asked(model, tokenizer):
     a, b = (
         generation.generate(model, tokenizer, "import os, sys", GenerationConfig(attention=attention, max_new_tokens=6))
@@ -253,7 +268,7 @@ def test_without_stop_strings_no_bytes_are_read(model, tokenizer, monkeypatch):
         ("".join(f"<extra_id_{i}>" for i in range(101)), "101 gaps"),
         ([""] * 102, "101 gaps"),
         ("a \ud83d <extra_id_0>", r"the text has the lone surrogate U\+D83D at character 2"),
-        ("word " * 300 + "<extra_id_0>", r"takes \d+ tokens, the model's rows have 256: shorten it by \d+"),
+        ("word " * 300 + "<extra_id_0>", r"takes \d+ with BOS .*, the model's rows have 256: shorten it by \d+"),
     ],
 )
 def test_bad_prompts(model, tokenizer, text, message):
@@ -274,7 +289,7 @@ def test_other_bad_input(model, tokenizer):
     with pytest.raises(ValueError, match="text after a gap"):
         generation.generate(model, tokenizer, "a <extra_id_0> b")
     with pytest.raises(ValueError, match="a stream is one sample"):
-        generation.stream(model, tokenizer, "a", GenerationConfig(num_samples=2))
+        generation.stream(model, tokenizer, "a", GenerationConfig(sampler=Sampler(1.0), num_samples=2))
     with pytest.raises(ValueError, match="every is 0, expected a whole number of at least 1"):
         generation.stream(model, tokenizer, "a", every=0)
     with pytest.raises(

@@ -1,6 +1,8 @@
 """LanguageModel: the front door, opened from any folder."""
 
 import inspect
+import subprocess
+import sys
 import textwrap
 import warnings
 
@@ -106,3 +108,35 @@ def test_a_model_that_never_saw_a_gap_warns(model, gaps_trained, n_warnings):
         warnings.simplefilter("always")
         assert model.infill("a<extra_id_0>b", GenerationConfig(max_new_tokens=2)).format_ok
     assert sum("never trained on gaps" in str(w.message) for w in caught) == n_warnings
+
+
+_CALLS = """
+import warnings
+import upalm
+model = upalm.load(upalm.PALM_TINY)
+wrong = "<extra_id_7>"  # refused before anything is decoded
+calls = [
+    lambda: model.infill(wrong),
+    lambda: model.infill_batch([wrong]),
+    lambda: model.generate(wrong),
+    lambda: model.generate_batch(["a", wrong]),
+    lambda: model.stream(wrong),
+    lambda: model.generate(""),
+]
+for call in calls:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            call()
+        except ValueError:
+            pass
+    print([(w.filename == __file__, w.lineno) for w in caught if "never trained on gaps" in str(w.message)])
+"""
+
+
+def test_the_warning_names_the_line_that_asked_for_gaps(tmp_path):
+    """In a process without the checks of types, whose frames would lie between."""
+    (tmp_path / "calls.py").write_text(_CALLS)
+    done = subprocess.run([sys.executable, tmp_path / "calls.py"], capture_output=True, text=True, check=True)
+    first = _CALLS.split("\n").index("    lambda: model.infill(wrong),") + 1
+    assert done.stdout.splitlines() == [*(str([(True, first + i)]) for i in range(5)), "[]"]

@@ -59,11 +59,12 @@ def on_eight_devices(program: Callable[..., None], *arguments: str | Path) -> No
 
 
 def _decode(model: Decoder, sampler: Sampler = Sampler()) -> tuple[list, np.ndarray]:
-    """Tokens and log-probabilities of eight prompts with gaps, two samples each."""
+    """Tokens and log-probabilities of eight prompts with gaps, two samples each where they are drawn."""
     rng = np.random.default_rng(0)
     tasks = [Task(rng.integers(3, 400, n).tolist(), 3 * 4 + 1, 3, (3, 3, 3)) for n in (3, 40, 0, 9, 9, 1, 2, 7)]
     symbols = Symbols(tuple(range(511, 411, -1)), {})
-    results = decode(DecodingModel.of(model), tasks, GenerationConfig(sampler=sampler, num_samples=2), Rules(symbols))
+    config = GenerationConfig(sampler=sampler, num_samples=2 if sampler.temperature else 1)
+    results = decode(DecodingModel.of(model), tasks, config, Rules(symbols))
     samples = [sample for some in results for sample in some]
     return [x.tokens.tolist() for x in samples], np.concatenate([x.log_probs for x in samples])
 

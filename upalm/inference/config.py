@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from upalm.checks import is_whole
+from upalm.checks import check_choices, is_whole
 from upalm.data.tokenizer import check_utf8
 from upalm.inference.sampling import Sampler
 
@@ -26,21 +26,21 @@ class GenerationConfig:
     """
 
     mode: Mode | Literal["auto"] = "auto"
-    """Mode token before the prompt: none, s2s, nlu (short spans) or nlg (long spans). `auto` is nlg for filling gaps
-    and none for continuing a prompt."""
+    """Mode token before the prompt: none, s2s, nlu (short spans) or nlg (long spans). `auto` is nlg for a text with gaps
+    and none for any other, whichever call it is for."""
     max_new_tokens: int | Sequence[int] = 64
     """Most tokens to add: one limit for every gap, or one limit per gap."""
     sampler: Sampler = Sampler()
     """How each token is drawn; greedily by default."""
     num_samples: int = 1
-    """Answers to draw; the likeliest comes first."""
+    """Answers to draw, of which the likeliest comes first; more than one need a temperature."""
     seed: int = 0
     """Seed of the draws. A sample depends on it, on the prompt and on its number alone, whatever the batch."""
     stop: Sequence[str] = ()
     """Strings that end a span. They are not part of it."""
     constrained: bool = True
     """Decode under the grammar, which gives every gap exactly one span and always ends. Without it the answer's format
-    is the model's own, and `Infill.format_ok` tells whether it is right."""
+    is the model's own, and `Infill.format_ok` tells whether it is right. Text without gaps has no format."""
     heal: bool = True
     """Under the grammar, take back the tokens at a gap's borders that a longer token may cross, and let the span write
     their bytes anew: those before the gap, and those after it where the text begins inside a word. The text around the
@@ -58,11 +58,18 @@ class GenerationConfig:
             if isinstance(value := getattr(self, name), Sequence):
                 object.__setattr__(self, name, tuple(value))
         check_choice("mode", self.mode, ("auto", *get_args(Mode)))
-        check_choice("attention", self.attention, get_args(Attention))
+        check_choices(self)
+        if not isinstance(self.sampler, Sampler):
+            raise ValueError(f"sampler is {self.sampler!r}, expected a Sampler, such as Sampler(temperature=0.8).")
         limits = self.max_new_tokens
         for n in limits if isinstance(limits, tuple) else (limits,):
             check_at_least("max_new_tokens", n, 0)
         check_at_least("num_samples", self.num_samples, 1)
+        if self.num_samples > 1 and self.sampler.temperature == 0:
+            raise ValueError(
+                f"num_samples is {self.num_samples} and the temperature 0, at which all samples are alike: set a "
+                "temperature, such as 0.8, or ask for one sample."
+            )
         check_at_least("batch_size", self.batch_size, 1)
         check_at_least("seed", self.seed, 0)
         if self.seed >= N_SEEDS:

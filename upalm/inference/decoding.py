@@ -59,8 +59,7 @@ def check_length(config: ModelConfig, n: int, what: str) -> None:
     """
     if n > config.seq_len:
         raise ValueError(
-            f"{what} takes {n} tokens, the model's rows have {config.seq_len}: "
-            f"shorten it by {n - config.seq_len}, or ask for fewer new tokens."
+            f"{what} takes {n} tokens, the model's rows have {config.seq_len}: shorten it by {n - config.seq_len}."
         )
 
 
@@ -128,11 +127,26 @@ def check_tasks(config: ModelConfig, tasks: Sequence[Task], what: str) -> None:
     """Refuse tasks that are longer than the model's rows, by number.
 
     Raises:
-        ValueError: with all lengths.
+        ValueError: with all lengths, and what there is to shorten.
     """
     for i, task in enumerate(tasks):
-        named = f"{what}{f' {i}' if len(tasks) > 1 else ''} of {len(task.prompt)} tokens"
-        check_length(config, 1 + len(task.prompt) + task.max_tokens, f"{named} with up to {task.max_tokens} new ones")
+        n = 1 + len(task.prompt) + task.max_tokens
+        if n > config.seq_len:
+            raise ValueError(
+                f"{what}{f' {i}' if len(tasks) > 1 else ''} of {len(task.prompt)} tokens with up to {task.max_tokens} "
+                f"new ones takes {n} with BOS (mode token, sentinels and EOS count), the model's rows have "
+                f"{config.seq_len}: {_advise(task, n - config.seq_len)}."
+            )
+
+
+def _advise(task: Task, excess: int) -> str:
+    """Say how a task gets shorter by `excess` tokens: by what has as many."""
+    ways = []
+    if excess < len(task.prompt):
+        ways.append(f"shorten it by {excess}")
+    if excess < (sum(task.limits) or task.max_tokens):
+        ways.append(f"ask for {excess} fewer new tokens in all")
+    return ", or ".join(ways) or f"shorten it and ask for fewer new tokens, by {excess} together"
 
 
 class State(NamedTuple):

@@ -156,7 +156,8 @@ def generate_batch(
 ) -> list[Continuation]:
     """Continue prompts, in all formats of the paper (U-PaLM section 4.2).
 
-    A prompt has a mode token or none. It may end with `<extra_id_0>`, which requests a span in place of a continuation.
+    A prompt has a mode token or none. It may end with `<extra_id_0>`, which requests a span in place of a continuation;
+    the mode `auto` and `config.constrained` are then as for `infill`.
 
     Args:
         model: for many calls, `DecodingModel.of(model)`.
@@ -171,7 +172,6 @@ def generate_batch(
             tokens, or another's tokenizer.
     """
     _check_several(texts, "generate")
-    config = replace(config, mode=config.mode_for(has_gaps=False), constrained=True)
     requests = []
     for i, text in enumerate(texts):
         requests.append(_build_request(tokenizer, text, config, _name(i, texts), inputs_eos=inputs_eos))

@@ -1,5 +1,6 @@
 """LanguageModel: a checkpoint opened for use. It fills gaps, continues prompts, streams and scores."""
 
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from upalm.inference import generation, scoring
 from upalm.inference.config import Attention, GenerationConfig, Mode, check_choice
 from upalm.inference.decoding import DecodingModel
 from upalm.inference.generation import Continuation, Infill, Piece
-from upalm.inference.prompts import join_parts, prompt_ids, span_ids, split_gaps
+from upalm.inference.prompts import has_gaps, join_parts, prompt_ids, span_ids, split_gaps
 from upalm.inference.scoring import Score
 from upalm.model.palm import Decoder
 
@@ -70,7 +71,7 @@ class LanguageModel:
 
     def infill_batch(self, texts: Sequence[Text], config: GenerationConfig = GenerationConfig()) -> list[Infill]:
         """Fill the gaps of many texts."""
-        warn_of_gaps(self.info)
+        warn_of_gaps(self.info, texts)
         inputs_eos = self.info.inputs_eos
         return generation.infill_batch(self.decoding, self.tokenizer, texts, config, inputs_eos=inputs_eos)
 
@@ -82,13 +83,13 @@ class LanguageModel:
         self, texts: Sequence[Text], config: GenerationConfig = GenerationConfig()
     ) -> list[Continuation]:
         """Continue many prompts."""
+        warn_of_gaps(self.info, texts)
         inputs_eos = self.info.inputs_eos
         return generation.generate_batch(self.decoding, self.tokenizer, texts, config, inputs_eos=inputs_eos)
 
     def stream(self, text: Text, config: GenerationConfig = GenerationConfig()) -> Iterator[Piece]:
         """Yield an answer piece by piece: the spans of a text with gaps, or a continuation."""
-        if len(split_gaps(text)) > 1:
-            warn_of_gaps(self.info)
+        warn_of_gaps(self.info, [text])
         return generation.stream(self.decoding, self.tokenizer, text, config, inputs_eos=self.info.inputs_eos)
 
     def score(self, prompt: Text, target: Text, mode: Mode = "none", attention: Attention = "prefix") -> Score:
@@ -134,7 +135,15 @@ class LanguageModel:
         return span_ids(self.tokenizer, target)
 
 
-def warn_of_gaps(info: CheckpointInfo) -> None:
-    """Warn if the model never saw a gap."""
-    if info.gaps_trained is False:
-        warnings.warn(NEVER_SAW_GAPS, stacklevel=3)
+def warn_of_gaps(info: CheckpointInfo, texts: Sequence[Text]) -> None:
+    """Warn if a text has gaps and the model never saw one. The warning names the line that called this module."""
+    if info.gaps_trained is False and any(map(has_gaps, texts)):
+        warnings.warn(NEVER_SAW_GAPS, stacklevel=_level_outside())
+
+
+def _level_outside() -> int:
+    """Count the frames from the caller of this function to the first one outside of this module."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__") == __name__:
+        frame, level = frame.f_back, level + 1
+    return level

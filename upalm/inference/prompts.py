@@ -7,6 +7,11 @@ from upalm.inference.config import Mode
 from upalm.ul2r.symbols import MODES, N_SENTINELS, SENTINEL_TEXT
 
 
+def has_gaps(text_or_parts: str | Sequence[str]) -> bool:
+    """Return whether a text has gaps, well numbered or not."""
+    return bool(SENTINEL_TEXT.search(text_or_parts)) if isinstance(text_or_parts, str) else len(text_or_parts) > 1
+
+
 def split_gaps(text_or_parts: str | Sequence[str]) -> tuple[str, ...]:
     """Split a text at its gaps into the kept parts: one more than there are gaps.
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from upalm.checks import is_whole
+from upalm.checks import is_number, is_whole
 
 MIN_TEMPERATURE = 1e-6
 """Logits divided by less than this would leave float32."""
@@ -37,10 +37,10 @@ class Sampler:
 
     def __post_init__(self):
         is_valid = {  # written so that NaN, which compares false with everything, is invalid
-            "temperature": (self.temperature == 0 or MIN_TEMPERATURE <= self.temperature < np.inf),
+            "temperature": is_number(t := self.temperature) and (t == 0 or MIN_TEMPERATURE <= t < np.inf),
             "top_k": is_whole(self.top_k) and self.top_k >= 0,
-            "top_p": 0 < self.top_p <= 1,
-            "min_p": 0 <= self.min_p <= 1,
+            "top_p": is_number(self.top_p) and 0 < self.top_p <= 1,
+            "min_p": is_number(self.min_p) and 0 <= self.min_p <= 1,
         }
         expected = {
             "temperature": f"0 (greedy), or a finite number of at least {MIN_TEMPERATURE}",
@@ -50,7 +50,7 @@ class Sampler:
         }
         for name, ok in is_valid.items():
             if not ok:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected {expected[name]}.")
+                raise ValueError(f"{name} is {getattr(self, name)!r}, expected {expected[name]}.")
 
     def __call__(self, logits_BV: Float[Array, "B V"], keys: Array) -> Int[Array, " B"]:
         """Choose a token for each row, with the row's own key."""
