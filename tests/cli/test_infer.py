@@ -117,7 +117,7 @@ def test_text_leaves_as_it_came_from_file_and_stdin(upalm, monkeypatch, capsysbi
     """Tabs, line ends and control characters, byte by byte; nothing is added."""
     (tmp_path / "a.py").write_bytes(text.encode())
     outs = []
-    for words in ([] if more else [("--file", str(tmp_path / "a.py"))]) + [("--text", "-"), ("--text", text)]:
+    for words in (("--file", str(tmp_path / "a.py")), ("--text", "-"), ("--text", text)):
         monkeypatch.setattr(sys, "stdin", stdin_of(text))
         upalm("infill", "-c", checkpoint, "--max-new-tokens", "3", *words, *more)
         outs.append(capsysbinary.readouterr().out)
@@ -217,8 +217,26 @@ def test_infill_says_once_that_a_model_never_saw_a_gap(upalm, capsys, tmp_path, 
     del description["gaps_trained"]
     (tmp_path / "m" / "config.json").write_text(json.dumps(description))
     (tmp_path / "m" / "manifest.json").unlink()
-    upalm("infill", "-c", str(tmp_path / "m"), "--text", "a<extra_id_0>b", "--max-new-tokens", "2")
-    assert capsys.readouterr().err.count("never trained on gaps") == 1
+    (tmp_path / "in.jsonl").write_text('{"text": "a<extra_id_0>"}\n' * 17 + '{"text": "a"}\n')
+    for words, n_warnings in (
+        (("infill", "--text", "a<extra_id_0>b"), 1),
+        (("infill", "--text", "a<extra_id_0>b", "--stream"), 1),
+        (("sample", "--text", "a<extra_id_0>"), 1),
+        (("sample", "--text", "a<extra_id_0>", "--stream"), 1),
+        (("sample", "--file", str(tmp_path / "in.jsonl")), 1),
+        (("sample", "--text", "a"), 0),
+    ):
+        upalm(*words, "-c", str(tmp_path / "m"), "--max-new-tokens", "2")
+        assert capsys.readouterr().err.count("never trained on gaps") == n_warnings, words
+
+
+def test_a_file_of_json_lines_without_one_is_named(upalm, monkeypatch, checkpoint, tmp_path):
+    (tmp_path / "a.jsonl").write_text("\n \n")
+    with pytest.raises(SystemExit, match=r"^error: .*a\.jsonl is empty: there is nothing to continue or to fill"):
+        upalm("infill", "-c", checkpoint, "--file", str(tmp_path / "a.jsonl"))
+    monkeypatch.setattr(sys, "stdin", stdin_of(""))
+    with pytest.raises(SystemExit, match="^error: standard input is empty"):
+        upalm("infill", "-c", checkpoint, "--file", "-")
 
 
 @pytest.mark.parametrize(
@@ -228,6 +246,9 @@ def test_infill_says_once_that_a_model_never_saw_a_gap(upalm, capsys, tmp_path, 
         (("infill", "-c", "/dev/null", "--text", "<extra_id_0>"), "it is a file, expected the folder of a run"),
         (("infill", "-c", "/nowhere"), "one of --text, --file and --interactive"),
         (("infill", "-c", "/nowhere", "--text", "<extra_id_0>", "--stream", "--json"), "leave out --json"),
+        (("infill", "-c", "/nowhere", "--file", "-", "--stream"), "leave out --file with JSON lines"),
+        (("sample", "-c", "/nowhere", "--file", "/tmp"), "/tmp is a folder, expected a file"),
+        (("sample", "-c", "/nowhere", "--text", "a", "--num-samples", "3"), "num_samples is 3 and the temperature 0"),
         (("infill", "-c", "/nowhere", "--text", "<extra_id_0>", "--mesh", "2", "4"), "2 x 4 needs 8 devices"),
         (("sample", "-c", "/nowhere", "--file", "/nowhere.txt"), "no file /nowhere.txt"),
         (("sample", "-c", "/nowhere", "--text", "a", "--temperature", "nan"), "temperature is nan, expected 0"),

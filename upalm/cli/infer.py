@@ -92,13 +92,13 @@ class _Inference(ABC):
     min_p: float = 0.0
     """Keep tokens with at least this share of the likeliest token's probability."""
     num_samples: int = 1
-    """Answers to draw; the likeliest comes first."""
+    """Answers to draw, of which the likeliest comes first; more than one need a temperature."""
     seed: int = 0
     """Seed of the draws."""
     stop: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """String that ends a span; may be given several times. `\\n`, `\\t`, `\\r` and `\\\\` are escapes."""
     stream: bool = False
-    """Print tokens as they come (one text, one sample)."""
+    """Print tokens as they come: one sample of each text, and no JSON lines in or out."""
     json: bool = False
     """Print JSON lines, for programs."""
     mesh: tuple[int, int] = (1, 1)
@@ -106,24 +106,20 @@ class _Inference(ABC):
 
     def __call__(self) -> None:
         config, inputs = self.config(), self._inputs()
-        if self.stream and (self.json or self.file or self.num_samples > 1 or not config.constrained):
-            raise ValueError(
-                "--stream prints one sample of one text, under the grammar: leave out --json, --file, --num-samples "
-                "and --unconstrained."
-            )
+        if self.stream:
+            self._check_stream(config)
         runtime.enable_compilation_cache()
         mesh = sharding.make_mesh(*self.mesh) if self.mesh != (1, 1) else None
         with jax.set_mesh(mesh) if mesh is not None else nullcontext():
             model, tokenizer, info = folder.load_model(self.checkpoint, mesh)
-            self.check(info)
             loaded = _Loaded(decoding.DecodingModel.of(model), tokenizer, info)
             del model  # its weights lie in `loaded`, laid out otherwise
             if not self.interactive:
                 repeats = Counter[int]()
-                for batch in _batches(inputs, config.batch_size):
+                for batch in _batches(_warned(inputs, info), config.batch_size):
                     self._answer(loaded, config, batch, repeats)
                 return
-            for typed in _read_typed():
+            for typed in _warned(_read_typed(), info):
                 try:
                     self._answer(loaded, config, [typed], Counter())
                 except ValueError as e:
@@ -146,10 +142,6 @@ class _Inference(ABC):
         )
 
     @abstractmethod
-    def check(self, info: "CheckpointInfo") -> None:
-        """Warn of a checkpoint that was not trained for the command."""
-
-    @abstractmethod
     def answer(
         self, loaded: _Loaded, texts: Sequence[Text], config: "GenerationConfig", repeats: Counter[int]
     ) -> "Sequence[Filled] | Sequence[Continuation]":
@@ -166,19 +158,42 @@ class _Inference(ABC):
             return iter(())
         if str(self.file) == "-":
             return _read_json_lines(sys.stdin.buffer, "standard input")
-        if not self.file.is_file():
+        if self.file.is_dir():
+            raise ValueError(f"{self.file} is a folder, expected a file.")
+        if not self.file.exists():
             raise ValueError(f"no file {self.file}.")
-        if self.file.suffix.lower() == ".jsonl":
+        if self._has_json_lines:
             return _read_json_lines(self.file.open("rb"), str(self.file))
         return iter([Input(_decode(self.file.read_bytes(), str(self.file)), str(self.file))])
 
     # --- Answers ---
 
     @property
+    def _has_json_lines(self) -> bool:
+        """Whether the texts are the lines of a file."""
+        return self.file is not None and (str(self.file) == "-" or self.file.suffix.lower() == ".jsonl")
+
+    @property
     def _is_single(self) -> bool:
         """Whether all that is printed is one answer."""
-        is_one_text = self.text is not None or (self.file is not None and self.file.suffix.lower() != ".jsonl")
-        return is_one_text and str(self.file) != "-" and self.num_samples == 1
+        return not self.interactive and not self._has_json_lines and self.num_samples == 1
+
+    def _check_stream(self, config: "GenerationConfig") -> None:
+        """Refuse what cannot be streamed.
+
+        Raises:
+            ValueError: with the options to leave out.
+        """
+        refused = {
+            "--json": self.json,
+            "--file with JSON lines": self._has_json_lines,
+            "--num-samples": self.num_samples > 1,
+            "--unconstrained": not config.constrained,
+        }
+        if given := [option for option, is_given in refused.items() if is_given]:
+            raise ValueError(
+                f"--stream prints one sample of a text, under the grammar: leave out {' and '.join(given)}."
+            )
 
     def _answer(
         self, loaded: _Loaded, config: "GenerationConfig", inputs: Sequence[Input], repeats: Counter[int]
@@ -250,10 +265,6 @@ class Infill(_Inference):
     def config(self) -> "GenerationConfig":
         return replace(super().config(), constrained=not self.unconstrained, heal=self.heal)
 
-    def check(self, info: "CheckpointInfo") -> None:
-        if info.gaps_trained is False:
-            print(f"warning: {language_model.NEVER_SAW_GAPS}", file=sys.stderr)
-
     def answer(
         self, loaded: _Loaded, texts: Sequence[Text], config: "GenerationConfig", repeats: Counter[int]
     ) -> "Sequence[Filled]":
@@ -264,9 +275,6 @@ class Infill(_Inference):
 @dataclass(frozen=True, kw_only=True)
 class Sample(_Inference):
     """Continue a prompt."""
-
-    def check(self, info: "CheckpointInfo") -> None:
-        """Take any checkpoint: every model continues a prompt."""
 
     def answer(
         self, loaded: _Loaded, texts: Sequence[Text], config: "GenerationConfig", repeats: Counter[int]
@@ -319,6 +327,16 @@ def _read_typed() -> Iterator[Input]:
             yield Input(unescape(line), "")
 
 
+def _warned(inputs: Iterator[Input], info: "CheckpointInfo") -> Iterator[Input]:
+    """Warn before the first text with a gap if the model never saw one."""
+    is_due = info.gaps_trained is False
+    for x in inputs:
+        if is_due and prompts.has_gaps(x.text):
+            print(f"warning: {language_model.NEVER_SAW_GAPS}", file=sys.stderr)
+            is_due = False
+        yield x
+
+
 def _batches(inputs: Iterator[Input], size: int) -> Iterator[list[Input]]:
     """Group inputs; those before a bad line come before its error."""
     batch: list[Input] = []
@@ -337,6 +355,7 @@ def _batches(inputs: Iterator[Input], size: int) -> Iterator[list[Input]]:
 
 
 def _read_json_lines(file: Iterable[bytes], name: str) -> Iterator[Input]:
+    n_texts = 0
     for number, content in enumerate(file, 1):
         source = f"{name}, line {number}"
         line = _decode(content.removeprefix(b"\xef\xbb\xbf") if number == 1 else content, source).strip()
@@ -351,4 +370,7 @@ def _read_json_lines(file: Iterable[bytes], name: str) -> Iterator[Input]:
             text = tuple(text)
         if not isinstance(text, str | tuple):
             raise ValueError(f'{source}: expected {{"text": "..."}} or {{"parts": ["...", ...]}}, got {line[:80]}')
+        n_texts += 1
         yield Input(text, source)
+    if not n_texts:
+        raise ValueError(f"{name} is empty: there is nothing to continue or to fill.")
