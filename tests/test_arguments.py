@@ -27,6 +27,9 @@ class Settings:
     kind: Literal["left", "right"] = "left"
     flag: bool = False
     place: Path = Path(arguments.__file__).parent / "assets" / "x"
+    maybe_text: str | None = None
+    maybe_place: Path | None = None
+    maybe_number: int | None = None
     inner: Inner = field(default_factory=Inner)
 
 
@@ -78,6 +81,18 @@ def test_help_has_no_colour_under_no_color(no_color, coloured, capsys, monkeypat
     with pytest.raises(SystemExit):
         arguments.parse(Settings, ["--help"], "upalm test")
     assert ("\x1b[" in capsys.readouterr().out) == coloured
+
+
+def test_none_is_a_text_and_a_path_like_any_other(capsys):
+    parsed = arguments.parse(Settings, ["--maybe-text", "None", "--maybe-place", "None"], "upalm test")
+    assert (parsed.maybe_text, parsed.maybe_place) == ("None", Path("None"))
+    given = Settings(maybe_text="a", maybe_place=Path("b"))
+    for default in (Settings(), given):
+        assert arguments.parse(Settings, [], "upalm test", default=default) == default
+    with pytest.raises(SystemExit):
+        arguments.parse(Settings, ["--help"], "upalm test")
+    said = capsys.readouterr().out
+    assert "--maybe-text STR" in said and "--maybe-place PATH" in said and "(default: None)" in said
 
 
 def test_other_words_are_returned_beside_the_options():

@@ -96,6 +96,23 @@ def _path_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
     )
 
 
+@_REGISTRY.primitive_rule
+def _optional_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
+    """Texts and paths that may be left out. Once given, `None` is a text or a path like any other."""
+    if info.type not in (str | None, Path | None):
+        return None
+    kind, metavar, read = (
+        (str, "STR", lambda words: words[0]) if info.type == str | None else (Path, "PATH", _read_path)
+    )
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=metavar,
+        instance_from_str=read,
+        is_instance=lambda value: value is None or isinstance(value, kind),
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
 def _read_path(words: Sequence[str]) -> Path:
     if not words[0]:
         raise ValueError("expected a path, got an empty text.")

@@ -58,6 +58,7 @@ def test_the_infilling_suite_goes_on_where_it_was(upalm, monkeypatch, capsys, ch
     assert "span_bits_per_byte" in out and "not run: humaneval_single_line: no humaneval_infilling/" in out
     results = json.loads((tmp_path / "out/infilling/results.json").read_text())
     assert "prose_1_span" in results["tasks"]
+    upalm(*words, "--mode", "auto")  # the same evaluation
     asked = []
     monkeypatch.setattr("upalm.evals.infilling.prose.evaluate", lambda m, t, rows, **_: asked.append(rows) or ({}, 0))
     upalm(*words)
@@ -150,11 +151,25 @@ def test_suite_of_a_file_is_run(upalm, capsys, checkpoint, tmp_path):
         (("--suite", "mmlu", "--json", "x.json"), "suite mmlu has no use for --json"),
         (("--suite", "mmlu", "--out", "/dev/null/x"), "--out /dev/null/x cannot be written"),
         (("--suite", "./nowhere.py"), "no file nowhere.py: --suite takes"),
+        (("--suite", "heldout"), "did you mean 'held_out'"),
+        (("--suite", "xyz"), "choose one of english26, .*, infilling, held_out. A suite of your own"),
     ],
 )
 def test_eval_options_are_checked_before_the_model_loads(upalm, tmp_path, words, message):
     with pytest.raises(SystemExit, match=message):
         upalm("eval", "-c", str(tmp_path / "no-checkpoint"), "--data", str(tmp_path), *words)
+
+
+@pytest.mark.parametrize(
+    ("suite", "message"),
+    [
+        ("held_out", "suite held_out has no files to fetch: `upalm eval --data TEXT` takes text of yours"),
+        ("xyz", "choose one of english26, .*, infilling. A suite of your own"),
+    ],
+)
+def test_suites_without_files_to_fetch_are_refused(upalm, tmp_path, suite, message):
+    with pytest.raises(SystemExit, match=message):
+        upalm("eval", "fetch", "--suite", suite, "--data", tmp_path)
 
 
 def test_printed_averages_stand_beside_plain_means():

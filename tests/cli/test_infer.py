@@ -84,6 +84,19 @@ def test_json_lines_in_and_out(upalm, monkeypatch, capsys, checkpoint, tmp_path)
     assert [s["text"] for s in samples] == [s["text"] for s in found[0]["samples"]]
 
 
+def test_the_mode_is_that_of_each_text(upalm, capsys, checkpoint):
+    for command, text, mode in (
+        ("infill", "a<extra_id_0>", "nlg"),
+        ("sample", "a<extra_id_0>", "nlg"),
+        ("sample", "a", "none"),
+    ):
+        logprobs = []
+        for words in ((), ("--mode", mode), ("--mode", "s2s")):
+            upalm(command, "-c", checkpoint, "--text", text, "--json", "--max-new-tokens", "4", *words)
+            logprobs.append(json.loads(capsys.readouterr().out)["samples"][0]["logprob"])
+        assert logprobs[0] == logprobs[1] != logprobs[2]
+
+
 def test_equal_lines_of_several_batches_draw_apart(upalm, capsys, checkpoint, tmp_path):
     (tmp_path / "in.jsonl").write_text('{"text": "import <extra_id_0>"}\n' * 17)
     arguments = ("--max-new-tokens", "9", "--temperature", "1", "--json")
@@ -247,6 +260,7 @@ def test_a_file_of_json_lines_without_one_is_named(upalm, monkeypatch, checkpoin
         (("infill", "-c", "/nowhere"), "one of --text, --file and --interactive"),
         (("infill", "-c", "/nowhere", "--text", "<extra_id_0>", "--stream", "--json"), "leave out --json"),
         (("infill", "-c", "/nowhere", "--file", "-", "--stream"), "leave out --file with JSON lines"),
+        (("sample", "-c", "/nowhere", "--text", "None"), "no checkpoint at /nowhere"),
         (("sample", "-c", "/nowhere", "--file", "/tmp"), "/tmp is a folder, expected a file"),
         (("sample", "-c", "/nowhere", "--text", "a", "--num-samples", "3"), "num_samples is 3 and the temperature 0"),
         (("infill", "-c", "/nowhere", "--text", "<extra_id_0>", "--mesh", "2", "4"), "2 x 4 needs 8 devices"),

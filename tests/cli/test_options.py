@@ -4,7 +4,7 @@ import subprocess
 import sys
 from dataclasses import fields
 from importlib import import_module
-from typing import get_type_hints
+from typing import get_args, get_type_hints
 
 import pytest
 import tyro
@@ -32,7 +32,7 @@ def test_c_is_short_for_checkpoint_everywhere(upalm, capsys, name):
 @pytest.mark.parametrize(
     ("words", "choices"),
     [
-        (("infill", "--mode", "x"), "'none', 's2s', 'nlu', 'nlg'"),
+        (("infill", "--mode", "x"), "'auto', 'none', 's2s', 'nlu', 'nlg'"),
         (("eval", "--attention", "x"), "'prefix', 'causal'"),
         (("import-hf", "y", "--norm", "x"), "'keep', 'rms'"),
         (("export-hf", "--dtype", "x"), "'keep', 'float32', 'bfloat16', 'float16'"),
@@ -59,7 +59,7 @@ def test_choices_are_those_of_the_functions():
     from upalm.evals.infilling import suite
     from upalm.inference import config
 
-    assert (options.Mode, options.Attention) == (config.Mode, config.Attention)
+    assert (get_args(options.Mode), options.Attention) == (("auto", *get_args(config.Mode)), config.Attention)
     assert suite.NAME == evaluate.INFILLING
 
 

@@ -21,7 +21,10 @@ with epy.lazy_imports():  # once the options are read: they import JAX
     from upalm.training import progress
 
 INFILLING = "infilling"
-_HELD_OUT = "held_out"
+HELD_OUT = "held_out"
+
+_OTHERS = (INFILLING, HELD_OUT)
+"""Suites that have measures of their own."""
 
 _OF_PROMPTS = ("tasks", "attention", "infill")
 _OF_SUITES = (*_OF_PROMPTS, "out", "limit", "mode")
@@ -43,7 +46,7 @@ class Eval:
     data: options.Data
     """For held_out: text as for `upalm data build`, of which the held-out tenth is measured. For suites: the folder
     with the benchmark files."""
-    suite: str = _HELD_OUT
+    suite: str = HELD_OUT
     """Name of a suite, a Python file that defines SUITE or TASKS, or held_out."""
     tasks: tuple[str, ...] = ()
     """Suites: run these tasks only."""
@@ -51,8 +54,8 @@ class Eval:
     """Suites: folder for results.json and a record of every question."""
     limit: int | None = None
     """Suites: use the first questions of each task only."""
-    mode: Literal["none", "s2s", "nlu", "nlg"] | None = None
-    """Suites: mode token. The default is none as in the paper, and nlg for infilling."""
+    mode: options.Mode = "auto"
+    """Suites: mode token. `auto` is none as in the paper, and nlg for infilling."""
     attention: options.Attention = "prefix"
     """Suites: mask of the prompt, bidirectional (prefix) or causal, as a causal base was trained."""
     infill: bool = False
@@ -72,14 +75,14 @@ class Eval:
 
     def __call__(self) -> None:
         self._check_options()
-        if self.suite == _HELD_OUT:
+        if self.suite == HELD_OUT:
             self._measure_held_out()
         else:
             self._run_suite()
 
     def _check_options(self) -> None:
         """Refuse options that would be ignored, and numbers below 1."""
-        ignored = {_HELD_OUT: _OF_SUITES, INFILLING: _OF_PROMPTS + _OF_HELD_OUT}.get(self.suite, _OF_HELD_OUT)
+        ignored = {HELD_OUT: _OF_SUITES, INFILLING: _OF_PROMPTS + _OF_HELD_OUT}.get(self.suite, _OF_HELD_OUT)
         changed = [f.name for f in fields(self) if f.name in ignored and getattr(self, f.name) != f.default]
         if given := [f"--{name.replace('_', '-')}" for name in changed]:
             raise ValueError(f"suite {self.suite} has no use for {', '.join(given)}: leave it out.")
@@ -122,9 +125,9 @@ class Eval:
         )
 
     def _run_suite(self) -> None:
-        suite = None if self.suite == INFILLING else suites.find_suite(self.suite).select(self.tasks)
+        suite = None if self.suite == INFILLING else suites.find_suite(self.suite, _OTHERS).select(self.tasks)
         name, mode = (INFILLING, "nlg") if suite is None else (suite.name, "none")
-        folder, checkpoint, scorer, identity = self._prepare(name, self.mode or mode)
+        folder, checkpoint, scorer, identity = self._prepare(name, mode if self.mode == "auto" else self.mode)
         data, mode = Path(self.data), scorer.prompt_format.mode
         with progress.Bar(name, 1) as bar:
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from upalm.cli import options
+from upalm.cli.evaluate import HELD_OUT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +16,7 @@ class Fetch:
     """
 
     suite: str
-    """Name of a suite (`upalm eval --help` lists them)."""
+    """Name of a suite of benchmarks (`upalm eval --help` lists them; held_out measures text of yours)."""
     data: options.Out
     """Folder for the files."""
     tasks: tuple[str, ...] = ()
@@ -31,8 +32,11 @@ class Fetch:
             if self.tasks:
                 raise ValueError(f"suite {self.suite} has no use for --tasks: leave it out.")
             files = infilling_suite.list_files()
+        elif self.suite == HELD_OUT:
+            raise ValueError(f"suite {self.suite} has no files to fetch: `upalm eval --data TEXT` takes text of yours.")
         else:
-            files = hub.list_files(suites.find_suite(self.suite).select(self.tasks))
+            others = (infilling_suite.NAME,)
+            files = hub.list_files(suites.find_suite(self.suite, others).select(self.tasks))
         place = hub.LocalHub(self.mirror) if self.mirror is not None else hub.OnlineHub()
         self.data.mkdir(parents=True, exist_ok=True)
         counts: dict[str, int] = {}

@@ -77,8 +77,8 @@ class _Inference(ABC):
     the gaps between them. `-` is JSON lines from standard input."""
     interactive: bool = False
     """Ask for one text after the other, `\\n` standing for a new line; the model stays loaded."""
-    mode: options.Mode = "none"
-    """Mode token before the text."""
+    mode: options.Mode = "auto"
+    """Mode token before the text. `auto` is nlg for a text with gaps and none for any other."""
     attention: options.Attention = "prefix"
     """Prompt tokens see the whole prompt, or only what comes before them, as a causal base model was trained."""
     max_new_tokens: int = 64
@@ -253,8 +253,6 @@ class Infill(_Inference):
     checkpoint: options.Checkpoint = UPALM_TINY
     """Folder of a run, or of weights. The default is the model that the package ships: its base, continued with UL2R on
     Python source."""
-    mode: options.Mode = "nlg"
-    """Mode token before the text."""
     max_new_tokens: int = 48
     """Most tokens in a gap."""
     unconstrained: bool = False

@@ -11,8 +11,8 @@ Checkpoint = Annotated[Path, tyro.conf.arg(aliases=("-c",), metavar="FOLDER")]
 Data = Annotated[str, tyro.conf.arg(metavar="DATA")]
 """`--data DATA`: text, or a folder that `upalm data build` wrote."""
 
-Mode = Literal["none", "s2s", "nlu", "nlg"]
-"""`--mode`: `upalm.inference.config.Mode`, which would import JAX."""
+Mode = Literal["auto", "none", "s2s", "nlu", "nlg"]
+"""`--mode`: `upalm.inference.config.Mode`, which would import JAX, or the command's choice."""
 
 Attention = Literal["prefix", "causal"]
 """`--attention`: `upalm.inference.config.Attention`, which would import JAX."""

@@ -79,8 +79,12 @@ SUITES = {
 """Suites by name. The suite `infilling` is apart (`evals.infilling.suite`), as it has metrics of its own."""
 
 
-def find_suite(name: str) -> Suite:
+def find_suite(name: str, others: tuple[str, ...] = ()) -> Suite:
     """Return a suite by name, or from a `.py` file (see `load_suite`).
+
+    Args:
+        name: of a suite, or of a file.
+        others: suites that are not among `SUITES` and that the caller knows, for the error.
 
     Raises:
         ValueError: unknown suite, with the nearest name; or a file without a suite.
@@ -88,7 +92,9 @@ def find_suite(name: str) -> Suite:
     if name.endswith(".py"):
         return load_suite(Path(name))
     if name not in SUITES:
-        raise ValueError(f"no suite {name!r}: {suggest(name, SUITES)} A suite of your own is a file, ./mine.py.")
+        raise ValueError(
+            f"no suite {name!r}: {suggest(name, (*SUITES, *others))} A suite of your own is a file, ./mine.py."
+        )
     return SUITES[name]
 
 

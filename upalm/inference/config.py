@@ -26,8 +26,8 @@ class GenerationConfig:
     """
 
     mode: Mode | Literal["auto"] = "auto"
-    """Mode token before the prompt: none, s2s, nlu (short spans) or nlg (long spans). `auto` is nlg for a text with gaps
-    and none for any other, whichever call it is for."""
+    """Mode token before the prompt: none, s2s, nlu (short spans) or nlg (long spans). `auto` is nlg for a text with
+    gaps and none for any other, whichever call it is for."""
     max_new_tokens: int | Sequence[int] = 64
     """Most tokens to add: one limit for every gap, or one limit per gap."""
     sampler: Sampler = Sampler()
