@@ -154,6 +154,18 @@ def test_readme_has_the_tree_of_the_packages():
         assert sorted(listed[package.name]) == sorted([*modules, *folders]), package.name
 
 
+def test_public_aliases_have_a_docstring():
+    """Without one the API pages leave them out. (Constants are in capitals.)"""
+    for path in (ROOT / "upalm").rglob("*.py"):
+        body = ast.parse(path.read_text()).body
+        for node, after in zip(body, [*body[1:], None], strict=True):
+            names = [x.id for x in node.targets if isinstance(x, ast.Name)] if isinstance(node, ast.Assign) else []
+            for name in names:
+                is_alias = re.fullmatch(r"[A-Z]\w*[a-z]\w*", name)
+                is_documented = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+                assert not is_alias or is_documented, f"{path}: {name}"
+
+
 def test_glossary_has_one_entry_per_word():
     terms = re.findall(r"^\*\*(.+)\*\*$", (ROOT / "docs" / "glossary.md").read_text(), re.MULTILINE)
     assert len(terms) >= 15 and len(set(terms)) == len(terms)

@@ -101,6 +101,19 @@ def test_optimizer_without_a_schedule_is_refused():
         TrainConfig(Path("run"), optimizer=optax.sgd(1.0))
 
 
+def test_optimizer_that_is_no_dataclass_is_refused():
+    """Its settings could not be recorded."""
+
+    class Plain:
+        schedule = Schedule()
+
+        def build(self, n_steps):
+            return optax.sgd(self.schedule.build(n_steps))
+
+    with pytest.raises(ValueError, match="optimizer is .*Plain.*, expected a frozen dataclass with a `schedule`"):
+        TrainConfig(Path("run"), optimizer=Plain())
+
+
 @pytest.mark.parametrize(
     "make",
     [

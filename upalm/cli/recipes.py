@@ -9,6 +9,7 @@ import tyro
 from upalm.training import recipes
 
 Name = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")]
+"""`RECIPE`: name or file of a recipe."""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from upalm.data.tokenizer import Tokenizer
 from upalm.data.tokens import BUILD_APART, Tokens, encode
 
 Corpus = Tokens | Shards
+"""Tokenised documents, in memory or on disk."""
 
 RECIPE_OPTIONS = ("--data.include", "--data.skip-undecodable")
 """How the command line of a recipe names the settings of text."""

@@ -23,6 +23,7 @@ from upalm.evals.scorer import Prompt, PromptFormat, Scorer
 from upalm.inference.config import Attention, Mode
 
 Split = Literal["separate", "joint"]
+"""Way to encode a context and its continuation; see `UpalmLM`."""
 
 
 @register_model("upalm")

@@ -91,6 +91,7 @@ class OnlineHub:
 
 
 Hub = LocalHub | OnlineHub
+"""Place that data sets of the Hugging Face hub are read from."""
 
 
 def _check_found(files: list[T], repo: str, folder: str) -> list[T]:

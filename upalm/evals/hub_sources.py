@@ -11,7 +11,10 @@ from upalm.evals.infilling.humaneval import FILES
 from upalm.evals.tasks.mmlu import SUBJECTS
 
 Row = Mapping[str, Any]
+"""Row of a split on the hub, by column."""
+
 Convert = Callable[[Row], dict[str, Any]]
+"""Conversion of such a row into one of our file."""
 
 
 class HubSource(NamedTuple):

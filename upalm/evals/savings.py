@@ -24,6 +24,8 @@ from upalm.model.palm import Decoder
 from upalm.spelling import suggest
 
 Family = Literal["causal", "control", "ul2r"]
+"""Kind of run: causal alone, continued causally (`control`), or continued with a mixture of denoisers."""
+
 _DRAWS = 1000
 
 

@@ -47,6 +47,7 @@ class Question(NamedTuple):
 
 
 BuildQuestion = Callable[[BenchmarkRow], Question | Sequence[Question]]
+"""Function that builds one question, or several, from a row of a benchmark file."""
 
 
 @dataclass(frozen=True)
@@ -207,3 +208,4 @@ class Generated(_Task):
 
 
 Task = Ranked | Generated
+"""Benchmark task of either kind."""

@@ -28,7 +28,7 @@ from upalm.model.layers import TransposedWeight, normalise, rotary
 from upalm.model.palm import Block, Decoder, head_logits, scale_embeddings
 
 Ids = Sequence[int] | np.ndarray
-
+"""Token ids of a prompt or of a continuation."""
 
 BUCKET = 32
 """Lengths are rounded up to this, so that few shapes are compiled."""

@@ -32,6 +32,8 @@ from upalm.inference.prompts import join_parts, split_gaps
 from upalm.model.palm import Decoder
 
 FinishReason = Literal["closed", "stop", "length", "missing"]
+"""Reason for which a span ended: the model closed it, a stop string came, or its limit was reached; or `missing`, where
+an answer without the grammar has no span for the gap."""
 
 
 # --- Infilling ------------------------------------------------------------------------------------
@@ -46,8 +48,7 @@ class Infill(NamedTuple):
     """Log-probability of each span in nats, summed over its tokens, under the model without grammar and sampler. The
     tokens of a healed span (`GenerationConfig.heal`) also spell the bytes that were taken back from the text around."""
     finish_reasons: list[FinishReason]
-    """Why each span ended: the model closed it, a stop string came, or the limit was reached; or the gap is missing in
-    the answer (without the grammar only)."""
+    """Why each span ended."""
     format_ok: bool
     """Every gap had exactly one span, in order, and the last was closed: by EOS, or by a sentinel of no gap."""
     logprob: float

@@ -142,6 +142,7 @@ class TransposedWeight(eqx.Module):
 
 
 Weight = Float[Array, "..."] | TransposedWeight
+"""Weight of a matrix product, in either layout."""
 
 
 def matmul(x: Float[Array, "..."], w: Weight, n_in: int = 1) -> Float[Array, "..."]:

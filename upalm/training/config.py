@@ -176,7 +176,7 @@ class TrainConfig:
     """Weights and tokenizer to start from."""
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: Optimizer = field(default_factory=Adafactor)
-    """Any object with a `schedule` and `build(n_steps)`; see `Optimizer`."""
+    """Any frozen dataclass with a `schedule` and `build(n_steps)`; see `Optimizer`."""
     n_steps: int = 1000
     """Optimizer steps."""
     accumulation: int = 1
@@ -207,7 +207,7 @@ class TrainConfig:
             object.__setattr__(self, "out", Path(self.out))
         if not is_whole(self.seed) or not 0 <= self.seed < 1 << 63:
             raise ValueError(f"seed is {self.seed}, expected 0 to 2^63 - 1.")
-        if not isinstance(self.optimizer, Optimizer):
+        if not isinstance(self.optimizer, Optimizer) or not dataclasses.is_dataclass(self.optimizer):
             raise ValueError(
                 f"optimizer is {self.optimizer!r}, expected a frozen dataclass with a `schedule` and `build(n_steps)`."
             )

@@ -22,6 +22,7 @@ from upalm.ul2r.rows import Batch
 from upalm.ul2r.symbols import Symbols
 
 Corpora = Corpus | Sequence[Weighted]
+"""Corpus of a split, or several with their shares of the rows."""
 
 
 class Feed:

@@ -16,8 +16,8 @@ from upalm.checks import check_choices
 class Optimizer(Protocol):
     """An optimizer of a run: a frozen dataclass with a learning-rate schedule and `build`.
 
-    `TrainConfig` takes any object with these two; its fields are recorded in config.json. Equal settings should build
-    the same object (`lru_cache`), because the compiled step is found by it.
+    `TrainConfig` takes any frozen dataclass with these two, whose fields are recorded in config.json. Equal settings
+    should build the same object (`lru_cache`), because the compiled step is found by it.
     """
 
     @property
