@@ -90,9 +90,7 @@ def _path_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
         metavar="PATH",
         instance_from_str=_read_path,
         is_instance=lambda value: isinstance(value, Path),
-        str_from_instance=lambda path: [
-            str(path.relative_to(_PACKAGE.parent) if path.is_relative_to(_PACKAGE) else path)
-        ],
+        str_from_instance=_show,
     )
 
 
@@ -109,7 +107,7 @@ def _optional_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
         metavar=metavar,
         instance_from_str=read,
         is_instance=lambda value: value is None or isinstance(value, kind),
-        str_from_instance=lambda value: [str(value)],
+        str_from_instance=_show,
     )
 
 
@@ -117,6 +115,12 @@ def _read_path(words: Sequence[str]) -> Path:
     if not words[0]:
         raise ValueError("expected a path, got an empty text.")
     return Path(words[0])
+
+
+def _show(value: str | Path | None) -> list[str]:
+    if isinstance(value, Path) and value.is_relative_to(_PACKAGE):
+        value = value.relative_to(_PACKAGE.parent)
+    return [str(value)]
 
 
 # --- Mistakes -------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ def script():
         ("upalm infi", "infill"),
         ("upalm data ", "build show check"),
         ("upalm infill --chec", "--checkpoint"),
-        ("upalm infill --mode ", "none s2s nlu nlg"),
+        ("upalm infill --mode ", "auto none s2s nlu nlg"),
         ("upalm infill --text ", ""),
         ("upalm infill -c folder --mod", "--mode"),
         ("upalm run palm_ti", "palm_tiny"),

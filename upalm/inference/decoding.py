@@ -134,8 +134,8 @@ def check_tasks(config: ModelConfig, tasks: Sequence[Task], what: str) -> None:
         if n > config.seq_len:
             raise ValueError(
                 f"{what}{f' {i}' if len(tasks) > 1 else ''} of {len(task.prompt)} tokens with up to {task.max_tokens} "
-                f"new ones takes {n} with BOS (mode token, sentinels and EOS count), the model's rows have "
-                f"{config.seq_len}: {_advise(task, n - config.seq_len)}."
+                f"new ones takes {n} with BOS (mode token, sentinels, EOS and healed borders count), the model's rows "
+                f"have {config.seq_len}: {_advise(task, n - config.seq_len)}."
             )
 
 
