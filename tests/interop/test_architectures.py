@@ -162,6 +162,8 @@ def settings(family: str = "LlamaForCausalLM", **changes) -> dict:
         ({"architectures": [["x"]]}, r"architecture \['x'\]"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4}}, "rope_type yarn"),
         ({"rope_parameters": ..., "rope_scaling": {"type": "linear", "factor": 2}}, "rope_type linear"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 4}}, "rope_type linear"),  # wins over rope_parameters
+        ({"rope_scaling": "linear"}, "rope_scaling is 'linear', expected an object"),
         ({"rope_parameters": {"rope_type": "default", "rope_theta": 0}}, "rope_theta 0.0"),
         ({"rope_parameters": [1]}, "rope_parameters is .*expected an object"),
         ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor 0.5"),
@@ -213,5 +215,7 @@ def test_settings_of_earlier_transformers_are_read():
     llama3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
     old["rope_scaling"] = llama3 | {"original_max_position_embeddings": 32}
     assert model_config(old, "here") == replace(FAMILIES["Llama 3"][2], rope_theta=500.0)
+    old["rope_parameters"] = {"rope_type": "default", "rope_theta": 7.0}
+    assert model_config(old, "here").rope_factor == 8.0 and model_config(old, "here").rope_theta == 500.0
     gemma = settings("GemmaForCausalLM", hidden_act="gelu", hidden_activation=None)
     assert model_config(gemma, "here").gate == "gelu"

@@ -258,9 +258,10 @@ class _Values:
         return value
 
     def rope(self) -> Settings:
-        rope = self.settings.get("rope_parameters") or self.settings.get("rope_scaling") or {}
+        key = "rope_scaling" if self.settings.get("rope_scaling") else "rope_parameters"  # as transformers takes them
+        rope = self.settings.get(key) or {}
         if not isinstance(rope, dict):
-            raise ValueError(f"{self.source}/config.json: rope_parameters is {rope!r}, expected an object.")
+            raise ValueError(f"{self.source}/config.json: {key} is {rope!r}, expected an object.")
         return rope
 
 
