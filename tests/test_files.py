@@ -1,4 +1,7 @@
+import ast
 import hashlib
+import re
+from pathlib import Path
 
 import pytest
 from etils import epath
@@ -49,3 +52,19 @@ def test_unreadable_json_is_a_plain_error(content):
 
 def test_a_byte_order_mark_is_no_json():
     assert files.parse_json(b'\xef\xbb\xbf{"a": "\xc3\xa9"}') == {"a": "é"}
+
+
+def leaves_encoding_open(call: ast.Call) -> bool:
+    """Whether a call opens a text file in the encoding of the locale."""
+    name = ast.unparse(call.func)
+    is_binary = any(isinstance(x, ast.Constant) and x.value in ("rb", "wb", "r+b") for x in call.args)
+    is_text = name.endswith((".read_text", ".write_text"))
+    is_text |= bool(re.search(r"(?<!os\.)\bopen$", name)) and not is_binary
+    return is_text and not any(keyword.arg == "encoding" for keyword in call.keywords)
+
+
+def test_text_files_are_opened_in_a_named_encoding():
+    """An ASCII locale would end a command after its work is done."""
+    for path in Path(files.__file__).parent.rglob("*.py"):
+        calls = [node for node in ast.walk(ast.parse(path.read_bytes())) if isinstance(node, ast.Call)]
+        assert not [f"{path}:{call.lineno}" for call in calls if leaves_encoding_open(call)]

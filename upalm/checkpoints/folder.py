@@ -165,7 +165,7 @@ def export(
     safetensors.numpy.save_file(arrays, folder / WEIGHTS, metadata={"format": "upalm"})
     files = sorted(p for p in folder.iterdir() if p.is_file() and p.name != "manifest.json" and p.suffix != ".new")
     manifest = {p.name: {"bytes": p.stat().st_size, "sha256": sha256_file(p)} for p in files}
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    write_atomically(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
 
 
 def export_run(run: Path, folder: Path) -> None:
@@ -180,7 +180,7 @@ def export_run(run: Path, folder: Path) -> None:
     """
     model, tokenizer, info = load_model(run)
     config = replace(model.config, compute_dtype="float32", remat="matmuls")
-    log = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    log = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     every = max(len(log) // 100, 1)
     folder.mkdir(parents=True, exist_ok=True)
     kept = [line for i, line in enumerate(log) if "validation_loss" in line or i % every == 0]

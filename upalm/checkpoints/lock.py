@@ -50,7 +50,7 @@ def check_free(folder: Path | str) -> None:
     path = Path(folder) / LOCK
     if is_remote(folder) or not path.is_file():
         return
-    with path.open() as file:
+    with path.open("rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError as e:
@@ -63,7 +63,7 @@ def _acquire(folder: Path) -> IO[str]:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / LOCK
     while True:
-        file = path.open("a")
+        file = path.open("a", encoding="utf-8")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as e:
@@ -84,5 +84,5 @@ def _acquire(folder: Path) -> IO[str]:
 
 
 def _in_use(path: Path) -> str:
-    owner = path.read_text().strip() or "another process"
+    owner = path.read_text(encoding="utf-8", errors="replace").strip() or "another process"
     return f"{path.parent} is in use by {owner}: wait for its end, stop it, or choose another --out."

@@ -84,7 +84,7 @@ class Metrics:
         if self._path.is_file():
             kept = [row for row in read(self._path) if row["step"] <= step or "event" in row]
         write_atomically(self._path, "".join(json.dumps(row) + "\n" for row in kept))
-        self._file = self._path.open("a")
+        self._file = self._path.open("a", encoding="utf-8")
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Write one line, with numbers rounded to six digits."""
@@ -111,7 +111,7 @@ class Metrics:
 
 def read(path: Path) -> list[dict[str, Any]]:
     """Read the lines of a metrics.jsonl; those that a crash damaged are left out."""
-    rows = map(_parse, path.read_text(errors="replace").split("\n"))
+    rows = map(_parse, path.read_text(encoding="utf-8", errors="replace").split("\n"))
     return [row for row in rows if isinstance(row, dict) and "step" in row]
 
 

@@ -118,7 +118,7 @@ def read_skips(folder: Path) -> list[Skip]:
         ValueError: skipped.json is damaged.
     """
     path = folder / _FILE
-    text = broadcast_from_first(path.read_text(errors="replace") if path.is_file() else "[]")
+    text = broadcast_from_first(path.read_text(encoding="utf-8", errors="replace") if path.is_file() else "[]")
     try:
         return [Skip(int(at_step), int(n_batches)) for at_step, n_batches in parse_json(text)]
     except (TypeError, ValueError) as e:
