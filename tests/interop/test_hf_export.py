@@ -1,14 +1,19 @@
 """Exports: transformers opens them, says what `upalm sample` says, and what cannot go out is refused."""
 
 import json
+import shutil
+from dataclasses import replace
+from functools import partial
 
 import equinox as eqx
 import jax
 import numpy as np
 import pytest
-from support.cohere import logits, oracle, save, small_cohere
+from support.cohere import edit, logits, oracle, save, small_cohere
+from support.runs import MODEL, tiny_config
 
-from upalm.checkpoints.folder import export, load_model
+from upalm.checkpoints.folder import export, load_model, open_checkpoint
+from upalm.checkpoints.lineage import CheckpointInfo
 from upalm.checkpoints.shipped import PALM_TINY
 from upalm.data.hf_tokenizer import load_tokenizer
 from upalm.data.tokenizer import AWKWARD_TEXTS
@@ -16,8 +21,11 @@ from upalm.inference.config import GenerationConfig
 from upalm.inference.language_model import LanguageModel
 from upalm.interop.hf_export import SOURCE_CONFIG, export_hf
 from upalm.interop.hf_import import import_hf
+from upalm.interop.palm_rlhf import import_palm
 from upalm.model.config import ModelConfig
 from upalm.model.palm import Decoder
+from upalm.training.config import Scratch
+from upalm.training.launch import run
 from upalm.ul2r.rows import Batch
 from upalm.ul2r.symbols import UNK_ID
 
@@ -144,6 +152,58 @@ def test_weights_of_an_export_are_readable_by_others(layernorm):
 def test_model_cards_tell_training_and_use(layernorm):
     card = (layernorm[1] / "README.md").read_text()
     assert "| mixture of denoisers | ul2r |" in card and "2210.11399" in card and "ids 511, 510, ... 412" in card
+
+
+def test_model_cards_tell_the_steps_that_were_made(tmp_path, source_text):
+    (tmp_path / "text.txt").write_text(source_text)
+    config = tiny_config(tmp_path / "run", str(tmp_path / "text.txt"), n_steps=6)
+    folder = run(replace(config, start=Scratch(replace(MODEL, norm="layernorm"))))
+    edit(folder / "config.json", run=json.loads((folder / "config.json").read_text())["run"] | {"n_steps": 6000})
+    for place, steps in ((folder, 6), (folder / "steps" / "3", 3)):
+        exported = export_hf(place, tmp_path / f"hf-{steps}").folder
+        assert f"| steps | {steps} |\n" in (exported / "README.md").read_text()
+
+
+@pytest.mark.parametrize("kind", ["SentencePiece", "tokenizer.json"])
+@pytest.mark.parametrize(("inputs_eos", "gaps_trained"), [(True, True), (False, True), (False, None)])
+def test_prompt_format_comes_back_from_an_export(tmp_path, tokenizer, source_text, kind, inputs_eos, gaps_trained):
+    """Without it prompts of the import would differ from those that the model was trained on."""
+    ours = tmp_path / "ours"
+    if kind == "SentencePiece":
+        own_model(ours, tokenizer, norm="layernorm")
+        (ours / "manifest.json").unlink()
+    else:
+        import_hf(save(small_cohere(), tmp_path / "hf", source_text), ours)
+    stored = json.loads((ours / "config.json").read_text())
+    stored |= {"inputs_eos": inputs_eos, "gaps_trained": gaps_trained}
+    (ours / "config.json").write_text(json.dumps(stored))
+    import_hf(export_hf(ours, tmp_path / "back").folder, tmp_path / "again")
+    *_, info = open_checkpoint(tmp_path / "again")
+    assert info == CheckpointInfo(inputs_eos=inputs_eos, gaps_trained=gaps_trained)
+
+
+def test_damaged_prompt_formats_are_refused(layernorm, tmp_path):
+    folder = shutil.copytree(layernorm[1], tmp_path / "hf")
+    (folder / "upalm.json").write_text('{"inputs_eos": 1, "gaps_trained": true}')
+    with pytest.raises(ValueError, match="upalm.json is damaged: expected inputs_eos true or false"):
+        import_hf(folder, tmp_path / "again")
+
+
+def test_licence_of_the_source_survives_line_ends_of_windows(tmp_path, source_text):
+    source = save(small_cohere(), tmp_path / "hf", source_text)
+    (source / "README.md").write_bytes(b"---\r\nlicense: mit\r\n---\r\n# A model\r\n")
+    import_hf(source, tmp_path / "ours")
+    assert "\nlicense: mit\n" in (export_hf(tmp_path / "ours", tmp_path / "back").folder / "README.md").read_text()
+
+
+def test_places_that_cannot_be_written_are_refused_first(tmp_path):
+    """Before anything of the checkpoint is read, of which there is none here."""
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "file").write_text("")
+    for place, message in (("dangling", "dangling exists"), ("file/hf", "file is no folder, choose another place")):
+        for convert in (export_hf, import_hf, partial(import_palm, tokenizer=tmp_path)):
+            with pytest.raises(ValueError, match=message):
+                convert(tmp_path / "absent", tmp_path / place)
 
 
 def test_logits_of_own_layernorm_models_equal_those_of_transformers(layernorm):

@@ -33,6 +33,17 @@ def with_more_tokens(folder: Path) -> dict:
     return {"added_tokens": [*tokens, *more]}
 
 
+def point(path: Path) -> None:
+    """Leave of a file what `git clone` leaves without Git LFS."""
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 1000\n")
+
+
+def replace_by_index(folder: Path, weight_map: dict | None) -> None:
+    """Put an index in place of the weights."""
+    (folder / "model.safetensors").rename(folder / "weights.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
 EMBED, KEY = "model.embed_tokens.weight", "model.layers.1.self_attn.k_proj.weight"
 DAMAGE = {
     "Phi3ForCausalLM: supported are CohereForCausalLM": lambda d: edit(
@@ -65,15 +76,17 @@ DAMAGE = {
     "damaged or truncated": lambda d: (d / "model.safetensors").write_bytes(
         (d / "model.safetensors").read_bytes()[:-1000]
     ),
-    "no model.safetensors": lambda d: (d / "model.safetensors").unlink(),
-    r"points to '../model.safetensors'": lambda d: (d / "model.safetensors.index.json").write_text(
-        json.dumps({"weight_map": {EMBED: "../model.safetensors"}})
+    "no model.safetensors .* become them when transformers": lambda d: (d / "model.safetensors").rename(
+        d / "pytorch_model.bin"
     ),
-    "names other.safetensors, which is not there": lambda d: (d / "model.safetensors.index.json").write_text(
-        json.dumps({"weight_map": {EMBED: "other.safetensors"}})
+    "model.safetensors is a pointer of Git LFS.*`git lfs pull`": lambda d: point(d / "model.safetensors"),
+    r"points to '../model.safetensors'": lambda d: replace_by_index(d, {EMBED: "../model.safetensors"}),
+    "names other.safetensors, which is not there": lambda d: replace_by_index(d, {EMBED: "other.safetensors"}),
+    "expected a weight_map": lambda d: replace_by_index(d, None),
+    "no .*tokenizer.json.* becomes it when transformers": lambda d: (d / "tokenizer.json").rename(
+        d / "tokenizer.model"
     ),
-    "expected a weight_map": lambda d: (d / "model.safetensors.index.json").write_text("{}"),
-    "no .*tokenizer.json": lambda d: (d / "tokenizer.json").unlink(),
+    "tokenizer.json is a pointer of Git LFS": lambda d: point(d / "tokenizer.json"),
     "tokenizer.json: not a tokenizer.json with": lambda d: (d / "tokenizer.json").write_text("[" * 100_000),
     "tokenizer.json: not a tokenizer.json": lambda d: (d / "tokenizer.json").write_text("{}"),
     "705 subwords, the model 704 embeddings": lambda d: edit(d / "tokenizer.json", **with_more_tokens(d)),
@@ -97,8 +110,97 @@ def test_destinations_that_exist_are_left_alone(good, tmp_path):
     with pytest.raises(ValueError, match="exists: choose another place"):
         import_hf(good, tmp_path / "ours")
     assert not list((tmp_path / "ours").iterdir())
-    with pytest.raises(ValueError, match="no folder nowhere"):
-        import_hf("nowhere", tmp_path / "other")
+
+
+@pytest.mark.parametrize("source", ["nowhere", "./nowhere", "../nowhere", "a/b/c"])
+def test_sources_that_are_neither_folders_nor_names_are_refused(source, tmp_path):
+    with pytest.raises(ValueError, match=f"no folder {source}; a name on the Hugging Face hub is OWNER/NAME"):
+        import_hf(source, tmp_path / "ours")
+
+
+def test_an_index_beside_a_whole_file_is_passed_over(good, tmp_path):
+    """Of a checkpoint that was sharded before: transformers looks for the whole file first."""
+    shutil.copytree(good, tmp_path / "hf")
+    stale = {"weight_map": {EMBED: "model-00001-of-00002.safetensors"}}
+    (tmp_path / "hf" / "model.safetensors.index.json").write_text(json.dumps(stale))
+    shutil.copyfile(tmp_path / "hf" / "model.safetensors", tmp_path / "hf" / "model-00001-of-00002.safetensors")
+    rewrite(tmp_path / "hf" / "model-00001-of-00002.safetensors", lambda a: a.update({EMBED: a[EMBED] + 1}))
+    import_hf(tmp_path / "hf", tmp_path / "ours")
+    stored = safetensors.numpy.load_file(tmp_path / "ours" / "model.safetensors")["embed"]
+    assert np.array_equal(stored, safetensors.numpy.load_file(good / "model.safetensors")[EMBED])
+
+
+# --- The hub ---
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A stand-in for the client: a folder of repositories, and the names of the files that were fetched."""
+    client = pytest.importorskip("huggingface_hub", reason="needs pip install 'upalm[hf]'")
+    fetched = []
+
+    def snapshot_download(name, *, revision, allow_patterns, ignore_patterns):
+        client.utils.validate_repo_id(name)
+        repository, copy = tmp_path / "hub" / name, tmp_path / "cache" / "commit"
+        if not repository.is_dir():
+            try:
+                raise RuntimeError("403 Forbidden from the proxy")
+            except RuntimeError as e:
+                raise LookupError("cannot reach\n\nthe hub") from e
+        assert revision in (None, "commit")
+        copy.mkdir(parents=True, exist_ok=True)
+        names = [p.relative_to(repository).as_posix() for p in repository.rglob("*") if p.is_file()]
+        wanted = client.utils.filter_repo_objects(names, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns)
+        for file in wanted:
+            shutil.copyfile(repository / file, copy / file)
+            fetched.append(file)
+        return str(copy)
+
+    monkeypatch.setattr(client, "snapshot_download", snapshot_download)
+    return tmp_path / "hub", fetched
+
+
+def test_weights_are_fetched_last_and_only_those_needed(hub, tmp_path, source_text):
+    folder, fetched = hub
+    source = save(small_cohere(), folder / "owner" / "model", source_text, shard="60KB")
+    for name in ("onnx/config.json", "consolidated.safetensors", "onnx/model.safetensors"):
+        (source / name).parent.mkdir(exist_ok=True)
+        (source / name).write_text("{}")
+    import_hf("owner/model", tmp_path / "ours")
+    shards = {path.name for path in source.glob("model-*.safetensors")}
+    assert len(shards) > 1 and set(fetched[-len(shards) :]) == shards
+    assert not [name for name in fetched if "onnx" in name or "consolidated" in name]
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+def test_refusals_come_before_weights_are_fetched(hub, good, tmp_path, name):
+    folder, fetched = hub
+    source = shutil.copytree(good, folder / "owner" / "model")
+    (source / name).write_text("{}")
+    with pytest.raises(ValueError, match="architecture None|not a tokenizer.json"):
+        import_hf("owner/model", tmp_path / "ours")
+    assert fetched and "model.safetensors" not in fetched
+    fetched.clear()
+    (tmp_path / "ours").mkdir()
+    with pytest.raises(ValueError, match="exists: choose another place"):
+        import_hf("owner/model", tmp_path / "ours")
+    assert not fetched
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("owner/absent", "did not give it: cannot reach the hub; 403 Forbidden from the proxy"),
+        ("owner/a--b", "did not give it: Cannot have -- or .."),
+    ],
+)
+def test_whatever_the_hub_raises_is_one_error_with_its_cause(hub, tmp_path, name, message):
+    with pytest.raises(ValueError, match=f"no folder {name}, and the hub {message}") as error:
+        import_hf(name, tmp_path / "ours")
+    assert type(error.value) is ValueError
+
+
+# --- Writing ---
 
 
 def test_crashes_while_writing_leave_nothing(good, tmp_path):

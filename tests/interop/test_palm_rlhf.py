@@ -113,6 +113,13 @@ def test_prefixes_of_compiled_and_parallel_models_are_left_out(saved):
     assert saved(theirs).config.n_layers == 3
 
 
+def test_files_of_torch_before_zip_archives_open(saved, tmp_path):
+    first = load_model(saved(palm()).folder).model
+    torch.save(palm().state_dict(), tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    second = load_model(import_palm(tmp_path / "old.pt", tmp_path / "old", tokenizer=tmp_path).folder).model
+    assert all(np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (first, second)), strict=True))
+
+
 class Attack:
     def __reduce__(self):
         return open, ("attacked", "w")

@@ -58,7 +58,7 @@ def stages(folder: Path) -> list[Stage] | None:
     data = run["data"]
     ramp = tuple((first, rows) for first, rows in data.get("batch_ramp", ()))
     config = DataConfig(batch_size=data["batch_size"], seq_len=data["seq_len"], batch_ramp=ramp)
-    n_tokens = config.rows_before(_n_steps(folder, run["n_steps"])) * data["seq_len"]
+    n_tokens = config.rows_before(count_steps(folder, run["n_steps"])) * data["seq_len"]
     return [*before, Stage(data["mixture"], n_tokens, run["seed"])]
 
 
@@ -71,7 +71,8 @@ def _before(stored: Mapping[str, Any], start: Mapping[str, Any]) -> list[Stage] 
     return stages(Path(start["checkpoint"]))
 
 
-def _n_steps(folder: Path, n_steps: int) -> int:
+def count_steps(folder: Path, n_steps: int) -> int:
+    """Return the steps that a checkpoint has made: those of its name or of the newest; `n_steps` of weights alone."""
     run, step = split_step(folder)
     if step is not None:
         return step

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -21,6 +22,9 @@ DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.d
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 _PIECE_BYTES = 64 << 20
+
+_POINTER = b"version https://git-lfs.github.com/spec/"
+"""Beginning of the text that Git LFS leaves in place of a file that it has not fetched."""
 
 
 # --- Files ----------------------------------------------------------------------------------------
@@ -54,15 +58,29 @@ class ArrayWriter:
         self._file.close()
 
 
+def check_new(dest: Path) -> None:
+    """Refuse a place where no folder can be made, before any work is done for it.
+
+    Raises:
+        ValueError: it exists, if only as a dangling link, or lies in a file or in a folder that is not writable.
+    """
+    if os.path.lexists(dest):
+        raise ValueError(f"{dest} exists: choose another place.")
+    nearest = next(path for path in dest.absolute().parents if os.path.lexists(path))
+    if not nearest.is_dir():
+        raise ValueError(f"{dest}: {nearest} is no folder, choose another place.")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise ValueError(f"{dest}: {nearest} is not writable, choose another place.")
+
+
 @contextmanager
 def new_folder(dest: Path) -> Iterator[Path]:
     """Yield a folder beside `dest` that becomes `dest` at the end; if anything fails, nothing stays behind.
 
     Raises:
-        ValueError: `dest` exists.
+        ValueError: see `check_new`.
     """
-    if dest.exists():
-        raise ValueError(f"{dest} exists: choose another place.")
+    check_new(dest)
     dest.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{dest.name}.", dir=dest.parent))
     try:
@@ -85,6 +103,17 @@ def read_json(path: Path) -> dict[str, Any]:
     return parse_object(path.read_bytes(), path)
 
 
+def refuse_pointer(path: Path) -> None:
+    """Refuse a file of which Git LFS has left the pointer alone.
+
+    Raises:
+        ValueError: with the command that fetches it.
+    """
+    with path.open("rb") as file:
+        if file.read(len(_POINTER)) == _POINTER:
+            raise ValueError(f"{path} is a pointer of Git LFS, not the file itself: run `git lfs pull` in its folder.")
+
+
 def pieces(tensor: Any) -> Iterator[tuple[int, np.ndarray]]:
     """Yield a tensor by runs of rows, each with the number of elements before it."""
     n_rows, *row = tensor.get_shape()
@@ -98,9 +127,10 @@ def open_safetensors(path: Path) -> Iterator[Any]:
     """Open a safetensors file for reading.
 
     Raises:
-        ValueError: it is damaged or truncated.
+        ValueError: it is damaged, truncated or a pointer of Git LFS.
     """
     try:
+        refuse_pointer(path)
         file = safetensors.safe_open(path, framework="numpy")
     except (safetensors.SafetensorError, OSError) as e:
         raise ValueError(f"{path} is damaged or truncated: {e}.") from e

@@ -15,10 +15,11 @@ from upalm._version import __version__
 from upalm.checkpoints.arrays import to_arrays
 from upalm.checkpoints.config_json import description
 from upalm.checkpoints.folder import WEIGHTS, check_weights, load_model, open_checkpoint
-from upalm.checkpoints.lineage import CheckpointInfo
+from upalm.checkpoints.lineage import CheckpointInfo, count_steps
 from upalm.data.hf_tokenizer import JsonTokenizer
 from upalm.data.tokenizer import SentencePiece, Tokenizer
 from upalm.files import parse_object
+from upalm.interop import prompt_format
 from upalm.interop.architectures import (
     Architecture,
     Settings,
@@ -27,7 +28,7 @@ from upalm.interop.architectures import (
     model_config,
     settings_of,
 )
-from upalm.interop.files import DTYPES, new_folder, open_safetensors
+from upalm.interop.files import DTYPES, check_new, new_folder, open_safetensors
 from upalm.interop.hf_import import Progress
 from upalm.interop.hf_tokenizer_files import SOURCE_CARD, tokenizer_files
 from upalm.interop.weights import TOP, hf_names, hf_shape, to_hf_layout
@@ -74,6 +75,7 @@ def export_hf(
         ValueError: options that no architecture of the table has, with those that avoid it; no checkpoint; a
             destination that exists.
     """
+    check_new(dest)
     config, tokenizer, info = open_checkpoint(checkpoint)
     row, source = _target(config, tokenizer, checkpoint)
     with _open_arrays(checkpoint) as arrays, new_folder(dest) as folder:
@@ -83,12 +85,13 @@ def export_hf(
         names = {d.name for d in dtypes.values()}
         written_dtype = "float32" if len(names) > 1 else names.pop()
         files = tokenizer_files(tokenizer)
-        (folder / "config.json").write_text(_settings(config, row, source, tokenizer, written_dtype))
+        files["config.json"] = _settings(config, row, source, tokenizer, written_dtype).encode()
+        files["README.md"] = _card(checkpoint, config, row, tokenizer, info).encode()
+        files[prompt_format.FILE] = prompt_format.to_bytes(info)
         if "generation_config.json" not in files:
             files["generation_config.json"] = _dump(_token_ids(tokenizer)).encode()
         for name, content in files.items():
             (folder / name).write_bytes(content)
-        (folder / "README.md").write_text(_card(checkpoint, config, row, tokenizer, info))
     return Exported(dest, row.name, written_dtype, n_bytes)
 
 
@@ -173,7 +176,7 @@ def _write_shards(
         (folder / file).chmod(0o644)  # the library leaves it to its owner alone
     if len(shards) > 1:
         index = {"metadata": {"total_size": sum(sizes)}, "weight_map": weight_map}
-        (folder / "model.safetensors.index.json").write_text(_dump(index))
+        (folder / "model.safetensors.index.json").write_bytes(_dump(index).encode())
     return sum(sizes)
 
 
@@ -236,7 +239,7 @@ loads it without further code.
 
 def _licence(tokenizer: Tokenizer) -> str:
     """Return the lines about the licence from the source's model card."""
-    card = tokenizer_files(tokenizer).get(SOURCE_CARD, b"").decode(errors="replace")
+    card = tokenizer_files(tokenizer).get(SOURCE_CARD, b"").decode(errors="replace").replace("\r\n", "\n")
     if not card.startswith("---\n"):
         return ""
     front = card[4:].partition("\n---")[0]
@@ -252,7 +255,7 @@ def _training_rows(checkpoint: Path) -> str:
         "mixture of denoisers": data.get("mixture"),
         "denoisers": "; ".join(run.get("denoisers", ())) or None,
         "started from": start.get("checkpoint") or ("random weights" if start else None),
-        "steps": run.get("n_steps"),
+        "steps": count_steps(checkpoint, run["n_steps"]) if "n_steps" in run else None,
         "rows per batch": data.get("batch_size"),
         "tokens per row": data.get("seq_len"),
         "text": data.get("source"),

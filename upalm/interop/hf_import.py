@@ -6,9 +6,10 @@ Dims: D d_model, N heads, K key-value heads, H d_head, F d_ff, V vocabulary, L l
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -20,6 +21,7 @@ from upalm.checkpoints.lineage import CheckpointInfo
 from upalm.data.hf_tokenizer import JsonTokenizer
 from upalm.data.roles import Roles, SentinelChoice, choose_roles
 from upalm.data.tokenizer import Tokenizer
+from upalm.interop import prompt_format
 from upalm.interop.architectures import (
     COHERE,
     Architecture,
@@ -28,7 +30,17 @@ from upalm.interop.architectures import (
     longest_row_is,
     model_config,
 )
-from upalm.interop.files import DTYPE_NAMES, DTYPES, ArrayWriter, new_folder, open_safetensors, pieces, read_json
+from upalm.interop.files import (
+    DTYPE_NAMES,
+    DTYPES,
+    ArrayWriter,
+    check_new,
+    new_folder,
+    open_safetensors,
+    pieces,
+    read_json,
+    refuse_pointer,
+)
 from upalm.interop.folding import centre, fold_layernorm, is_centred
 from upalm.interop.weights import BUFFER, TOP, from_hf_layout, hf_names, hf_shape
 from upalm.model.config import ModelConfig
@@ -38,19 +50,25 @@ Progress = Callable[[int, int], None]
 """Receives the number of finished items, and of all."""
 
 
-def _weight_files(source: Path) -> list[Path]:
-    """The safetensors files of a checkpoint, in order.
+Fetch = Callable[[Sequence[str]], object]
+"""Brings the files of these names into the folder of a checkpoint, those of them that there are."""
+
+
+def _weight_files(source: Path, fetch: Fetch) -> list[Path]:
+    """The safetensors files of a checkpoint, in order, found as transformers finds them.
 
     Raises:
         ValueError: none, one that is missing, or an index that points out of the folder.
     """
-    if (source / "adapter_config.json").is_file():
-        raise ValueError(f"{source} is an adapter (adapter_config.json): merge it into its base model first.")
+    fetch(["model.safetensors"])
+    if (source / "model.safetensors").is_file():
+        return [source / "model.safetensors"]
     index = source / "model.safetensors.index.json"
     if not index.is_file():
-        if not (source / "model.safetensors").is_file():
-            raise ValueError(f"no model.safetensors and no {index.name} in {source}: only safetensors are read.")
-        return [source / "model.safetensors"]
+        raise ValueError(
+            f"no model.safetensors and no {index.name} in {source}: only safetensors are read. Weights of another kind "
+            "(.bin) become them when transformers opens them (from_pretrained) and saves them (save_pretrained)."
+        )
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
         raise ValueError(f"{index} is damaged: expected a weight_map of file names.")
@@ -58,6 +76,8 @@ def _weight_files(source: Path) -> list[Path]:
     for name in names:
         if Path(name).name != name or not name.endswith(".safetensors"):
             raise ValueError(f"{index} points to {name!r}: expected the name of a .safetensors file beside it.")
+    fetch(names)
+    for name in names:
         if not (source / name).is_file():
             raise ValueError(f"{index} names {name}, which is not there.")
     return [source / name for name in names]
@@ -101,10 +121,13 @@ def import_hf(
 
     Raises:
         ValueError: an architecture that is not in the table, adapters, missing, surplus, misshapen or damaged arrays,
-            weights that contradict config.json, a tokenizer that is not lossless or larger than the embedding, or a
-            destination that exists.
+            weights that contradict config.json, a tokenizer that is not lossless or larger than the embedding, a name
+            that the hub does not give, or a destination that exists.
     """
-    source = _local_folder(source)
+    check_new(dest)
+    source, fetch = _open_source(source)
+    if (source / "adapter_config.json").is_file():
+        raise ValueError(f"{source} is an adapter (adapter_config.json): merge it into its base model first.")
     settings = read_json(source / "config.json")
     if "format" in settings and "model" in settings:
         raise ValueError(f"{source} is a checkpoint of upalm, which every command opens as it is: nothing to import.")
@@ -113,17 +136,18 @@ def import_hf(
     if norm == "rms" and row is not COHERE:
         raise ValueError(f"{source} is a {row.name}: only {COHERE.name} has a LayerNorm to fold; leave --norm out.")
     config = fold_layernorm(unfolded) if norm == "rms" else unfolded
-    is_own_export = (source / JsonTokenizer.ROLES_FILE).is_file()  # of which nothing says what it was trained on
-    files = _weight_files(source)
-    places, dtypes, ignored = _check_tensors(files, unfolded, row)
+    own_roles = source / JsonTokenizer.ROLES_FILE
+    info = _prompt_format(source)
 
     def roles_of(content: bytes) -> Roles:
-        if is_own_export and sentinels == "auto":
-            return Roles.read((source / JsonTokenizer.ROLES_FILE).read_bytes())
+        if own_roles.is_file() and sentinels == "auto":
+            return Roles.read(own_roles.read_bytes())
         bos_id, eos_id = (_token_id(settings, key) for key in ("bos_token_id", "eos_token_id"))
         return choose_roles(content, bos_id=bos_id, eos_id=eos_id, n_rows=config.vocab_size, sentinels=sentinels)
 
-    tokenizer = import_tokenizer(source, config.vocab_size, roles_of, _companions(source, is_own_export))
+    tokenizer = import_tokenizer(source, config.vocab_size, roles_of, _companions(source))
+    files = _weight_files(source, fetch)  # last: they are what takes long to fetch
+    places, dtypes, ignored = _check_tensors(files, unfolded, row)
     with new_folder(dest) as folder:
         arrays = {}
         for name, leaf in to_arrays(empty_model(config)).items():
@@ -133,7 +157,6 @@ def import_hf(
         compute = "float32" if all(dtype == np.float32 for dtype in dtypes.values()) else "bfloat16"
         config = replace(config, compute_dtype=compute)
         run = {"imported": row.name, "norm": norm}
-        info = CheckpointInfo(gaps_trained=None if is_own_export else False)
         describe(folder, config, tokenizer, run, info)
         with closing(ArrayWriter(folder / WEIGHTS, arrays)) as writer:
             _copy(files, places, writer, unfolded, row, norm == "rms", progress)
@@ -177,32 +200,52 @@ def _copy(
                     progress(n_done, len(places))
 
 
-def _local_folder(source: str | Path) -> Path:
-    """Return a local folder, or fetch a name on the hub into one."""
+def _open_source(source: str | Path) -> tuple[Path, Fetch]:
+    """Return a local folder, into which a name on the hub is fetched without its weights, and the way to fetch more."""
     if Path(source).is_dir():
-        return Path(source)
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
-        raise ValueError(f"no folder {source}.")
+        return Path(source), lambda names: None
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(source)):
+        raise ValueError(f"no folder {source}; a name on the Hugging Face hub is OWNER/NAME.")
+    folder = _fetch_from_hub(str(source), COMPANIONS)
+    return folder, partial(_fetch_from_hub, str(source), revision=folder.name)  # the commit that the others are of
+
+
+def _fetch_from_hub(name: str, patterns: Sequence[str], revision: str | None = None) -> Path:
+    """Fetch files from the top folder of a repository; others, such as onnx/, hold the same weights again."""
     try:
         import huggingface_hub
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
     except ImportError as e:
-        raise ValueError(f"no folder {source}; as a name on the hub it needs: pip install 'upalm[hf]'.") from e
+        raise ValueError(f"no folder {name}; as a name on the hub it needs: pip install 'upalm[hf]'.") from e
     try:
-        patterns = ["*.safetensors", "*.json", *COMPANIONS]
-        return Path(huggingface_hub.snapshot_download(str(source), allow_patterns=patterns))
-    except (HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, OSError) as e:
-        raise ValueError(f"no folder {source}, and the hub could not be asked for it: {e}") from e
+        found = huggingface_hub.snapshot_download(
+            name, revision=revision, allow_patterns=list(patterns), ignore_patterns=["*/*"]
+        )
+    except Exception as e:  # the hub's client has no class for all its errors, nor have the ones it downloads with
+        reasons = [" ".join(str(error).split()) or type(error).__name__ for error in (e, e.__cause__) if error]
+        raise ValueError(f"no folder {name}, and the hub did not give it: {'; '.join(reasons)}") from e
+    return Path(found)
 
 
 COMPANIONS = ("*.json", "*.jinja", "*.txt", "*.md", "*.model", "LICENSE*", "NOTICE*", "COPYING*")
 """Patterns of the files that come in with a checkpoint and go out with it, beside weights and tokenizer.json."""
 
-_NOT_COMPANIONS = ("*.index.json", JsonTokenizer.FILE, JsonTokenizer.ROLES_FILE)
+_OF_OUR_EXPORTS = (prompt_format.FILE, JsonTokenizer.ROLES_FILE)
+_NOT_COMPANIONS = ("*.index.json", JsonTokenizer.FILE, *_OF_OUR_EXPORTS)
 
 
-def _companions(source: Path, is_own_export: bool) -> dict[str, bytes]:
-    left_out = (*_NOT_COMPANIONS, "README.md") if is_own_export else _NOT_COMPANIONS
+def _is_own_export(source: Path) -> bool:
+    return any((source / name).is_file() for name in _OF_OUR_EXPORTS)
+
+
+def _prompt_format(source: Path) -> CheckpointInfo:
+    """Return what an export of ours says of its training; others had no gaps, and exports of before do not say."""
+    if (source / prompt_format.FILE).is_file():
+        return prompt_format.read(source / prompt_format.FILE)
+    return CheckpointInfo(gaps_trained=None if _is_own_export(source) else False)
+
+
+def _companions(source: Path) -> dict[str, bytes]:
+    left_out = (*_NOT_COMPANIONS, "README.md") if _is_own_export(source) else _NOT_COMPANIONS
     paths = [path for path in sorted(source.iterdir()) if path.is_file() and not path.name.startswith(".")]
     taken = (p for p in paths if any(map(p.match, COMPANIONS)) and not any(map(p.match, left_out)))
     return {path.name: path.read_bytes() for path in taken}
@@ -224,7 +267,11 @@ def import_tokenizer(
     """
     path = folder / JsonTokenizer.FILE
     if not path.is_file():
-        raise ValueError(f"no {path}: the tokenizer is read from it.")
+        raise ValueError(
+            f"no {path}: the tokenizer is read from it. One of another kind (tokenizer.model) becomes it when "
+            "transformers opens it (AutoTokenizer.from_pretrained) and saves it (save_pretrained)."
+        )
+    refuse_pointer(path)
     content = path.read_bytes()
     try:
         tokenizer = JsonTokenizer(content, roles_of(content), companions)

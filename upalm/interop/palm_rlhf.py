@@ -17,7 +17,7 @@ from upalm.checkpoints.folder import WEIGHTS, describe
 from upalm.checkpoints.lineage import CheckpointInfo
 from upalm.data.hf_tokenizer import companions
 from upalm.data.roles import choose_roles
-from upalm.interop.files import ArrayWriter, new_folder
+from upalm.interop.files import ArrayWriter, check_new, new_folder, refuse_pointer
 from upalm.interop.hf_import import Imported, import_tokenizer
 from upalm.model.config import ModelConfig
 from upalm.model.palm import empty_model
@@ -48,6 +48,7 @@ def import_palm(
         ValueError: torch is absent, a damaged file or one with code in it, another layout, a tokenizer larger than the
             embedding, or a destination that exists.
     """
+    check_new(dest)
     arrays = _Arrays(_state_dict(source), source)
     config = _config(arrays, xpos_scale_base, seq_len)
     roles_of = partial(choose_roles, bos_id=eos_id, eos_id=eos_id, n_rows=config.vocab_size)
@@ -72,11 +73,14 @@ def _state_dict(source: Path) -> Mapping[str, Any]:
     except ImportError as e:
         raise ValueError("a .pt file is read with torch: pip install torch (a CPU build will do).") from e
     import pickle
+    import zipfile
 
     if not source.is_file():
         raise ValueError(f"no file {source}.")
+    refuse_pointer(source)
+    is_mapped = zipfile.is_zipfile(source)  # files of torch before 1.6 are of another format, which it reads whole
     try:
-        content = torch.load(source, map_location="cpu", weights_only=True, mmap=True)
+        content = torch.load(source, map_location="cpu", weights_only=True, mmap=is_mapped)
     except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, OSError) as e:
         reason = str(e).strip().split("\n")[0]
         raise ValueError(f"{source} is damaged, or holds more than weights, which is not read: {reason}") from e
