@@ -5,9 +5,11 @@ import os
 import shutil
 
 import jax
+import numpy as np
 import pytest
 from support.runs import MODEL, steps_of, tiny_config
 
+from upalm.checkpoints.config_json import split_step
 from upalm.checkpoints.folder import load_model
 from upalm.checkpoints.manager import Checkpoints
 from upalm.model.palm import Decoder
@@ -52,6 +54,15 @@ def test_reading_creates_and_deletes_nothing(finished):
     with pytest.raises(ValueError, match="no checkpoint in .*run/steps"):
         load_model(finished)
     assert not (finished / "steps").exists()
+
+
+def test_links_to_a_step_and_the_folder_it_is_in_open(finished, tmp_path, monkeypatch):
+    (tmp_path / "link").symlink_to(finished / "steps" / "9")
+    ninth = load_model(finished / "steps" / "9").model
+    monkeypatch.chdir(finished / "steps" / "9")
+    for place in (tmp_path / "link", "."):
+        assert all(map(np.array_equal, *map(jax.tree.leaves, (load_model(place).model, ninth)))), place
+    assert split_step(tmp_path / "link") == (finished, 9)
 
 
 def test_readers_do_not_disturb_a_run(tmp_path, source_text, monkeypatch):

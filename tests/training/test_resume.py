@@ -4,8 +4,9 @@ import dataclasses
 import shutil
 
 import jax
+import orbax.checkpoint as ocp
 import pytest
-from support.runs import MODEL, damage_checkpoint, log_lines, params, same
+from support.runs import MODEL, damage_checkpoint, log_lines, params, same, steps_of
 
 from upalm.checkpoints.arrays import to_arrays
 from upalm.checkpoints.folder import load_model
@@ -37,6 +38,40 @@ def test_damaged_checkpoint_is_named_and_passed_over(config, capsys, how):
         damage_checkpoint(config.out / "steps" / str(step), how)
     with pytest.raises(ValueError, match="none of the 2 checkpoints .* can be read"):
         run(config)
+
+
+def tensorstore_error():
+    """As Orbax raises it: the reason is in the cause."""
+    error = Exception("Encountered error while reading array index: (slice(0, 2, 1))")
+    error.__cause__ = ValueError("RESOURCE_EXHAUSTED: Error reading local file: Too many open files")
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (PermissionError(13, "Permission denied", "x"), OSError, "steps/12 cannot be read now.*Permission denied"),
+        (OSError(5, "Input/output error"), OSError, "steps/12 cannot be read now.*Input/output error"),
+        (ValueError("PERMISSION_DENIED: Error opening"), OSError, "steps/12 cannot be read now"),
+        (tensorstore_error(), OSError, "steps/12 cannot be read now.*Too many open files"),
+        (MemoryError("no room"), MemoryError, "no room"),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory"), jax.errors.JaxRuntimeError, "Out of memory"),
+    ],
+)
+def test_checkpoints_that_cannot_be_read_now_are_left_as_they_are(config, monkeypatch, error, kind, message):
+    """A disk that is away or a device without memory is no damage: an older checkpoint would lose steps."""
+    run(config)
+
+    def fails(*args, **kwargs):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ocp.CheckpointManager, "restore", fails)
+        with pytest.raises(kind, match=message):
+            load_model(config.out)
+        with pytest.raises(kind, match=message):
+            run(config)
+    assert steps_of(config.out) == [9, 12] and not (config.out / "damaged").exists()
 
 
 def test_changed_settings_are_refused_unless_allowed(config, capsys):

@@ -1,5 +1,6 @@
 """config.json of a checkpoint folder: the model's shape, and the run that trained it."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,15 @@ FORMAT = 1
 
 
 def split_step(folder: Path) -> tuple[Path, int | None]:
-    """Split RUN/steps/500 into the run folder and the steps; RUN and RUN/steps name the newest checkpoint, None."""
-    if folder.name == "steps" and (folder.parent / "config.json").is_file():
-        return folder.parent, None
-    if folder.parent.name == "steps" and folder.name.isdigit():
-        return folder.parent.parent, int(folder.name)
+    """Split RUN/steps/500 into the run folder and the steps; RUN and RUN/steps name the newest checkpoint, None.
+
+    A link to RUN/steps/500, or `.` in it, is that checkpoint, too.
+    """
+    for path in (folder, Path(os.path.realpath(folder))):  # as given, too: `steps` itself may be a link
+        if path.name == "steps" and (path.parent / "config.json").is_file():
+            return path.parent, None
+        if path.parent.name == "steps" and path.name.isdigit():
+            return path.parent.parent, int(path.name)
     return folder, None
 
 

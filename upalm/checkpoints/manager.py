@@ -1,6 +1,7 @@
 """A run's numbered checkpoints, written asynchronously by Orbax."""
 
 import logging
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +26,12 @@ T = TypeVar("T")
 
 _WRITE_ERRORS = (OSError, RuntimeError, ValueError)
 _READ_ERRORS = (Exception,)  # Orbax raises nothing narrower on damage
+_DAMAGE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+"""OSErrors of a checkpoint that is not whole; others are of the disk or of permissions, and may pass."""
+_MAY_PASS = re.compile(
+    "PERMISSION_DENIED|UNAUTHENTICATED|RESOURCE_EXHAUSTED|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|UNKNOWN"
+)
+"""Beginnings of the ValueErrors in which TensorStore puts such OSErrors."""
 
 
 logging.getLogger("absl").addFilter(lambda record: "directory is read only" not in record.getMessage())
@@ -88,12 +95,15 @@ class Checkpoints:
 
         Raises:
             ValueError: the checkpoint is damaged.
+            OSError: it cannot be read now.
         """
         if not (self.folder / str(step) / "about").exists():
             return {}
         try:
             about = self._manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))["about"]
         except _READ_ERRORS as e:
+            if (passing := _passing_error(e, f"{self.folder}/{step}")) is not None:
+                raise passing from e
             raise ValueError(f"{self.folder}/{step} is damaged: {e}") from e
         if not isinstance(about, dict):
             raise ValueError(
@@ -111,6 +121,7 @@ class Checkpoints:
 
         Raises:
             ValueError: there is no checkpoint, or it is damaged or of another model; with its name.
+            OSError: it cannot be read now; MemoryError and JaxRuntimeError pass, too.
         """
         step = self.latest() if step is None else step
         if step is None:
@@ -128,7 +139,9 @@ class Checkpoints:
             expected = self.about(step).get("checksums", {}).get(item)
         except _READ_ERRORS as e:
             reason = str(e).strip().split("\n")[0][:300]
-            error = ValueError(f"cannot read {item} of {where} (damaged, or of another model): {reason}")
+            error = _passing_error(e, where) or ValueError(
+                f"cannot read {item} of {where} (damaged, or of another model): {reason}"
+            )
         raise_everywhere(error)
         if expected is not None:
             sums = {k: int(v) for k, v in jax.device_get(checksums(arrays)).items()}
@@ -144,6 +157,7 @@ class Checkpoints:
 
         Raises:
             ValueError: there are checkpoints, and none can be read.
+            OSError: see `restore`; no older checkpoint is taken then.
         """
         damaged = []
         for step in self.steps():
@@ -201,3 +215,17 @@ class Checkpoints:
             self.wait()
         finally:
             self._manager.close()
+
+
+def _passing_error(error: Exception, where: str) -> Exception | None:
+    """Return the error to raise if the machine is to blame, and None if the checkpoint is, which is damaged then."""
+    causes = [error]
+    while isinstance(cause := causes[-1].__cause__ or causes[-1].__context__, Exception):
+        causes.append(cause)
+    for cause in reversed(causes):
+        if isinstance(cause, MemoryError | jax.errors.JaxRuntimeError):
+            return cause
+        if (isinstance(cause, OSError) and not isinstance(cause, _DAMAGE)) or _MAY_PASS.match(str(cause)):
+            reason = str(cause).strip().split("\n")[0][:300]
+            return OSError(f"{where} cannot be read now, and is left as it is ({reason}): try again once it can be.")
+    return None

@@ -44,7 +44,7 @@ class LocalHub:
         if not (self._root / repo).is_dir():
             raise HubError(f"{self._root} has no data set {repo}")
         paths = (self._root / repo / name for name in ("commit", "licence"))
-        commit, licence = (path.read_text(encoding="utf-8").strip() if path.is_file() else "not stated" for path in paths)
+        commit, licence = (p.read_text(encoding="utf-8").strip() if p.is_file() else "not stated" for p in paths)
         return commit, licence
 
     def download(self, repo: str, commit: str, folder: str) -> list[Path]:
