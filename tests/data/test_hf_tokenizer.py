@@ -196,6 +196,14 @@ def test_bytes_that_never_occur_may_be_absent(theirs):
         tokenizer.encode_documents(["fine", "\U0010ffff"])
 
 
+def test_tokenizers_of_hugging_face_are_imported_first(theirs, tmp_path):
+    """Neither the folder nor the file nor the name on the hub says which ids are sentinels."""
+    (tmp_path / "tokenizer.json").write_bytes(theirs.files["tokenizer.json"])
+    for place in (tmp_path, tmp_path / "tokenizer.json", "owner/model"):
+        with pytest.raises(ValueError, match="no .*`upalm import-hf SOURCE --out FOLDER` makes the folder to give"):
+            load_tokenizer(place)
+
+
 def test_the_text_that_is_lost_is_named(theirs):
     """Stripped accents, which only some texts have."""
     lossy = edited(

@@ -291,6 +291,67 @@ def test_an_interrupted_build_keeps_its_choice_of_text(tmp_path, tokenizer, sour
         shards.build(str(folder), out, tokenizer)
 
 
+@pytest.mark.parametrize("name", ["99.txt", "z.jsonl"])
+def test_bad_text_is_found_before_the_first_shard(tmp_path, tokenizer, source_text, name):
+    """After it, other text and another choice of text would be refused, and hours of tokenising lost."""
+    folder, out = write_pages(tmp_path / "texts", source_text), tmp_path / "built"
+    (folder / name).write_bytes(b'{"text": "\xff"}\n')
+    with pytest.raises(ValueError, match=f"{name}, line 1 is not UTF-8"):
+        shards.build(str(folder), str(out), tokenizer, shard_tokens=1000)
+    assert not out.exists()
+    (folder / name).write_text('{"text": "mended"}\n')
+    assert shards.build(str(folder), str(out), tokenizer, shard_tokens=1000).documents == 61
+
+
+def test_too_little_text_can_be_added_to(tmp_path, tokenizer, source_text):
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("one line")
+    with pytest.raises(ValueError, match="1 training and 0 validation documents.*give more text"):
+        shards.build(str(tmp_path / "texts"), str(tmp_path / "built"), tokenizer)
+    (tmp_path / "texts" / "b.txt").write_text(source_text * 5)
+    shards.build(str(tmp_path / "texts"), str(tmp_path / "built"), tokenizer)
+
+
+def test_text_that_a_vocabulary_cannot_spell_is_named_or_left_out(tmp_path, source, tokenizer, monkeypatch):
+    monkeypatch.setattr(type(tokenizer), "can_spell", lambda self, text: not text.startswith("# 7\n"))
+
+    def encode(self, text):
+        raise ValueError("the vocabulary has no piece for the byte 0xF4, so that it must be left out.")
+
+    monkeypatch.setattr(type(tokenizer), "encode", encode)
+    message = r"text\.jsonl:8: the vocabulary has no piece .* left out, or with .*skip.undecodable"
+    with pytest.raises(ValueError, match=message):
+        shards.build(str(source), str(tmp_path / "built"), tokenizer)
+    with pytest.raises(ValueError, match=message):
+        open_source(DataConfig(str(source)), tokenizer)
+    manifest = shards.build(TextSource(str(source), skip_undecodable=True), str(tmp_path / "built"), tokenizer)
+    assert manifest.documents == N - 1
+    assert [problem.partition(": ")[0] for problem in manifest.skipped] == ["text.jsonl:8"]
+
+
+def test_shards_that_do_not_fit_the_disk_resume(built, source, tmp_path, tokenizer):
+    """The largest file of a process stands for a full disk."""
+    resource = pytest.importorskip("resource", reason="limits of a process are of POSIX")
+    largest = max(path.stat().st_size for path in built.glob("*.array_record"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest - 1000, hard))
+    try:
+        with pytest.raises(OSError, match="could not be written .* the same command resumes") as error:
+            shards.build(str(source), str(tmp_path / "again"), tokenizer, shard_tokens=4000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert type(error.value) is OSError and not list((tmp_path / "again").glob("*.new"))
+    shards.build(str(source), str(tmp_path / "again"), tokenizer, shard_tokens=4000)
+    assert shards.Manifest.read(tmp_path / "again") == shards.Manifest.read(built)
+
+
+def test_shards_do_not_go_into_the_text(tmp_path, tokenizer, source_text):
+    folder = write_pages(tmp_path / "texts", source_text)
+    with pytest.raises(ValueError, match="texts/built lies in the text, .*texts: choose another --out"):
+        shards.build(str(folder), str(folder / "built"), tokenizer)
+    assert not (folder / "built").exists()
+
+
 @pytest.mark.parametrize(
     ("content", "message"), [(b"one line", "1 training and 0 validation"), (b"\xff", "--skip-undecodable")]
 )

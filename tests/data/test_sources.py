@@ -140,6 +140,33 @@ def test_undecodable_text_is_skipped_on_request_and_counted(tmp_path):
     assert not [d for d in kept if d.name.startswith("bad")]
 
 
+def test_files_that_are_left_out_whole_are_named_so(tmp_path):
+    """One bad byte costs all of a plain text file, and JSON Lines of another encoding are no rows."""
+    (tmp_path / "bad.txt").write_bytes(TEXT.encode() + b"\xff")
+    rows = "".join(json.dumps({"text": f"row {i}"}) + "\n" for i in range(50))
+    (tmp_path / "rows.jsonl").write_text(rows, encoding="utf-16")
+    (tmp_path / "good.txt").write_text(TEXT)
+    text = sources.TextSource(str(tmp_path), skip_undecodable=True)
+    text.load()
+    [note] = text.notes()
+    assert note.count("the whole file is left out") == 2 and "rows.jsonl is not UTF-8 but UTF-16: the whole" in note
+    (tmp_path / "bad.txt").unlink()
+    with pytest.raises(ValueError, match=r"rows\.jsonl is not UTF-8 but UTF-16\. Convert it"):
+        sources.load(str(tmp_path))
+
+
+def test_folders_of_shards_are_no_text(tmp_path):
+    """Their tokenizer may come with a merges.txt."""
+    (tmp_path / "texts" / "shards" / "hf").mkdir(parents=True)
+    (tmp_path / "texts" / "a.txt").write_text(TEXT)
+    for name in ("train-00000.array_record", "train-00000.lengths", "hf/merges.txt"):
+        (tmp_path / "texts" / "shards" / name).write_text("x")
+    text = sources.TextSource(str(tmp_path / "texts"))
+    assert [file.name for file in text.files] == ["a.txt"] and text.other == {"of shards": 3}
+    with pytest.raises(ValueError, match="holds shards of `upalm data build`, no text, which lack their manifest.json"):
+        sources.TextSource(str(tmp_path / "texts" / "shards"))
+
+
 def test_strings_that_are_not_utf8_are_skipped_in_tables(tmp_path):
     pyarrow, parquet = arrow(""), arrow(".parquet")
     texts = [b"good", b"caf\xe9", b"too"] * 40

@@ -42,7 +42,8 @@ class Build:
     """Patterns such as '*.py': exactly the matching files of a folder are read, as plain text if their kind is not
     known."""
     skip_undecodable: bool = False
-    """Leave out text that is not UTF-8, and list it, instead of stopping."""
+    """Leave out text that is not UTF-8, or that the tokenizer cannot spell, and list it, instead of stopping: rows of
+    JSON and tables alone, files of plain text whole."""
 
     def __post_init__(self):
         if not self.out.strip():
@@ -123,7 +124,8 @@ class Show:
     include: tuple[str, ...] = ()
     """Patterns such as '*.py': exactly the matching files of a folder are read."""
     skip_undecodable: bool = False
-    """Leave out text that is not UTF-8, instead of stopping."""
+    """Leave out text that is not UTF-8, or that the tokenizer cannot spell, instead of stopping: rows of JSON and
+    tables alone, files of plain text whole."""
     tokenizer: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None
     """Checkpoint folder, folder of shards, or SentencePiece model, for text; the shipped base's if none is given."""
     rows: int = 2

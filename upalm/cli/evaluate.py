@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ from upalm.files import write_atomically
 
 with epy.lazy_imports():  # once the options are read: they import JAX
     from upalm.checkpoints import folder as checkpoint_folder
-    from upalm.data import sources
+    from upalm.data import sources, tokens
     from upalm.distributed import runtime
     from upalm.evals import bootstrap, paper_numbers, savings, suites, text_table
     from upalm.evals import scorer as scorer_module
@@ -69,7 +70,8 @@ class Eval:
     include: tuple[str, ...] = ()
     """held_out: patterns such as '*.py': exactly the matching files of a folder are read."""
     skip_undecodable: bool = False
-    """held_out: leave out text that is not UTF-8, and list it, instead of stopping."""
+    """held_out: leave out text that is not UTF-8, or that the tokenizer cannot spell, and list it, instead of stopping:
+    rows of JSON and tables alone, files of plain text whole."""
     json: Path | None = None
     """held_out: file for the numbers."""
 
@@ -101,7 +103,7 @@ class Eval:
         runtime.enable_compilation_cache()
         model, tokenizer, info = checkpoint_folder.load_model(self.checkpoint)
         text = sources.TextSource(self.data, self.include, self.skip_undecodable, options.TEXT_OPTIONS)
-        documents = text.load().validation
+        documents = text.load(partial(tokens.spelling_problem, tokenizer)).validation
         for note in text.notes():
             print(note)
         seq_len = min(self.seq_len, model.config.seq_len)

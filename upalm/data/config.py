@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
@@ -14,7 +15,7 @@ from upalm.checks import is_whole
 from upalm.data import sources
 from upalm.data.shards import SPLITS, Shards, is_folder_of_shards, manifest_hash
 from upalm.data.tokenizer import Tokenizer
-from upalm.data.tokens import BUILD_APART, Tokens, encode
+from upalm.data.tokens import BUILD_APART, Tokens, encode, spelling_problem
 
 Corpus = Tokens | Shards
 """Tokenised documents, in memory or on disk."""
@@ -55,7 +56,8 @@ class DataConfig:
     """Patterns such as `*.py`: exactly the matching files of a folder are read, as plain text if their kind is not
     known. Without any: .txt, .jsonl, .parquet and .arrow."""
     skip_undecodable: bool = False
-    """Leave out text that is not UTF-8, and count it, instead of stopping."""
+    """Leave out text that is not UTF-8, or that the tokenizer cannot spell, and list it, instead of stopping: rows of
+    JSON and tables alone, files of plain text whole."""
     n_workers: int = 0
     """Loader processes; 0 is a thread. The batches are the same."""
 
@@ -161,7 +163,7 @@ def open_source(
         )
         return train, validation
     text = text_source(config, options)
-    corpus = text.load()
+    corpus = text.load(partial(spelling_problem, tokenizer))
     for note in text.notes():
         print(note)
     train, validation = encode(tokenizer, corpus.train), encode(tokenizer, corpus.validation)

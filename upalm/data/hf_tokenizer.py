@@ -97,7 +97,8 @@ class JsonTokenizer(Tokenizer):
 
     def can_spell(self, text: str) -> bool:
         """See `Tokenizer`."""
-        return self._missing_bytes.isdisjoint(text.encode())
+        content = text.encode()
+        return not self._missing_bytes or len(content.translate(None, bytes(self._missing_bytes))) == len(content)
 
     def _encode_text(self, text: str) -> list[int]:
         self._check_bytes(text)
@@ -118,7 +119,7 @@ class JsonTokenizer(Tokenizer):
             byte = next(b for b in character.encode() if b in self._missing_bytes)
             raise ValueError(
                 f"the vocabulary has no piece for the byte 0x{byte:02X}, which {character!r} (U+{ord(character):04X}) "
-                f"at character {text.index(character)} of the text needs: leave such text out."
+                f"at character {text.index(character)} of the text needs, so that it must be left out."
             )
 
     def _spell_sentinels(self, ids: list[int]) -> list[int]:
@@ -145,13 +146,24 @@ def load_tokenizer(path: epath.PathLike) -> Tokenizer:
     """
     folder = epath.Path(path)
     if not folder.is_dir() or not (folder / JsonTokenizer.FILE).is_file():
-        return SentencePiece.load(folder / SentencePiece.FILE if folder.is_dir() else folder)
+        model = folder / SentencePiece.FILE if folder.is_dir() else folder
+        if not model.is_file() or model.suffix == ".json":
+            raise ValueError(
+                f"no tokenizer at {path}: expected the folder of a checkpoint or of shards, or a SentencePiece model. "
+                f"{_IMPORT_FIRST}"
+            )
+        return SentencePiece.load(model)
     content, roles = (_read(folder / name) for name in (JsonTokenizer.FILE, JsonTokenizer.ROLES_FILE))
     try:
         return JsonTokenizer(content, Roles.read(roles), companions(folder))
     except ValueError as e:
         raise ValueError(f"{folder}: {e}") from e
 
+
+_IMPORT_FIRST = (
+    "A checkpoint of Hugging Face, on disk or on the hub, has one once it is imported: `upalm import-hf SOURCE --out "
+    "FOLDER` makes the folder to give."
+)
 
 _FORMER_COMPANIONS = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 """Companions that earlier versions kept beside tokenizer.json."""
@@ -172,7 +184,7 @@ def has_tokenizer(folder: epath.PathLike) -> bool:
 
 def _read(path: epath.Path) -> bytes:
     if not path.is_file():
-        raise ValueError(f"no {path}: it belongs beside {JsonTokenizer.FILE}.")
+        raise ValueError(f"no {path}: it belongs beside {JsonTokenizer.FILE}. {_IMPORT_FIRST}")
     return path.read_bytes()
 
 

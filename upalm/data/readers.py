@@ -132,7 +132,7 @@ def read_text(file: SourceFile, skipped: list[str] | None) -> Iterator[Document]
             for _ in _decode(file):
                 pass
         except Undecodable as e:
-            skipped.append(str(e))
+            _skip_file(e, skipped)
             return
     parts, size, n = [], 0, 0
     for line in _lines(_decode(file)):
@@ -151,10 +151,8 @@ def _decode(file: SourceFile) -> Iterator[str]:
     with _open(file.path) as f:
         while True:
             block = f.read(_BLOCK_BYTES)
-            if n_bytes == 0 and block.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-                raise Undecodable(f"{file.shown} is not UTF-8 but UTF-16")
-            if n_bytes == 0 and b"\0" in block[:8192]:
-                raise Undecodable(f"{file.shown} is not UTF-8 text but binary (byte 0 at byte {block.index(0)})")
+            if n_bytes == 0:
+                _check_start(file, block)
             n_bytes += len(block)
             try:
                 text = decoder.decode(block, final=not block)
@@ -165,6 +163,13 @@ def _decode(file: SourceFile) -> Iterator[str]:
             n_lines += text.count("\n")
             if not block:
                 return
+
+
+def _check_start(file: SourceFile, start: bytes) -> None:
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise Undecodable(f"{file.shown} is not UTF-8 but UTF-16")
+    if b"\0" in start[:8192]:
+        raise Undecodable(f"{file.shown} is not UTF-8 text but binary (byte 0 at byte {start.index(0)})")
 
 
 def _lines(blocks: Iterable[str]) -> Iterator[str]:
@@ -195,6 +200,12 @@ def _read_json_lines(file: SourceFile, skipped: list[str] | None) -> Iterator[Do
     with _open(file.path) as f:
         for n, line in enumerate(f, start=1):  # bytes: cut at "\n" alone, JSON strings may hold U+2028
             where = f"{file.shown}, line {n}"
+            try:
+                if n == 1:
+                    _check_start(file, line)
+            except Undecodable as e:
+                _skip_file(e, skipped)
+                return
             try:
                 text = line.removeprefix(codecs.BOM_UTF8).decode("utf-8")
             except UnicodeDecodeError as e:
@@ -281,6 +292,12 @@ def _skip(problem: str, skipped: list[str] | None) -> None:
     if skipped is None:
         raise Undecodable(problem)
     skipped.append(problem)
+
+
+def _skip_file(problem: Undecodable, skipped: list[str] | None) -> None:
+    if skipped is None:
+        raise problem
+    skipped.append(f"{problem}: the whole file is left out")
 
 
 READERS: dict[str, Reader] = {

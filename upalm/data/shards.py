@@ -10,9 +10,11 @@ validation-00000...         the tenth of the documents that is held out, by the 
 import hashlib
 import json
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -23,7 +25,7 @@ from etils import epath
 from upalm.data import sources
 from upalm.data.readers import Document
 from upalm.data.tokenizer import Tokenizer
-from upalm.data.tokens import BUILD_APART, Tokens, encode
+from upalm.data.tokens import BUILD_APART, Tokens, encode, spelling_problem
 from upalm.files import LOCK, is_remote, parse_json, sha256_file, write_atomically
 
 SPLITS = ("train", "validation")
@@ -88,7 +90,7 @@ class Manifest:
     """Documents read from the source so far: where an interrupted build resumes."""
     complete: bool = False
     skipped: list[str] = field(default_factory=list)
-    """Files and rows that were left out because they are not UTF-8."""
+    """Files, rows and documents that were left out, each with the reason."""
     skip_undecodable: bool = False
     """Whether undecodable text is left out, instead of stopping."""
     trained_vocab_size: int = 0
@@ -238,6 +240,8 @@ def build(
 ) -> Manifest:
     """Tokenise a source into shards. Called again after an interruption, it resumes after the last whole shard.
 
+    All text is read once before any of it is tokenised, so that what is wrong with it is told before hours of work.
+
     Args:
         source: text files; a string is as `TextSource` takes it.
         folder: where shards are written.
@@ -248,7 +252,8 @@ def build(
 
     Raises:
         ValueError: a source that `TextSource` refuses, or too small for both splits; or a folder that answers another
-            request.
+            request, or lies in the source.
+        OSError: a shard could not be written; those before it are whole.
     """
     if shard_tokens < 1:
         raise ValueError(f"shard_tokens is {shard_tokens}, expected at least 1.")
@@ -258,34 +263,70 @@ def build(
         for split in SPLITS:
             Shards(folder, split, *tokenizer.hashes)  # refuses what is missing or cut short
         return manifest
-    is_held_out = sources.choose_held_out(text.documents())
-    documents = text.documents()
+    is_held_out, manifest.supervised = _look_through(text, tokenizer)
+    if not manifest.shards:
+        out.mkdir(parents=True, exist_ok=True)
+        tokenizer.save(out)
+        manifest.write(out)
+    documents = text.documents(partial(spelling_problem, tokenizer))
     for _ in islice(documents, manifest.documents):  # tokenised before the interruption
         pass
     while True:
         done = manifest.documents, sum(s.tokens for s in manifest.shards)
-        blocks, n_read, supervised = _next_shard(documents, is_held_out, tokenizer, shard_tokens, done, progress)
+        blocks, n_read = _next_shard(documents, is_held_out, tokenizer, shard_tokens, done, progress)
         if n_read == 0:
             break
-        if manifest.shards and supervised != manifest.supervised:
-            raise ValueError(f"{text.source!r} has both plain text and (inputs, targets) examples: {BUILD_APART}")
-        manifest.supervised = bool(supervised)
-        for split in SPLITS:
-            if blocks[split]:
-                number = sum(s.split == split for s in manifest.shards)
-                name = f"{split}-{number:05d}.array_record"
-                manifest.shards.append(_write_shard(out, name, split, blocks[split], manifest.dtype))
-        manifest.documents += n_read
-        manifest.skipped = list(text.skipped)
-        manifest.write(out)
-    sources.check_splits(text.source, *(sum(s.documents for s in manifest.shards if s.split == x) for x in SPLITS))
+        with _writing(out):
+            for split in SPLITS:
+                if blocks[split]:
+                    number = sum(s.split == split for s in manifest.shards)
+                    name = f"{split}-{number:05d}.array_record"
+                    manifest.shards.append(_write_shard(out, name, split, blocks[split], manifest.dtype))
+            manifest.documents += n_read
+            manifest.skipped = list(text.skipped)
+            manifest.write(out)
     manifest.complete, manifest.skipped = True, list(text.skipped)
-    manifest.write(out)
+    with _writing(out):
+        manifest.write(out)
     return manifest
 
 
+def _look_through(text: sources.TextSource, tokenizer: Tokenizer) -> tuple[Callable[[str], bool], bool]:
+    """Read all documents of a source. Returns what tells which are held out, and whether they are supervised.
+
+    Raises:
+        ValueError: text that cannot be read or spelt, that is of both kinds, or that is too little for both splits.
+    """
+    check = partial(spelling_problem, tokenizer)
+    is_held_out = sources.choose_held_out(text.documents(check))
+    n_documents, is_supervised = Counter(), None
+    for document in text.documents(check):
+        if is_supervised not in (None, document.inputs is not None):
+            raise ValueError(
+                f"{text.source!r} has both plain text and (inputs, targets) examples, such as {document.name}: "
+                f"{BUILD_APART}"
+            )
+        is_supervised = document.inputs is not None
+        n_documents[is_held_out(document.name)] += 1
+    sources.check_splits(text.source, n_documents[False], n_documents[True])
+    return is_held_out, bool(is_supervised)
+
+
+@contextmanager
+def _writing(out: epath.Path) -> Iterator[None]:
+    """Raise OSError for errors of the disk; ArrayRecord raises RuntimeError."""
+    try:
+        yield
+    except (OSError, RuntimeError) as e:
+        reason = str(e).strip().split("\n")[-1][:300]
+        raise OSError(
+            f"the next shards of {out} could not be written ({reason}). Those before are whole: once there is room, "
+            "the same command resumes after them."
+        ) from e
+
+
 def _open_manifest(text: sources.TextSource, folder: str, tokenizer: Tokenizer, trained_vocab_size: int) -> Manifest:
-    """Start a manifest, or read that of an earlier build which answers the same request."""
+    """Return the manifest of an earlier build that answers the same request, or else a new one, unwritten."""
     out = epath.Path(folder)
     dtype = "<u2" if tokenizer.vocab_size <= 1 << 16 else "<i4"
     request = Manifest(
@@ -302,15 +343,14 @@ def _open_manifest(text: sources.TextSource, folder: str, tokenizer: Tokenizer, 
     )
     if out.exists() and not out.is_dir():
         raise ValueError(f"{folder} is a file: choose another --out.")
+    if not is_remote(out) and text.holds(out):
+        raise ValueError(f"{folder} lies in the text, {text.source}: choose another --out.")
     names = {path.name for path in out.iterdir() if path.suffix != ".new"} - {LOCK} if out.exists() else set()
     tokenizer_names = {name.partition("/")[0] for name in tokenizer.files}
     if names <= tokenizer_names:  # empty, or interrupted before the manifest was written
         for name, content in tokenizer.files.items():
             if (out / name).is_file() and (out / name).read_bytes() != content:
                 raise ValueError(f"{folder} holds another {name}: choose another --out, or give it as --tokenizer.")
-        out.mkdir(parents=True, exist_ok=True)
-        tokenizer.save(out)
-        request.write(out)
         return request
     if "manifest.json" not in names:
         raise ValueError(f"{folder} holds other files, such as {sorted(names)[0]}: choose another --out.")
@@ -357,15 +397,11 @@ def _next_shard(
     shard_tokens: int,
     done: tuple[int, int],
     progress: Callable[[int, int], None],
-) -> tuple[dict[str, list[Tokens]], int, bool | None]:
-    """Tokenise the next shard of each split: its blocks, the documents read, and whether they are supervised.
-
-    Raises:
-        ValueError: plain text among supervised examples.
-    """
+) -> tuple[dict[str, list[Tokens]], int]:
+    """Tokenise the next shard of each split: its blocks, and the documents read."""
     blocks: dict[str, list[Tokens]] = {split: [] for split in SPLITS}
     pending: dict[str, list[Tokens]] = {split: [] for split in SPLITS}
-    n_tokens, n_read, supervised = 0, 0, None
+    n_tokens, n_read = 0, 0
 
     def close(split: str) -> None:
         if pending[split]:
@@ -379,9 +415,6 @@ def _next_shard(
             if not members:
                 continue
             tokens = encode(tokenizer, members)
-            if supervised not in (None, tokens.is_supervised):
-                raise ValueError(f"plain text among (inputs, targets) examples near {members[0].name}: {BUILD_APART}")
-            supervised = tokens.is_supervised
             n_tokens += tokens.n_tokens
             for block in _split_blocks(tokens):
                 pending[split].append(block)
@@ -390,7 +423,7 @@ def _next_shard(
         progress(done[0] + n_read, done[1] + n_tokens)
     for split in SPLITS:
         close(split)
-    return blocks, n_read, supervised
+    return blocks, n_read
 
 
 def _split_blocks(tokens: Tokens) -> Iterator[Tokens]:
@@ -417,14 +450,18 @@ def _write_shard(out: epath.Path, name: str, split: str, blocks: list[Tokens], d
     # ArrayRecord reads from an object store, but writes to a disk only
     with tempfile.TemporaryDirectory() if is_remote(out) else nullcontext(out) as folder:
         new = epath.Path(folder) / f"{name}.new"
-        writer = ArrayRecordWriter(str(new), "group_size:1")
-        for block in blocks:
-            writer.write(_to_bytes(block, dtype))
-        writer.close()
-        if is_remote(out):
-            new.copy(out / name, overwrite=True)
-        else:
-            new.replace(out / name)
+        try:
+            writer = ArrayRecordWriter(str(new), "group_size:1")
+            for block in blocks:
+                writer.write(_to_bytes(block, dtype))
+            writer.close()
+            if is_remote(out):
+                new.copy(out / name, overwrite=True)
+            else:
+                new.replace(out / name)
+        except BaseException:
+            new.unlink(missing_ok=True)
+            raise
     return Shard(
         name=name,
         split=split,

@@ -40,7 +40,7 @@ _PIECE_CHARS = 1000
 
 
 class Corpus(NamedTuple):
-    """Documents for training and validation, and the places of text that is not UTF-8 and was left out."""
+    """Documents for training and validation, and the places of text that was left out."""
 
     train: list[Document]
     validation: list[Document]
@@ -52,12 +52,20 @@ class Corpus(NamedTuple):
         return [d.name for d in self.validation if _hash_text(d) in trained_on]
 
 
+Check = Callable[[Document], str | None]
+"""Says what is wrong with a document; None if nothing is."""
+
+
+def no_check(document: Document) -> None:
+    """The `Check` that every document passes."""
+
+
 @dataclass
 class TextSource:
     """Files of text and how they are read.
 
     Raises:
-        ValueError: no such file or folder, a folder without text, or a kind that is not known.
+        ValueError: no such file or folder, a folder without text or of shards, or a kind that is not known.
     """
 
     source: str
@@ -67,7 +75,8 @@ class TextSource:
     """Patterns such as `*.py`: exactly the matching files are read, as plain text if their kind is not known. Without
     any, files of the known kinds."""
     skip_undecodable: bool = False
-    """Leave out text that is not UTF-8 and count it, instead of stopping."""
+    """Leave out text that is not UTF-8, or that the tokenizer cannot spell, and list it, instead of stopping: rows of
+    JSON and tables alone, files of plain text whole."""
     options: tuple[str, ...] = ()
     """Options of the command in hand that hints in errors may name; none in Python."""
     files: list[SourceFile] = field(init=False, repr=False)
@@ -77,7 +86,7 @@ class TextSource:
     n_copies: int = field(init=False, repr=False, default=0)
     """Files of `installed` that are not read because another one has their text; held-out ones are read first."""
     skipped: list[str] = field(init=False, repr=False, default_factory=list)
-    """Files and rows that `documents` left out because they are not UTF-8."""
+    """Files, rows and documents that `documents` left out, each with the reason."""
     repeated: list[str] = field(init=False, repr=False, default_factory=list)
     """Held-out documents that `load` found in the training text, too; see `Corpus.find_repeated`."""
 
@@ -101,6 +110,10 @@ class TextSource:
                 f"{STDLIB!r} for Python's own source files, or {INSTALLED!r} for those of installed packages, too."
             )
         names = {p: p.relative_to(root) for p in _walk(root)} if root.is_dir() else {root: Path(root.name)}
+        self._shard_folders = {path.parent for path in names if path.suffix == ".array_record" and path != root}
+        if root in self._shard_folders:
+            state = "are tokenised already" if (root / "manifest.json").is_file() else "lack their manifest.json"
+            raise ValueError(f"{self.source!r} holds shards of `upalm data build`, no text, which {state}.")
         self.files = [
             SourceFile(path, printable(name.as_posix()), READERS.get(kind_of(path), read_text))
             for path, name in names.items()
@@ -111,8 +124,11 @@ class TextSource:
             files = f"none of {self.other.total()} files ({_counts(self.other)}){what}" if self.other else "it is empty"
             raise ValueError(f"no text in {self.source!r}: {files}. {self._include_hint()}")
 
-    def documents(self) -> Iterator[Document]:
+    def documents(self, check: Check = no_check) -> Iterator[Document]:
         """Yield non-empty documents in a fixed order, each as soon as it is read.
+
+        Args:
+            check: a document that does not pass counts as undecodable.
 
         Raises:
             ValueError: an undecodable or damaged file or a malformed row, by file and line; or no text at all.
@@ -121,18 +137,26 @@ class TextSource:
         for file in self.files:
             for document in self._read(file):
                 n += 1
-                yield document
+                if (problem := check(document)) is None:
+                    yield document
+                elif self.skip_undecodable:
+                    self.skipped.append(f"{document.name}: {problem}")
+                else:
+                    raise ValueError(f"{document.name}: {problem}, or with {self._skip_option()}.")
         if n == 0:
             left_out = f" (left out: {', '.join(self.skipped[:3])})" if self.skipped else ""
             raise ValueError(f"no text in {self.source!r}: its {len(self.files)} files are empty{left_out}.")
 
-    def load(self) -> Corpus:
+    def load(self, check: Check = no_check) -> Corpus:
         """Read all documents and split them by name.
+
+        Args:
+            check: see `documents`.
 
         Raises:
             ValueError: as `documents`; or too little text to hold any out for validation.
         """
-        documents = list(self.documents())
+        documents = list(self.documents(check))
         is_held_out = choose_held_out(documents)
         train = [d for d in documents if not is_held_out(d.name)]
         validation = [d for d in documents if is_held_out(d.name)]
@@ -147,6 +171,11 @@ class TextSource:
             return {file.name: sha256_file(file.path) for file in self.files}
         except OSError as e:
             raise ValueError(f"{printable(e.filename)}: it cannot be read ({e.strerror}).") from e
+
+    def holds(self, path: str | os.PathLike[str]) -> bool:
+        """Return whether a path lies in the folder that is read."""
+        is_folder = self.source not in (STDLIB, INSTALLED) and Path(self.source).is_dir()
+        return is_folder and Path(self.source).resolve() in Path(path).resolve().parents
 
     def notes(self) -> list[str]:
         """Return sentences on what was left out, and on held-out text that is trained on."""
@@ -170,16 +199,18 @@ class TextSource:
         """Decide whether to read a file; if not, count it."""
         name = within.as_posix().lower()
         hidden = path != Path(self.source) and any(part.startswith(".") for part in within.parts)
+        of_shards = not self._shard_folders.isdisjoint(path.parents)
         if self.include:
             patterns = [p.lower() for p in self.include]
             matches = any(fnmatch.fnmatchcase(x, p) for p in patterns for x in (name, within.name.lower()))
         else:
             matches = bool(kind_of(path))
-        if matches and not hidden:
+        if matches and not hidden and not of_shards:
             if not path.is_file():
                 raise ValueError(f"{printable(path)}: a dangling link or no regular file, expected a file.")
             return True
-        self.other["hidden" if hidden else "".join(path.suffixes[-1:]).lower() or "no ending"] += 1
+        kind = "hidden" if hidden else "of shards" if of_shards else "".join(path.suffixes[-1:]).lower()
+        self.other[kind or "no ending"] += 1
         return False
 
     def _read(self, file: SourceFile) -> Iterator[Document]:
@@ -188,9 +219,12 @@ class TextSource:
             yield from read_file(file, self.skipped if self.skip_undecodable else None)
         except Undecodable as e:
             raise ValueError(
-                f"{e}. Convert it to UTF-8, or leave such text out with "
-                f"{self._option('skip-undecodable', 'skip_undecodable=True')} (it is counted)."
+                f"{e}. Convert it to UTF-8, or leave such rows and whole files of plain text out with "
+                f"{self._skip_option()} (they are listed)."
             ) from e
+
+    def _skip_option(self) -> str:
+        return self._option("skip-undecodable", "skip_undecodable=True")
 
     def _include_hint(self) -> str:
         ending = next((kind for kind, _ in self.other.most_common() if kind.startswith(".")), ".md")

@@ -88,6 +88,17 @@ def _as_ids(document: Any) -> np.ndarray:
     return ids.astype(np.int32)
 
 
+def spelling_problem(tokenizer: Tokenizer, document: Document) -> str | None:
+    """Say why a vocabulary cannot spell a document; None if it can."""
+    for text in (document.inputs or "", document.text):
+        if not tokenizer.can_spell(text):
+            try:
+                tokenizer.encode(text)
+            except ValueError as e:
+                return str(e).rstrip(".")
+    return None
+
+
 def encode(tokenizer: Tokenizer, documents: Sequence[Document]) -> Tokens:
     """Tokenise documents on all cores.
 
