@@ -44,6 +44,7 @@ class Settings:
         (["--text"], "error: missing value for argument '--text'. Expected 1 value."),
         (["--widht", "2"], "error: unrecognized options: --widht, 2\nPerhaps you meant:\n    --width FLOAT"),
         (["--place", ""], "error: --place: expected a path, got an empty text."),
+        (["--place", "gs://b/run"], "error: --place: expected a path on a disk, got gs://b/run."),
         (["extra"], "error: unrecognized options: extra"),
     ],
 )

@@ -114,6 +114,11 @@ def _optional_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
 def _read_path(words: Sequence[str]) -> Path:
     if not words[0]:
         raise ValueError("expected a path, got an empty text.")
+    if "://" in words[0]:
+        raise ValueError(
+            f"expected a path on a disk, got {words[0]}. Checkpoints of a run (--checkpoints.folder), its shards "
+            "(--data.source) and what `upalm data build` writes may lie in a bucket."
+        )
     return Path(words[0])
 
 

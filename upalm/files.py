@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import secrets
+from pathlib import Path
 from typing import Any
 
 from etils import epath
@@ -11,10 +12,24 @@ from etils import epath
 LOCK = "lock"
 """Name of the file that the owner of a folder holds while it writes there (`checkpoints.lock`)."""
 
+_STORES = ("gs", "s3")
+"""Object stores that addresses may begin with."""
+
 
 def is_remote(path: epath.PathLike) -> bool:
     """Whether a path lies in an object store such as gs://bucket/folder."""
     return "://" in str(path)
+
+
+def bucket_of(path: Path) -> str:
+    """The address that a path was made of, which pathlib cuts to gs:/bucket/folder; empty for one on a disk.
+
+    >>> bucket_of(Path("gs://bucket/folder"))
+    'gs://bucket/folder'
+    """
+    before, cut, rest = str(path).partition(":/")
+    store = before.rpartition("/")[2]
+    return f"{store}://{rest}" if cut and store in _STORES else ""
 
 
 def write_atomically(path: epath.PathLike, content: str | bytes) -> None:

@@ -74,6 +74,18 @@ def test_misspelt_choices_are_refused(settings, change, message):
         check(settings, **change)
 
 
+@pytest.mark.parametrize("out", ["gs://bucket/run", Path("gs://bucket/run"), Path("gs://bucket/run").absolute()])
+def test_run_folder_in_a_bucket_is_refused(out):
+    """It would be a local folder `gs:/bucket/run`, and end with its machine."""
+    with pytest.raises(ValueError, match="--out gs://bucket/run is in a bucket.*--checkpoints.folder gs://bucket/run"):
+        TrainConfig(out=out)
+
+
+def test_start_in_a_bucket_is_refused():
+    with pytest.raises(ValueError, match="--start.checkpoint gs://bucket/run is in a bucket"):
+        Continue(Path("gs://bucket/run"))
+
+
 def test_folders_may_be_texts():
     start = check(Continue(Path()), checkpoint="runs/base")
     assert check(TrainConfig(Path(), start), out="runs/x") == TrainConfig(Path("runs/x"), Continue(Path("runs/base")))

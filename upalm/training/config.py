@@ -14,6 +14,7 @@ from upalm.checks import check_choices, is_whole
 from upalm.data.config import DataConfig
 from upalm.distributed.processes import ProcessConfig
 from upalm.distributed.sharding import MeshConfig
+from upalm.files import bucket_of
 from upalm.model.config import ModelConfig
 from upalm.training.optim import Adafactor, AdamW, Optimizer
 from upalm.training.spikes import SpikeConfig
@@ -126,6 +127,11 @@ class Continue:
         check_choices(self)
         if isinstance(self.checkpoint, str):
             object.__setattr__(self, "checkpoint", Path(self.checkpoint))
+        if bucket := bucket_of(self.checkpoint):
+            raise ValueError(
+                f"--start.checkpoint {bucket} is in a bucket, expected a folder on a disk: a run with its checkpoints "
+                "in a bucket opens by its own folder, and what lies in a bucket alone must be copied."
+            )
 
     def reshaped(self, model: ModelConfig) -> ModelConfig:
         """Return the checkpoint's model config with `remat` applied."""
@@ -205,6 +211,11 @@ class TrainConfig:
                 raise ValueError(f"{name} is {value!r}, expected a whole number of at least 1.")
         if isinstance(self.out, str):
             object.__setattr__(self, "out", Path(self.out))
+        if bucket := bucket_of(self.out):
+            raise ValueError(
+                f"--out {bucket} is in a bucket, expected a folder on a disk, for the run's log and settings: "
+                f"give one, and put the checkpoints into the bucket with --checkpoints.folder {bucket}."
+            )
         if not is_whole(self.seed) or not 0 <= self.seed < 1 << 63:
             raise ValueError(f"seed is {self.seed}, expected 0 to 2^63 - 1.")
         if not isinstance(self.optimizer, Optimizer) or not dataclasses.is_dataclass(self.optimizer):
