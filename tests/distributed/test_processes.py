@@ -185,11 +185,55 @@ def test_incomplete_process_settings_are_refused():
 def test_clusters_are_detected(monkeypatch, env, found):
     for name in ("SLURM_NTASKS", "SLURM_STEP_NODELIST", "OMPI_COMM_WORLD_SIZE", "TPU_WORKER_HOSTNAMES"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.delenv("MEGASCALE_COORDINATOR_ADDRESS", raising=False)
+    for name in ("TPU_PROCESS_ADDRESSES", "MEGASCALE_COORDINATOR_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
     for name, value in env.items():
         monkeypatch.setenv(name, value)
-    on_tpu = any(Path("/dev").glob("accel[0-9]*"))
-    assert processes._is_cluster() == (found or on_tpu)
+    assert processes._is_cluster() == found
+
+
+@pytest.mark.parametrize(
+    ("chip", "maker", "found"),
+    [
+        ("accel0", "0x1ae0", True),  # up to v4
+        ("vfio/0", "0x1ae0", True),  # v5e, v5p and later
+        ("vfio/0", "0x10de", False),  # a GPU that is passed through
+        ("vfio/vfio", "0x1ae0", False),  # Google's network card in a virtual machine
+    ],
+)
+def test_tpu_chips_are_found(tmp_path, chip, maker, found):
+    for path, text in ((f"dev/{chip}", ""), ("sys/bus/pci/devices/0000:00:04.0/vendor", f"{maker}\n")):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+    assert processes._has_tpu(tmp_path) == found
+
+
+@pytest.mark.parametrize(
+    ("error", "note"),
+    [
+        (ValueError("coordinator_address should be defined."), "JAX finds no others (coordinator_address should be"),
+        (ConnectionError("no answer"), "JAX finds no others (no answer)"),
+        (RuntimeError("jax.distributed.initialize() must be called before any JAX calls"), ""),
+    ],
+)
+def test_tpu_host_of_no_pod_trains_alone(monkeypatch, capsys, error, note):
+    """JAX raises where neither GKE nor the metadata server names hosts; a second run in the process does not ask."""
+    calls = []
+
+    def initialize(**_):
+        calls.append(1)
+        raise error
+
+    monkeypatch.setattr(processes, "_is_cluster", lambda: False)
+    monkeypatch.setattr(processes, "_has_tpu", lambda: True)
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    processes._join_pod.cache_clear()
+    ProcessConfig().connect()
+    ProcessConfig().connect()
+    processes._join_pod.cache_clear()
+    assert calls == [1]
+    said = capsys.readouterr().err
+    assert note in said and bool(note) == bool(said)
 
 
 @pytest.mark.slow
@@ -209,3 +253,4 @@ def test_clusters_are_detected(monkeypatch, env, found):
 def test_meshes_that_do_not_divide_the_run_are_refused(pod, words, message):
     [said] = pod.finish(pod.start("undivided", *words), ok=False)
     assert message in said and "Traceback" not in said
+        ({"TPU_PROCESS_ADDRESSES": "a:8476,b:8476"}, True),

@@ -2,7 +2,11 @@
 
 import json
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 STOP, SAVE = 1, 2
 """Bits of a request to all processes: save and stop, or save."""
+
+_GOOGLE = "0x1ae0"
+"""Number of the maker of TPUs among those of PCI devices."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +57,22 @@ class ProcessConfig:
         try:
             if given or _is_cluster():
                 jax.distributed.initialize(*given, heartbeat_timeout_seconds=self.heartbeat_seconds)
+            elif _has_tpu():
+                _join_pod(self.heartbeat_seconds)
         except RuntimeError as e:
             raise ValueError(f"the processes of {self} cannot be joined: {e}") from e
+
+
+@cache  # since a host that is alone cannot ask again once it has used its devices
+def _join_pod(heartbeat_seconds: int) -> None:
+    """Join the hosts that Google's metadata server, or GKE, names to JAX; a TPU host of which none knows is alone."""
+    try:
+        jax.distributed.initialize(heartbeat_timeout_seconds=heartbeat_seconds)
+    except RuntimeError:  # devices are in use already, and their chips know of each other
+        if jax.process_count() > 1:
+            raise
+    except (ValueError, OSError) as e:  # no cluster, or no answer
+        print(f"note: this TPU host trains alone, since JAX finds no others ({e})", file=sys.stderr)
 
 
 def _is_cluster() -> bool:
@@ -62,8 +83,18 @@ def _is_cluster() -> bool:
     env = os.environ
     in_step = "SLURM_STEP_NODELIST" in env
     n_processes = max(int(env.get("SLURM_NTASKS", "1")) if in_step else 1, int(env.get("OMPI_COMM_WORLD_SIZE", "1")))
-    on_tpu = any(Path("/dev").glob("accel[0-9]*")) or "," in env.get("TPU_WORKER_HOSTNAMES", "")
-    return n_processes > 1 or on_tpu or "MEGASCALE_COORDINATOR_ADDRESS" in env
+    tpu_hosts = env.get("TPU_PROCESS_ADDRESSES", env.get("TPU_WORKER_HOSTNAMES", ""))
+    return n_processes > 1 or "," in tpu_hosts or "MEGASCALE_COORDINATOR_ADDRESS" in env
+
+
+def _has_tpu(root: Path = Path("/")) -> bool:
+    """Whether this host has TPU chips, and so may be one of a pod's.
+
+    Chips are /dev/accel0, or from v5e and v5p on /dev/vfio/0, as devices of any maker may be that are passed through.
+    """
+    vendors = root.glob("sys/bus/pci/devices/*/vendor")
+    chips = [*root.glob("dev/accel[0-9]*"), *root.glob("dev/vfio/[0-9]*")]
+    return bool(chips) and any(vendor.read_text().strip() == _GOOGLE for vendor in vendors)
 
 
 def agree(settings: dict[str, Any]) -> None:
