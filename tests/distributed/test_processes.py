@@ -151,6 +151,70 @@ def test_folder_in_use_is_refused_on_every_process(pod):
     assert all(message in x and "Traceback" not in x for x in said), said
 
 
+# --- On hosts with disks of their own ---
+
+
+def refused(pod, message, *words, each=None):
+    """A start of two processes on disks of their own, which all end with a message and no traceback."""
+    said = pod.finish(pod.start("run", *mesh(1, 4, 2), *words, n=2, each=each, apart=True), ok=False)
+    assert all(message in x and "Traceback" not in x for x in said), said
+    return said
+
+
+@pytest.mark.slow
+def test_error_of_one_process_is_told_to_all(pod):
+    """The others would wait for it for minutes, and abort without a reason."""
+    (pod.host(0) / "shards").symlink_to(pod.data)
+    said = refused(pod, "shards", "--data.source", "shards", "--checkpoints.folder", pod.folder / "kept")
+    assert "error: process 1: " in said[0] and "error: process 1: " not in said[1]
+    assert not (pod.folder / "kept").exists()
+
+
+@pytest.mark.slow
+def test_hosts_that_share_no_folder_are_refused(pod):
+    """They would wait for each other at the first checkpoint."""
+    refused(pod, "run here is another folder than on process 0: set --checkpoints.folder to a disk")
+    assert not any((pod.host(i) / "run").exists() for i in (0, 1))
+
+
+@pytest.mark.slow
+def test_other_training_data_on_one_process_is_refused(pod, tokenizer, source_text):
+    (pod.host(1) / "a.txt").write_text(source_text)
+    (pod.host(0) / "same").symlink_to(pod.data)
+    shards.build(str(pod.host(1) / "a.txt"), str(pod.host(1) / "same"), tokenizer)
+    words = ("--data.source", "same", "--checkpoints.folder", pod.folder / "kept")
+    refused(pod, "the processes disagree: process 1 has training data", *words)
+
+
+@pytest.mark.slow
+def test_run_folder_of_the_first_process_alone(pod, pair):
+    """Whatever it says there, and whatever the first process cannot write there, all processes learn."""
+    words = ("--checkpoints.folder", pod.folder / "shared")
+    pod.finish(pod.start("run", *mesh(1, 4, 2), *words, n=2, apart=True))
+    assert same(pod.params("shared"), pair[0])
+    assert not (pod.host(1) / "run").exists()
+    message = f"move them there, or resume with --checkpoints.folder {pod.folder / 'shared'}"
+    refused(pod, message, "--checkpoints.folder", pod.folder / "empty")
+    refused(pod, "cannot be written to", "--checkpoints.folder", "/proc/nowhere")
+    log = pod.host(0) / "run" / "metrics.jsonl"
+    log.unlink()
+    log.mkdir()
+    said = pod.finish(pod.start("run", *mesh(1, 4, 2), *words, n=2, apart=True), ok=False)
+    assert all("metrics.jsonl" in x for x in said), said
+
+
+@pytest.mark.slow
+def test_later_error_of_one_process_ends_all(pod):
+    """It ends at once, in place of waiting for the others, who wait for it."""
+    (pod.host(0) / "damaged").symlink_to(pod.data)
+    shutil.copytree(pod.data, pod.host(1) / "damaged")
+    for path in (pod.host(1) / "damaged").glob("train*.array_record"):
+        path.write_bytes(bytes(path.stat().st_size))  # the manifest is whole
+    words = ("--data.source", "damaged", "--checkpoints.folder", pod.folder / "later")
+    said = pod.finish(pod.start("later", *mesh(1, 4, 2), *words, n=2, apart=True), ok=False)
+    assert "error: process 1" in said[1]
+
+
 # --- Alone ---
 
 
@@ -179,6 +243,7 @@ def test_incomplete_process_settings_are_refused():
         ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
         ({"TPU_WORKER_HOSTNAMES": "a,b"}, True),
         ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
+        ({"TPU_PROCESS_ADDRESSES": "a:8476,b:8476"}, True),
         ({"MEGASCALE_COORDINATOR_ADDRESS": "a"}, True),
     ],
 )
@@ -253,4 +318,3 @@ def test_tpu_host_of_no_pod_trains_alone(monkeypatch, capsys, error, note):
 def test_meshes_that_do_not_divide_the_run_are_refused(pod, words, message):
     [said] = pod.finish(pod.start("undivided", *words), ok=False)
     assert message in said and "Traceback" not in said
-        ({"TPU_PROCESS_ADDRESSES": "a:8476,b:8476"}, True),

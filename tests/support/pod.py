@@ -22,8 +22,13 @@ class Pod:
     def __init__(self, folder: Path, data: Path):
         self.folder, self.data = folder, data
 
-    def start(self, out: str, *words, n=1, devices=8, each=None, recipe=True, env=None) -> list[subprocess.Popen]:
-        """All `n` processes of a run on `devices`; `each` gives words to one by its number."""
+    def start(
+        self, out: str, *words, n=1, devices=8, each=None, recipe=True, env=None, apart=False
+    ) -> list[subprocess.Popen]:
+        """All `n` processes of a run on `devices`; `each` gives words to one by its number.
+
+        `apart`: each has a working folder of its own, as hosts have disks of their own, and `out` lies in it.
+        """
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -31,7 +36,7 @@ class Pod:
         started = []
         for i in range(n):
             command = [sys.executable, "-m", "upalm", "run"]
-            settings = ["--out", self.folder / out, "--data.source", self.data]
+            settings = ["--out", out if apart else self.folder / out, "--data.source", self.data]
             command += map(str, [RECIPE, "tiny", *settings] if recipe else [])
             command += map(str, words)
             if n > 1:
@@ -40,8 +45,15 @@ class Pod:
             command += map(str, (each or {}).get(i, ()))
             given = with_devices(devices // n) | anew | (env or {})
             pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-            started.append(subprocess.Popen(command, text=True, env=given, **pipes))
+            place = self.host(i) if apart else None
+            started.append(subprocess.Popen(command, text=True, env=given, cwd=place, **pipes))
         return started
+
+    def host(self, i: int) -> Path:
+        """The working folder of process `i` when they are apart."""
+        folder = self.folder / f"host{i}"
+        folder.mkdir(exist_ok=True)
+        return folder
 
     def finish(self, processes: list[subprocess.Popen], ok: bool | None = True) -> list[str]:
         """Wait for the processes; return what each said on stderr."""

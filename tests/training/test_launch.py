@@ -17,10 +17,11 @@ from upalm.checkpoints.folder import export, load_model
 from upalm.checkpoints.lineage import read_info
 from upalm.cli import main as cli
 from upalm.data import shards
+from upalm.distributed.processes import ProcessConfig
 from upalm.model.palm import Decoder
 from upalm.training import launch, loop, step
 from upalm.training.config import CheckpointConfig, Continue, Scratch
-from upalm.training.launch import prepare, rerun, run
+from upalm.training.launch import prepare, rerun, run, run_once
 from upalm.training.optim import AdamW
 
 
@@ -64,6 +65,16 @@ def test_run_folder_repeats_itself(config, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"steps/12 is a checkpoint, expected the folder of a run: --from "):
         rerun(config.out / "steps" / "12", {})
     assert rerun(config.out / "steps", {}) == config.out
+
+
+def test_run_once_joins_the_processes_first(config, monkeypatch):
+    """Its check of the folder asks JAX for the number of this process, after which none can be joined."""
+    calls = []
+    monkeypatch.setattr(ProcessConfig, "connect", lambda _: calls.append("connect"))
+    monkeypatch.setattr(launch, "check_folder", lambda _: calls.append("check"))
+    monkeypatch.setattr(launch, "run", lambda _: calls.append("run"))
+    assert run_once(config) == config.out / "steps" / "12"
+    assert calls == ["connect", "check", "run"]
 
 
 def test_run_that_is_repeated_elsewhere_leaves_the_first_alone(config, tmp_path):

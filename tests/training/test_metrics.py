@@ -5,9 +5,10 @@ import dataclasses
 import pytest
 from support.runs import log_lines
 
+from upalm.training import launch
 from upalm.training.config import LoggingConfig
 from upalm.training.launch import run
-from upalm.training.metrics import Metrics, read
+from upalm.training.metrics import Metrics, TensorBoard, read
 
 
 def test_tensorboard_has_the_same_numbers(config):
@@ -25,6 +26,13 @@ def test_tensorboard_has_the_same_numbers(config):
     for row in log_lines(config.out):
         for name in {"loss", "grad_norm", "validation_loss"} & row.keys():
             assert written[row["step"], name] == pytest.approx(row[name], rel=1e-6)
+
+
+def test_writer_that_is_not_installed_is_refused_first(config, monkeypatch):
+    monkeypatch.setattr(TensorBoard, "PACKAGE", "upalm_without_such_a_package")
+    monkeypatch.setattr(launch, "prepare", lambda *arguments: pytest.fail("weights were prepared first"))
+    with pytest.raises(ValueError, match=r"--logging.writers tensorboard needs: pip install 'upalm\[loggers\]'"):
+        run(dataclasses.replace(config, logging=LoggingConfig(writers=("tensorboard",))))
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from upalm.data.readers import Document
 from upalm.data.tokenizer import SentencePiece
 from upalm.data.tokens import encode
 from upalm.model.palm import Decoder
-from upalm.training import loop
+from upalm.training import launch, loop
 from upalm.training.config import CheckpointConfig, Scratch
 from upalm.training.launch import run
 from upalm.training.resume import check_folder
@@ -163,6 +163,27 @@ def test_folder_that_is_a_file_is_refused(config, tmp_path):
     for out in (tmp_path / "file", tmp_path / "file" / "run"):
         with pytest.raises(ValueError, match=r"file is a file, expected a folder"):
             run(dataclasses.replace(config, out=out))
+
+
+def test_checkpoint_folder_that_cannot_be_made_is_refused(config):
+    """Root may write in /proc, says the system, but nobody can."""
+    with pytest.raises(ValueError, match=r"/proc.* (not writable|cannot be written to)"):
+        run(dataclasses.replace(config, checkpoints=CheckpointConfig(folder="/proc/nowhere")))
+
+
+def test_checkpoint_folder_in_a_file_is_refused_first(config, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(launch, "prepare", lambda *arguments: pytest.fail("weights were prepared first"))
+    with pytest.raises(ValueError, match=r"--checkpoints.folder .*file/kept: .*file is a file, expected a folder"):
+        run(dataclasses.replace(config, checkpoints=CheckpointConfig(folder=str(tmp_path / "file" / "kept"))))
+
+
+def test_refused_change_leaves_the_description(config):
+    """A start that is refused after all does not turn the command that began the run away."""
+    run(config)
+    with pytest.raises(ValueError, match="has made 12 steps, more than --n-steps 6"):
+        run(dataclasses.replace(config, n_steps=6, changed=True))
+    run(config)
 
 
 def test_run_killed_before_its_description_resumes(config):

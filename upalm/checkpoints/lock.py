@@ -22,15 +22,15 @@ def hold(folder: Path | str) -> Iterator[None]:
     """Hold the lock of a folder, on the first process of a run; nothing in a bucket, which has no locks.
 
     Raises:
-        ValueError: another run holds it, on every process.
+        ValueError: another run holds it, or the folder cannot be written to; on every process.
     """
-    file, error = None, None
-    if processes.is_first() and not is_remote(folder):
-        try:
-            file = _acquire(Path(folder))
-        except ValueError as e:
-            error = e
-    processes.raise_everywhere(error)
+    file = None
+    with processes.raising_everywhere():
+        if processes.is_first() and not is_remote(folder):
+            try:
+                file = _acquire(Path(folder))
+            except OSError as e:
+                raise ValueError(f"{folder} cannot be written to ({e.strerror}): choose another folder.") from e
     try:
         yield
     finally:

@@ -113,8 +113,10 @@ def agree(settings: dict[str, Any]) -> None:
         if other.get(name) != everyone[0].get(name)
     ]
     if disagreements:
-        raise ValueError(
-            f"the processes disagree: {'; '.join(disagreements)}. Start all with the same command and packages."
+        raise _marked(
+            ValueError(
+                f"the processes disagree: {'; '.join(disagreements)}. Start all with the same command and packages."
+            )
         )
 
 
@@ -142,9 +144,31 @@ def raise_everywhere(error: Exception | None) -> None:
         messages = _gather_text("" if error is None else str(error) or type(error).__name__)
         if error is None and any(messages):
             first = next(i for i, message in enumerate(messages) if message)
-            raise ValueError(f"process {first}: {messages[first]}")
+            raise _marked(ValueError(f"process {first}: {messages[first]}"))
     if error is not None:
-        raise error
+        raise _marked(error)
+
+
+@contextmanager
+def raising_everywhere() -> Iterator[None]:
+    """Raise on all processes an error that any has in the block, which holds no collectives, as `raise_everywhere`."""
+    error = None
+    try:
+        yield
+    except Exception as e:
+        error = e
+    raise_everywhere(error)
+
+
+def _marked(error: Exception) -> Exception:
+    """The error, marked as one that all processes raise."""
+    vars(error)["is_everywhere"] = True
+    return error
+
+
+def is_everywhere(error: Exception) -> bool:
+    """Whether all processes raise this error together, so that none needs to be told."""
+    return "is_everywhere" in vars(error)
 
 
 def is_first() -> bool:

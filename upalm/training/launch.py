@@ -3,6 +3,7 @@
 import os
 import shlex
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import chdir, contextmanager, nullcontext
 from dataclasses import replace
@@ -12,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from jax.sharding import AbstractMesh, Mesh
 
 from upalm import ul2r
@@ -24,6 +26,7 @@ from upalm.distributed import processes, runtime
 from upalm.distributed.processes import ProcessConfig
 from upalm.distributed.runtime import enable_compilation_cache
 from upalm.distributed.sharding import check_rows
+from upalm.files import is_remote
 from upalm.model.config import ModelConfig
 from upalm.model.palm import Decoder, empty_model, param_shardings
 from upalm.training import metrics
@@ -49,14 +52,17 @@ def run(config: TrainConfig, describe: Callable[[TrainConfig, ModelConfig, Mesh 
     enable_compilation_cache()
     with _ends_with_its_peers():
         processes.agree(config.shared() | {"versions": runtime.versions()})
-        mesh = config.mesh.build()
+        with processes.raising_everywhere():
+            mesh = config.mesh.build()
+            metrics.check_writers(config.logging.writers)
         with jax.set_mesh(mesh) if mesh is not None else nullcontext():
             check_folder(config)
             model, tokenizer = prepare(config, mesh)
             processes.agree({"tokenizer": tokenizer.hash})
             on_mesh = f", {mesh.size} devices {dict(mesh.shape)} of {jax.process_count()} processes" if mesh else ""
             _say(f"{model.config.n_params / 1e6:.2f}M parameters, vocabulary {tokenizer.vocab_size}{on_mesh}")
-            train, validation = open_source(config.data, tokenizer)
+            with processes.raising_everywhere():
+                train, validation = open_source(config.data, tokenizer)
             n_train, n_validation = (sum(corpus.n_tokens for corpus, _ in split) for split in (train, validation))
             _say(f"{n_train:,} training and {n_validation:,} validation tokens")
             if describe is not None and jax.process_count() == 1:
@@ -73,11 +79,13 @@ def run_once(config: TrainConfig) -> Path:
     Raises:
         ValueError: the folder holds another run; otherwise see `run`.
     """
+    config.processes.connect()  # before the check, which asks JAX for the number of this process
     check_folder(config)
-    checkpoint = Path(config.checkpoints.folder or config.out) / "steps" / str(config.n_steps)
+    kept = config.checkpoints.folder or config.out
+    checkpoint = epath.Path(kept) / "steps" / str(config.n_steps)
     if not checkpoint.is_dir():
         run(config)
-    return checkpoint
+    return Path(config.out if is_remote(kept) else kept) / "steps" / str(config.n_steps)
 
 
 def run_and_export(config: TrainConfig) -> Path:
@@ -166,19 +174,23 @@ def rerun(folder: Path, changes: dict[str, Any]) -> Path:
 
 @contextmanager
 def _ends_with_its_peers() -> Iterator[None]:
-    """End at once with an error when another process is gone, because waiting for it would never end."""
+    """End at once with an error of this process alone, or when another is gone: waiting for them would never end."""
     try:
         yield
-    except jax.errors.JaxRuntimeError as e:
-        if jax.process_count() == 1:
+    except FloatingPointError:
+        raise  # the loss is the same on all processes
+    except Exception as e:
+        if jax.process_count() == 1 or processes.is_everywhere(e):
             raise
-        reason = str(e).strip().split("\n")[0][:300]
-        print(
-            f"error: process {jax.process_index()} lost another process of the run ({reason}). "
-            "Start the same command again on all hosts: it resumes from the newest checkpoint.",
-            file=sys.stderr,
-            flush=True,
-        )
+        me, reason = f"error: process {jax.process_index()}", str(e).strip().split("\n")[0][:300]
+        if isinstance(e, jax.errors.JaxRuntimeError):
+            what = f"{me} failed, or lost another process of the run ({reason})."
+        elif isinstance(e, ValueError | OSError):
+            what = f"{me}: {e}"
+        else:
+            what = f"{traceback.format_exc()}{me} ended."
+        advice = "Start the same command again on all hosts: it resumes from the newest checkpoint."
+        print(f"{what} {advice}", file=sys.stderr, flush=True)
         os._exit(1)
 
 
@@ -190,6 +202,13 @@ def prepare(config: TrainConfig, mesh: Mesh | None = None) -> tuple[LazyModel, T
     Raises:
         ValueError: a checkpoint, vocabulary, mesh or row length that does not fit.
     """
+    with processes.raising_everywhere():  # to read a checkpoint that one process lacks, the others would wait for it
+        shape, tokenizer = _open_start(config, mesh)
+    return LazyModel(shape, partial(_weights, config, shape, mesh)), tokenizer
+
+
+def _open_start(config: TrainConfig, mesh: Mesh | None) -> tuple[ModelConfig, Tokenizer]:
+    """Shape of the model that the run starts from, and its tokenizer, without weights."""
     if isinstance(config.start, Continue):
         model, tokenizer, _ = open_checkpoint(resumed_folder(config) or config.start.checkpoint)
         shape = config.start.reshaped(model)
@@ -207,7 +226,7 @@ def prepare(config: TrainConfig, mesh: Mesh | None = None) -> tuple[LazyModel, T
             f"the tokenizer has {tokenizer.vocab_size} subwords, the model {shape.vocab_size} embeddings: "
             f"set --start.model.vocab-size {tokenizer.vocab_size}, or build the shards with a smaller --vocab-size."
         )
-    return LazyModel(shape, partial(_weights, config, shape, mesh)), tokenizer
+    return shape, tokenizer
 
 
 def _weights(config: TrainConfig, shape: ModelConfig, mesh: Mesh | None) -> Decoder:

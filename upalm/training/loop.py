@@ -55,17 +55,21 @@ def fit(
     mesh = None if jax.sharding.get_mesh().empty else jax.sharding.get_mesh()
     optimizer = config.optimizer.build(config.n_steps)
     check_folder(config)
-    feed = Feed(config, tokenizer.symbols, train, validation, mesh)
-    about = {"run": config.identity(), "tokenizer": tokenizer.hash, "data": feed.fingerprint()}
+    with processes.raising_everywhere():
+        feed = Feed(config, tokenizer.symbols, train, validation, mesh)
+        data = feed.fingerprint()
+    processes.agree({"training data": data})
+    about = {"run": config.identity(), "tokenizer": tokenizer.hash, "data": data}
     denoisers, model = [d.name for d in feed.mixture], LazyModel.of(model)
     with ExitStack() as stack:
         # restore
         checkpoints = stack.enter_context(_open_checkpoints(config))
         check_checkpoints(config, checkpoints, about, tokenizer.hashes)
-        _describe_run(config, model.config, tokenizer, feed.mixture)
         step, state = first_state(config, model, optimizer, mesh, checkpoints)
         feed.restart(step, read_skips(config.out))
-        log = stack.enter_context(StepLog(config, model.config, denoisers, step, title))
+        with processes.raising_everywhere():
+            _describe_run(config, model.config, tokenizer, feed.mixture)  # only once nothing refuses the run any more
+            log = stack.enter_context(StepLog(config, model.config, denoisers, step, title))
         interrupted = stack.enter_context(_interruptible())
         requests, timer = Requests(mesh), _SaveTimer(config.checkpoints.minutes)
         while step < config.n_steps:

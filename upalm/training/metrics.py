@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,11 @@ from upalm.files import parse_json, write_atomically
 class TensorBoard:
     """Write event files into `folder`/tensorboard."""
 
+    PACKAGE = "tensorboardX"
+
     def __init__(self, folder: Path):
-        try:
-            from tensorboardX import SummaryWriter
-        except ImportError as e:
-            raise ValueError("writing for TensorBoard needs: pip install 'upalm[loggers]'.") from e
+        from tensorboardX import SummaryWriter
+
         self._writer = SummaryWriter(str(folder / "tensorboard"))
 
     def write(self, step: int, values: dict[str, float]) -> None:
@@ -33,11 +34,11 @@ class TensorBoard:
 class Wandb:
     """Log to Weights & Biases, configured by its environment variables (WANDB_PROJECT, WANDB_MODE, ...)."""
 
+    PACKAGE = "wandb"
+
     def __init__(self, folder: Path):
-        try:
-            import wandb
-        except ImportError as e:
-            raise ValueError("writing for Weights & Biases needs: pip install 'upalm[loggers]'.") from e
+        import wandb
+
         number = hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:12]  # a resumed run is the same run
         self._run = wandb.init(dir=str(folder), name=folder.name, id=number, resume="allow")
 
@@ -57,6 +58,17 @@ WRITERS = {"tensorboard": TensorBoard, "wandb": Wandb}
 """Places that metrics are written to, beside metrics.jsonl."""
 
 
+def check_writers(names: Sequence[str]) -> None:
+    """Refuse writers whose packages are not installed, on the first process, which writes.
+
+    Raises:
+        ValueError: how to install them.
+    """
+    missing = [name for name in names if find_spec(WRITERS[name].PACKAGE) is None]
+    if missing and is_first():
+        raise ValueError(f"--logging.writers {' '.join(missing)} needs: pip install 'upalm[loggers]'.")
+
+
 class Metrics:
     """Write metrics.jsonl, and to other writers, on the first process.
 
@@ -72,6 +84,7 @@ class Metrics:
         self._file, self._writers = None, []
         if not is_first():
             return
+        check_writers(writers)
         self._path, self._writers = path, [WRITERS[name](path.parent) for name in writers]
         self.rewind(first_step)
 

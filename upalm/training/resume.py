@@ -1,6 +1,7 @@
 """Begin or resume: the state that a run starts from, and refusals of folders that hold another run."""
 
 import os
+import secrets
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -31,39 +32,63 @@ _LEFT_BY_A_KILL = {"lock", "steps"}
 def check_folder(config: TrainConfig) -> None:
     """Refuse a run folder that is in use or holds something else; another run only unless `changed` is set.
 
-    The first process decides, since it alone writes there.
+    The first process decides, since it alone writes there; but each writes its part of a checkpoint.
 
     Raises:
-        ValueError: the process that uses the folder, the settings that differ, or that it is no folder of a run.
+        ValueError: the process that uses the folder, the settings that differ, that it is no folder of a run, or the
+            first process that sees another folder of checkpoints.
     """
-    error = None
-    if processes.is_first():
-        try:
+    with processes.raising_everywhere():
+        if processes.is_first():
             _check_folder(config)
-        except ValueError as e:
-            error = e
-    processes.raise_everywhere(error)
+    if jax.process_count() > 1:
+        _check_shared(config.checkpoints.folder or config.out)
+
+
+def _check_shared(folder: Path | str) -> None:
+    """Refuse a folder that only some of the processes see: the others would wait in vain for the first checkpoint."""
+    sign = epath.Path(folder) / f"{processes.broadcast_from_first(secrets.token_hex(8))}.new"
+    with lock.hold(folder):  # which makes the folder, and removes it if it stays empty
+        with processes.raising_everywhere():
+            if processes.is_first():
+                sign.write_text("")
+        try:
+            with processes.raising_everywhere():
+                if not sign.exists():
+                    raise ValueError(
+                        f"{folder} here is another folder than on process 0: "
+                        "set --checkpoints.folder to a disk that all hosts see, or to a bucket."
+                    )
+        finally:
+            if processes.is_first():
+                sign.unlink()
 
 
 def _check_folder(config: TrainConfig) -> None:
     for folder in config.folders():
         lock.check_free(folder)
-    out = config.out
-    nearest = next(p for p in (out, *out.absolute().parents) if p.exists())
-    if not nearest.is_dir():
-        raise ValueError(f"--out {out}: {nearest} is a file, expected a folder.")
+    out, elsewhere = config.out, config.checkpoints.folder
+    _check_writable("--out", out)
+    if elsewhere and not is_remote(elsewhere):
+        _check_writable("--checkpoints.folder", Path(elsewhere))
     source = Path(config.data.source)
     if source.is_dir() and not built_folders(str(source)) and out.resolve().is_relative_to(source.resolve()):
         raise ValueError(f"--out {out} lies in the training text, {source}: choose another folder.")
     run_folder, _ = split_step(out.absolute())
     if run_folder != out.absolute():
         raise ValueError(f"--out {out} is a place of checkpoints of the run {run_folder}: choose another --out.")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise ValueError(f"--out {out}: {nearest} is not writable, choose another folder.")
     if (out / "config.json").is_file():
         _refuse_changes(config, description(out)["run"], out)
     elif out.exists() and (others := {p.name for p in out.iterdir() if p.suffix != ".new"} - _LEFT_BY_A_KILL):
         raise ValueError(f"--out {out} holds other files, such as {min(others)}: choose another --out.")
+
+
+def _check_writable(option: str, folder: Path) -> None:
+    nearest = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    if not nearest.is_dir():
+        raise ValueError(f"{option} {folder}: {nearest} is a file, expected a folder.")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise ValueError(f"{option} {folder}: {nearest} is not writable, choose another folder.")
 
 
 def check_checkpoints(
@@ -80,7 +105,9 @@ def check_checkpoints(
     Raises:
         ValueError: what differs, or the folder where the run's checkpoints lie instead.
     """
-    _refuse_to_begin_anew(config, checkpoints)
+    with processes.raising_everywhere():
+        if processes.is_first():  # the others may have another disk at `out`
+            _refuse_to_begin_anew(config, checkpoints)
     for step in checkpoints.steps():
         try:
             stored = checkpoints.about(step)
