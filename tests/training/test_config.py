@@ -74,7 +74,7 @@ def test_misspelt_choices_are_refused(settings, change, message):
         check(settings, **change)
 
 
-@pytest.mark.parametrize("out", ["gs://bucket/run", Path("gs://bucket/run"), Path("gs://bucket/run").absolute()])
+@pytest.mark.parametrize("out", [Path("gs://bucket/run"), Path("gs://bucket/run").absolute()])
 def test_run_folder_in_a_bucket_is_refused(out):
     """It would be a local folder `gs:/bucket/run`, and end with its machine."""
     with pytest.raises(ValueError, match="--out gs://bucket/run is in a bucket.*--checkpoints.folder gs://bucket/run"):

@@ -151,7 +151,11 @@ def raise_everywhere(error: Exception | None) -> None:
 
 @contextmanager
 def raising_everywhere() -> Iterator[None]:
-    """Raise on all processes an error that any has in the block, which holds no collectives, as `raise_everywhere`."""
+    """Raise on all processes an error that any has in the block, which holds no collectives.
+
+    Raises:
+        Exception: see `raise_everywhere`.
+    """
     error = None
     try:
         yield
