@@ -183,14 +183,16 @@ def _ends_with_its_peers() -> Iterator[None]:
         if jax.process_count() == 1 or processes.is_everywhere(e):
             raise
         me, reason = f"error: process {jax.process_index()}", str(e).strip().split("\n")[0][:300]
-        if isinstance(e, jax.errors.JaxRuntimeError):
-            what = f"{me} failed, or lost another process of the run ({reason})."
-        elif isinstance(e, ValueError | OSError):
-            what = f"{me}: {e}"
-        else:
-            what = f"{traceback.format_exc()}{me} ended."
         advice = "Start the same command again on all hosts: it resumes from the newest checkpoint."
-        print(f"{what} {advice}", file=sys.stderr, flush=True)
+        if isinstance(e, ValueError):
+            what = f"{me}: {e}"  # which says what to do
+        elif isinstance(e, OSError):
+            what = f"{me}: {e} {advice}"
+        elif isinstance(e, jax.errors.JaxRuntimeError):
+            what = f"{me} failed, or lost another process of the run ({reason}). {advice}"
+        else:
+            what = f"{traceback.format_exc()}{me} ended. {advice}"
+        print(what, file=sys.stderr, flush=True)
         os._exit(1)
 
 
