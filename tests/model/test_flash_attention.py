@@ -1,25 +1,33 @@
-"""TPU kernels, interpreted on the CPU, against `attend`: values and gradients, over any packing."""
+"""TPU kernels: values and gradients, interpreted on the CPU, against `attend` over any packing; programs for TPUs."""
+
+import importlib.util
+import os
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.environment import USERS_FLAGS
 
 from upalm.model import flash_attention
 from upalm.model.attention import KeyRange, attend, key_range
 from upalm.model.flash_attention import RowRanges
+from upalm.planning import topology
+from upalm.planning.search import WITHOUT_TPU
 
 T, H = 256, 128
 
 
-def packing(kind: str, rng) -> KeyRange:
+def packing(kind: str, rng, n: int = T) -> KeyRange:
     """Key ranges of two rows."""
-    segment_ids, prefix = np.zeros((2, T), np.int16), np.zeros((2, T), bool)
+    segment_ids, prefix = np.zeros((2, n), np.int16), np.zeros((2, n), bool)
     if kind == "random":
         for row in range(2):
-            edges = np.sort(rng.choice(np.arange(1, T), rng.integers(0, 6), replace=False))
-            segment_ids[row] = np.searchsorted(edges, np.arange(T), side="right") + 1
-            segment_ids[row, T - rng.integers(0, 60) :] = 0
+            edges = np.sort(rng.choice(np.arange(1, n), rng.integers(0, 6), replace=False))
+            segment_ids[row] = np.searchsorted(edges, np.arange(n), side="right") + 1
+            segment_ids[row, n - rng.integers(0, 60) :] = 0
             for segment in np.unique(segment_ids[row]):
                 here = np.flatnonzero(segment_ids[row] == segment)
                 prefix[row, here[: rng.integers(0, len(here) + 1)]] = segment > 0
@@ -38,10 +46,22 @@ def ranges_of(visible: KeyRange, n_heads: int) -> RowRanges:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("kind", ["random", "random again", "one causal segment", "one prefix", "all padding"])
 def test_values_and_gradients(kind, dtype):
+    check_values_and_gradients(kind, dtype, T)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", ["random", "one prefix"])
+def test_rows_longer_than_a_call(kind, dtype, monkeypatch):
+    """Of 640 keys a call takes 512 in the forward pass, and 256 in the backward pass."""
+    monkeypatch.setattr(flash_attention, "_VMEM", 256 * H * (8 * jnp.dtype(dtype).itemsize + 8))
+    check_values_and_gradients(kind, dtype, 5 * 128)
+
+
+def check_values_and_gradients(kind: str, dtype: str, n: int) -> None:
     n_heads, rng = 3, np.random.default_rng(len(kind))
-    visible = packing("random" if kind.startswith("random") else kind, rng)
-    q, d_out = (jnp.asarray(rng.normal(size=(2, T, n_heads, H)), dtype) for _ in range(2))
-    k, v = (jnp.asarray(rng.normal(size=(2, T, H)), dtype) for _ in range(2))
+    visible = packing("random" if kind.startswith("random") else kind, rng, n)
+    q, d_out = (jnp.asarray(rng.normal(size=(2, n, n_heads, H)), dtype) for _ in range(2))
+    k, v = (jnp.asarray(rng.normal(size=(2, n, H)), dtype) for _ in range(2))
     expected, gradient = jax.vjp(lambda q, k, v: attend(q, k[:, None], v[:, None], visible), q, k, v)
 
     rows, scaled, d_rows = ranges_of(visible, n_heads), (q * H**-0.5).reshape(2, -1, H), d_out.reshape(2, -1, H)
@@ -80,12 +100,52 @@ def test_shapes_without_whole_blocks_are_refused():
 @pytest.mark.parametrize(
     ("shape", "expected"),
     [
-        ((2048 * 16, 2048, 256, 2), True),
-        ((1024 * 6, 1024, 128, 2), True),
-        ((16, 2048, 256, 2), False),  # a decoding step
-        ((2048, 2048, 64, 2), False),
-        ((32768, 32768, 256, 2), False),  # a row's keys and values do not fit beside the arithmetic
+        ((2048 * 16, 2048, 256), True),
+        ((1024 * 6, 1024, 128), True),
+        ((16, 2048, 256), False),  # a decoding step
+        ((2048, 2048, 64), False),
+        ((32768, 32768, 256), True),
     ],
 )
 def test_shapes_that_the_kernels_take(shape, expected):
     assert flash_attention.fits(*shape) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason=f"no libtpu: {topology.INSTALL}")
+@pytest.mark.parametrize("slice_name", ["v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
+def test_kernels_compile_for_tpus(slice_name, monkeypatch):
+    for name, value in (WITHOUT_TPU | {"XLA_FLAGS": USERS_FLAGS}).items():
+        monkeypatch.setitem(os.environ, name, value)
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        refusals = pool.submit(compile_kernels, slice_name).result()
+    assert not refusals
+
+
+def compile_kernels(slice_name: str) -> dict[str, str]:
+    """Compile both kernels for a described slice. Returns what the compiler says of the shapes that it refuses."""
+    sharding = jax.sharding.SingleDeviceSharding(topology.target_of(slice_name).devices[0])
+    refusals = {}
+    for s, h, dtype in LONG_ROWS:
+        g, r = 2, 2 * s
+        q, k, row, edge = (
+            jax.ShapeDtypeStruct(shape, d, sharding=sharding)
+            for shape, d in (((g, r, h), dtype), ((g, s, h), dtype), ((g, r), jnp.float32), ((g, r), jnp.int32))
+        )
+        rows = RowRanges(edge, edge)
+        for kernel, arguments in (("forward", (q, k, k, rows)), ("backward", (q, k, k, rows, q, row, q))):
+            try:
+                jax.jit(getattr(flash_attention, kernel)).lower(*arguments).compile()
+            except jax.errors.JaxRuntimeError as e:
+                refusals[f"{kernel} {s} x {h} {dtype}"] = str(e)[:300]
+    return refusals
+
+
+LONG_ROWS = [
+    (2048, 256, "bfloat16"),  # the recipes' longest
+    (8192, 128, "bfloat16"),
+    (4096, 256, "bfloat16"),
+    (16384, 128, "bfloat16"),
+    (4096, 128, "float32"),
+]
+"""Keys, width and type of rows that TPUs train on."""

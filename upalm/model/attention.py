@@ -217,7 +217,7 @@ def _fastest(
     """Result of the platform's kernel if it takes the shapes, and of `plain` otherwise."""
     (_, t, n, h), (_, k, s, _) = q_BTNH.shape, k_BKSH.shape
     kernels = {}
-    if flash_attention.fits(t * n // k, s, h, k_BKSH.dtype.itemsize):
+    if flash_attention.fits(t * n // k, s, h):
         kernels["tpu"] = tpu
     if library_fits(t, s, h, k_BKSH.dtype):
         kernels["cuda"] = cuda

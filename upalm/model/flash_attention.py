@@ -2,12 +2,12 @@
 
 No score leaves the chip's memory, and blocks of keys outside every range are never visited. The queries of all heads
 that share a key head are rows of one matrix, so that the keys are read once for all of them. Scores are held with keys
-along rows, so that a query's range and sum lie along lanes.
+along rows, so that a query's range and sum lie along lanes. A call holds all its keys; longer rows take several calls.
 
 Dims: G batch rows x key heads, R query rows (positions x query heads per key head), S key positions, H d_head.
 """
 
-from functools import partial
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -23,8 +23,8 @@ with epy.lazy_imports():  # a twelfth of the time that JAX takes to import, for 
 _LOWEST = -1e30
 
 
-_VMEM = 8 * 2**20
-"""Most bytes for the keys and values of a row; longer rows take the plain path."""
+_VMEM = 12 * 2**20
+"""Most bytes for the keys of a call and what belongs to them; blocks of queries take the rest of the 16 MiB of a v4."""
 
 
 class RowRanges(NamedTuple):
@@ -34,9 +34,9 @@ class RowRanges(NamedTuple):
     end: Int[Array, "G R"]
 
 
-def fits(n_rows: int, n_keys: int, d_head: int, itemsize: int) -> bool:
-    """Whether the kernels take these shapes: whole blocks, and a row's keys and values within VMEM."""
-    return bool(_block(n_rows) and _block(n_keys)) and d_head % 128 == 0 and 2 * n_keys * d_head * itemsize <= _VMEM
+def fits(n_rows: int, n_keys: int, d_head: int) -> bool:
+    """Whether the kernels take these shapes: whole blocks."""
+    return bool(_block(n_rows) and _block(n_keys)) and d_head % 128 == 0
 
 
 def forward(
@@ -48,6 +48,22 @@ def forward(
     interpret: bool = False,
 ) -> tuple[Float[Array, "G R H"], Float[Array, "G R"]]:
     """Attention of scaled queries, and the log-sum-exp of each row's scores."""
+    n_bytes = 4 * k_GSH.dtype.itemsize  # keys and values, those of this step and of the next
+    parts = _parts(rows, k_GSH.shape, n_bytes)
+    results = [_forward(q_GRH, k_GSH[:, keys], v_GSH[:, keys], part, interpret) for keys, part in parts]
+    out_GRH, log_total_GR = reduce(_merge, results)
+    return out_GRH.astype(q_GRH.dtype), log_total_GR
+
+
+def _merge(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Array]:
+    """Attention over the keys of two calls, from that over the keys of each."""
+    (a_GRH, a_GR), (b_GRH, b_GR) = a, b
+    log_total_GR = jnp.logaddexp(a_GR, b_GR)
+    share_of_a, share_of_b = (jnp.exp(x - log_total_GR)[..., None] for x in (a_GR, b_GR))
+    return share_of_a * a_GRH.astype(jnp.float32) + share_of_b * b_GRH.astype(jnp.float32), log_total_GR
+
+
+def _forward(q_GRH: Array, k_GSH: Array, v_GSH: Array, rows: RowRanges, interpret: bool) -> tuple[Array, Array]:
     (g, r, h), s = q_GRH.shape, k_GSH.shape[1]
     call = _Call(g, r, s, h)
     out, log_total = pl.pallas_call(
@@ -81,10 +97,29 @@ def backward(
     interpret: bool = False,
 ) -> tuple[Float[Array, "G R H"], Float[Array, "G S H"], Float[Array, "G S H"]]:
     """Gradients of scaled queries, keys and values, the last two summed in fp32 over all rows."""
+    n_bytes = 8 * k_GSH.dtype.itemsize + 8  # as in `forward`, as much again for the gradients, and their fp32 sums
+    parts = _parts(rows, k_GSH.shape, n_bytes)
+    mean_GR = jnp.sum((d_out_GRH * out_GRH).astype(jnp.float32), -1)
+    by_row = log_total_GR, mean_GR, d_out_GRH
+    results = [_backward(q_GRH, k_GSH[:, keys], v_GSH[:, keys], part, *by_row, interpret) for keys, part in parts]
+    d_q, d_k, d_v = zip(*results, strict=True)
+    d_q_GRH = reduce(lambda a, b: a.astype(jnp.float32) + b.astype(jnp.float32), d_q)
+    return d_q_GRH.astype(q_GRH.dtype), jnp.concatenate(d_k, 1), jnp.concatenate(d_v, 1)
+
+
+def _backward(
+    q_GRH: Array,
+    k_GSH: Array,
+    v_GSH: Array,
+    rows: RowRanges,
+    log_total_GR: Array,
+    mean_GR: Array,
+    d_out_GRH: Array,
+    interpret: bool,
+) -> tuple[Array, Array, Array]:
     (g, r, h), s = q_GRH.shape, k_GSH.shape[1]
     call = _Call(g, r, s, h, most_rows=256)
-    mean_GR = jnp.sum((d_out_GRH * out_GRH).astype(jnp.float32), -1)
-    along = [x[:, None] for x in (rows.start, rows.end, log_total_GR, mean_GR)]
+    along = [x[:, None] for x in (*rows, log_total_GR, mean_GR)]
     return pl.pallas_call(
         partial(_backward_kernel, block=call.keys),
         grid_spec=call.grid(
@@ -98,6 +133,19 @@ def backward(
         interpret=interpret,
         name="flash_backward",
     )(*call.blocks_seen(rows), q_GRH, k_GSH, v_GSH, *along, d_out_GRH)
+
+
+def _parts(rows: RowRanges, shape: tuple[int, ...], n_bytes: int) -> list[tuple[slice, RowRanges]]:
+    """Keys of each call, and the ranges within them, for `n_bytes` of VMEM per number of the keys.
+
+    Calls take a power of two, so that rows of usual lengths are cut into equal parts.
+    """
+    _, n_keys, d_head = shape
+    most = 1 << ((_VMEM // (d_head * n_bytes)).bit_length() - 1)
+    if n_keys <= most:
+        return [(slice(None), rows)]
+    parts = [slice(start, min(start + most, n_keys)) for start in range(0, n_keys, most)]
+    return [(keys, RowRanges(*(jnp.clip(x, keys.start, keys.stop) - keys.start for x in rows))) for keys in parts]
 
 
 # --- Kernels --------------------------------------------------------------------------------------
@@ -179,7 +227,7 @@ class _Call:
     """Grid of a call: one step per batch row and key head, and block of query rows."""
 
     def __init__(self, g: int, r: int, s: int, h: int, most_rows: int = 512):
-        if not fits(r, s, h, 1):
+        if not fits(r, s, h):
             raise ValueError(f"{r} query rows, {s} keys and heads of {h}: expected multiples of 128.")
         self.shape = (g, r, s, h)
         self.rows, self.keys = _block(r, most_rows), _block(s)
