@@ -49,7 +49,7 @@ from upalm.planning.search import Request, resolve_config
 config, model = resolve_config(Request("ul2r_540b", "540b", (), "v4:8x8x8", 1))
 tokens = config.n_steps * config.data.batch_size * config.data.seq_len
 print(f"{model.n_params / 1e9:.0f}B parameters, {tokens / 1e9:.2f}B tokens")
-flops = tokens * model.train_flops_per_token()
+flops = tokens * model.train_flops_per_token(config.data.seq_len)
 hours = flops / (512 * CHIPS["v4"].flops) / 3600
 print(f"{flops:.2e} FLOPs: {hours:.1f} hours of 512 TPU v4 at their peak")
 

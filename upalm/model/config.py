@@ -133,13 +133,19 @@ class ModelConfig:
         """Multiplications per token in the scores of all layers and heads: LHQT."""
         return self.n_layers * self.n_heads * self.d_head * (seq_len or self.seq_len)
 
-    def mfu(self, tokens_per_second: float, n_chips: int, peak_flops: float) -> float:
+    def mfu(self, tokens_per_second: float, n_chips: int, peak_flops: float, seq_len: int | None = None) -> float:
         """Model FLOPs utilisation: share of the chips' peak, without rematerialisation (PaLM section 4.1).
+
+        Args:
+            tokens_per_second: of training, on all chips.
+            n_chips: number of chips.
+            peak_flops: FLOP/s of a chip.
+            seq_len: positions per row; the longest row of the model if not given.
 
         >>> round(PALM["540b"].mfu(238.3e3, 6144, 275e12), 3)  # PaLM 540B with attention
         0.462
         """
-        return tokens_per_second * self.train_flops_per_token() / (n_chips * peak_flops)
+        return tokens_per_second * self.train_flops_per_token(seq_len) / (n_chips * peak_flops)
 
 
 def _palm(d_model: int, n_layers: int, n_heads: int, **changes) -> ModelConfig:

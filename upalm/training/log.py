@@ -116,7 +116,7 @@ class StepLog:
             by_denoiser = {f"loss_{name}": float(nll / weight) for name, nll, weight in columns if weight > 0}
             rate = np.asarray(self._learning_rate(step - 1)).item()
             values = {"loss": loss, **by_denoiser, "grad_norm": float(grad_norm), "learning_rate": rate}
-            self._metrics.write(step, values | self._throughput.report(self._model))
+            self._metrics.write(step, values | self._throughput.report(self._model, self._config.data.seq_len))
         speed = "" if tokens_per_second is None else f"  {tokens_per_second:,.0f} tokens/s"
         self._bar.update(step, f"loss {loss:.3f}{speed}")
 
@@ -151,8 +151,8 @@ class Throughput:
         self.tokens_per_second = self._n_tokens / (time.monotonic() - self._start)
         return self.tokens_per_second
 
-    def report(self, model: ModelConfig) -> dict[str, Any]:
-        """Metrics of the machine; MFU is null for a chip of unknown peak."""
+    def report(self, model: ModelConfig, seq_len: int) -> dict[str, Any]:
+        """Metrics of the machine, for rows of `seq_len`; MFU is null for a chip of unknown peak."""
         memory = {"memory_gb": memory_bytes() / 1e9}
         if self.tokens_per_second is None:
             return memory
@@ -160,7 +160,7 @@ class Throughput:
         seconds = max(time.monotonic() - self._start, 1e-9)
         return memory | {
             "tokens_per_second": self.tokens_per_second,
-            "mfu": None if chip is None else model.mfu(self.tokens_per_second, n, chip.flops),
+            "mfu": None if chip is None else model.mfu(self.tokens_per_second, n, chip.flops, seq_len),
             "data_wait": self._seconds["data"] / seconds,
             "checkpoint_seconds": self._seconds["checkpoint"],
         }
