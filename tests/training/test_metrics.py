@@ -1,6 +1,7 @@
 """Metrics in metrics.jsonl, TensorBoard and W&B."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 from support.runs import log_lines
@@ -13,16 +14,8 @@ from upalm.training.metrics import Metrics, TensorBoard, read
 
 def test_tensorboard_has_the_same_numbers(config):
     pytest.importorskip("tensorboardX", reason="tensorboardX is absent: pip install '.[loggers]'")
-    from tensorboardX.proto.event_pb2 import Event
-
     run(dataclasses.replace(config, n_steps=3, logging=LoggingConfig(writers=("tensorboard",))))
-    [path] = (config.out / "tensorboard").iterdir()
-    content, written = path.read_bytes(), {}
-    while content:  # records: length, its checksum, the event, its checksum
-        n = int.from_bytes(content[:8], "little")
-        event = Event.FromString(content[12 : 12 + n])
-        written |= {(event.step, v.tag): v.simple_value for v in event.summary.value}
-        content = content[16 + n :]
+    written = {(step, tag): value for step, tag, value in points(config.out)}
     for row in log_lines(config.out):
         for name in {"loss", "grad_norm", "validation_loss"} & row.keys():
             assert written[row["step"], name] == pytest.approx(row[name], rel=1e-6)
@@ -33,6 +26,61 @@ def test_writer_that_is_not_installed_is_refused_first(config, monkeypatch):
     monkeypatch.setattr(launch, "prepare", lambda *arguments: pytest.fail("weights were prepared first"))
     with pytest.raises(ValueError, match=r"--logging.writers tensorboard needs: pip install 'upalm\[loggers\]'"):
         run(dataclasses.replace(config, logging=LoggingConfig(writers=("tensorboard",))))
+
+
+def points(out: Path) -> list[tuple[int, str, float]]:
+    """Points that TensorBoard shows: those at or after the step of a session's start are dropped there."""
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+    shown = []
+    for path in sorted((out / "tensorboard").iterdir()):
+        content = path.read_bytes()
+        while content:  # records: length, its checksum, the event, its checksum
+            n = int.from_bytes(content[:8], "little")
+            event = Event.FromString(content[12 : 12 + n])
+            if event.session_log.status == SessionLog.START:
+                shown = [point for point in shown if point[0] < event.step]
+            shown += [(event.step, v.tag, v.simple_value) for v in event.summary.value]
+            content = content[16 + n :]
+    return shown
+
+
+def write_with_rewind(out: Path, writer: str) -> None:
+    """Four losses; after a rewind to step 2, two others."""
+    log = Metrics(out / "metrics.jsonl", 0, [writer])
+    for step in range(1, 5):
+        log.write(step, {"loss": step / 8})
+    log.rewind(2)
+    for step in range(3, 5):
+        log.write(step, {"loss": step / 64})
+    log.close()
+
+
+def test_tensorboard_drops_points_after_a_rewind(tmp_path):
+    pytest.importorskip("tensorboardX", reason="tensorboardX is absent: pip install '.[loggers]'")
+    write_with_rewind(tmp_path, "tensorboard")
+    assert points(tmp_path) == [(s, "loss", x) for s, x in ((1, 1 / 8), (2, 2 / 8), (3, 3 / 64), (4, 4 / 64))]
+
+
+def test_tensorboard_drops_points_after_the_step_of_a_resume(tmp_path):
+    pytest.importorskip("tensorboardX", reason="tensorboardX is absent: pip install '.[loggers]'")
+    write_with_rewind(tmp_path, "tensorboard")
+    [first] = (tmp_path / "tensorboard").iterdir()
+    first.rename(first.with_name("events.out.tfevents.1"))  # a new file of the same second would replace it
+    Metrics(tmp_path / "metrics.jsonl", 1, ["tensorboard"]).close()
+    assert points(tmp_path) == [(1, "loss", 1 / 8)]
+
+
+@pytest.mark.slow
+def test_weights_and_biases_takes_metrics_after_a_rewind(tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb", reason="wandb is absent: pip install '.[loggers]'")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    write_with_rewind(tmp_path, "wandb")
+    wandb.teardown()  # its files are whole only then
+    [path] = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
+    content = path.read_bytes()
+    for loss in (1 / 8, 2 / 8, 3 / 8, 4 / 8, 3 / 64, 4 / 64):
+        assert str(loss).encode() in content
 
 
 @pytest.mark.slow

@@ -21,6 +21,13 @@ class TensorBoard:
 
         self._writer = SummaryWriter(str(folder / "tensorboard"))
 
+    def rewind(self, step: int) -> None:
+        """Have TensorBoard drop the points after `step`, also those of earlier files."""
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        start = Event(step=step + 1, session_log=SessionLog(status=SessionLog.START))
+        self._writer.file_writer.add_event(start)  # as `purge_step` does, which needs a new file
+
     def write(self, step: int, values: dict[str, float]) -> None:
         """Write the numbers after `step` steps, by name."""
         for name, value in values.items():
@@ -41,10 +48,16 @@ class Wandb:
 
         number = hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:12]  # a resumed run is the same run
         self._run = wandb.init(dir=str(folder), name=folder.name, id=number, resume="allow")
+        # W&B's own count of steps must rise, and ignores what is logged after a rewind
+        self._run.define_metric("step")
+        self._run.define_metric("*", step_metric="step")
+
+    def rewind(self, step: int) -> None:
+        """Keep the points after `step`, which W&B cannot drop; new ones stand beside them."""
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Write the numbers after `step` steps, by name."""
-        self._run.log(values, step=step)
+        self._run.log({"step": step, **values})
 
     def close(self) -> None:
         """Finish writing."""
@@ -89,7 +102,7 @@ class Metrics:
         self.rewind(first_step)
 
     def rewind(self, step: int) -> None:
-        """Drop the lines after `step`, but for events."""
+        """Drop the lines after `step`, but for events, and the points of writers that can drop them."""
         if not is_first():
             return
         self._close_file()
@@ -98,6 +111,8 @@ class Metrics:
             kept = [row for row in read(self._path) if row["step"] <= step or "event" in row]
         write_atomically(self._path, "".join(json.dumps(row) + "\n" for row in kept))
         self._file = self._path.open("a", encoding="utf-8")
+        for writer in self._writers:
+            writer.rewind(step)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Write one line, with numbers rounded to six digits."""
