@@ -1,6 +1,5 @@
 """Make one plan in its own process, or plans for every mesh that divides."""
 
-import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -59,10 +58,10 @@ def build_plan(request: Request) -> dict[str, Any]:
     return named | plan(step, model, target, mesh).to_json()
 
 
-def _check_topology(request: Request) -> None:
+def _count_devices(request: Request) -> int:
     from upalm.planning.topology import target_of
 
-    target_of(request.topology, request.n_slices)
+    return len(target_of(request.topology, request.n_slices).devices)
 
 
 def resolve_config(request: Request) -> tuple[Any, Any]:
@@ -160,16 +159,16 @@ def plan_every_mesh(request: Request, report: Report = lambda line: None) -> Mes
     Raises:
         ValueError: unknown topology, no compiler, no mesh divides, or the compiler refused them all.
     """
-    _in_subprocess(_check_topology, request, report)  # once, not for each mesh
+    n_devices = _in_subprocess(_count_devices, request, report)  # here, they would be held from the plans' processes
     plans, refusals = [], []
-    for overrides in _meshes(request):
+    for overrides in _meshes(request, n_devices):
         try:
             plans.append(plan_in_subprocess(request._replace(overrides=overrides), report))
         except ValueError as e:
             refusals.append(f"{' '.join(overrides)}: {e}")
     if not plans:
         reason = (
-            f"no mesh of the {_n_devices(request)} devices divides heads, feed-forward, width and batch, and compiles: "
+            f"no mesh of the {n_devices} devices divides heads, feed-forward, width and batch, and compiles: "
             "change the batch size, --accumulation or the topology."
         )
         raise ValueError("\n".join([*refusals, reason]))
@@ -177,10 +176,9 @@ def plan_every_mesh(request: Request, report: Report = lambda line: None) -> Mes
     return MeshPlans(plans, refusals)
 
 
-def _meshes(request: Request) -> Iterator[tuple[str, ...]]:
+def _meshes(request: Request, n_devices: int) -> Iterator[tuple[str, ...]]:
     """Yield the overrides of every mesh that divides."""
     config, model = resolve_config(request)
-    n_devices = _n_devices(request)
     n_rows = request.n_decoded or max(config.data.batch_sizes()) // config.accumulation
     for replicas in sorted({1, request.n_slices}):
         for n_model in (m for m in range(1, model.d_ff + 1) if _divides_model(m, model)):
@@ -193,13 +191,3 @@ def _meshes(request: Request) -> Iterator[tuple[str, ...]]:
 
 def _divides_model(n: int, model: Any) -> bool:
     return model.d_ff % n == 0 and (model.n_heads % n == 0 or model.d_head % n == 0)
-
-
-def _n_devices(request: Request) -> int:
-    if request.topology == "here":
-        import jax
-
-        return len(jax.devices())
-    family, _, sizes = request.topology.partition(":")
-    per_chip = 2 if family == "tpu7x" else 1
-    return request.n_slices * per_chip * math.prod(int(size) for size in sizes.split("x") if size.isdigit())
