@@ -9,7 +9,7 @@ Command:  upalm import-hf SOURCE --out models/base
           upalm export-hf --checkpoint runs/ul2r --out models/ul2r
 Hardware: what the config says. A run begins with the memory of its step (`upalm plan ul2r gpu24 --init models/base` has
           more), tokens, their share of the base's pretraining where that is known, and hours. JAX takes three quarters
-          of a GPU, with XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 more.
+          of a GPU, with XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 more: gpu24's 1B needs it.
 Cost:     by the config, in memory planned on a CPU, and in hours at an MFU of 40%; not measured on a GPU.
 Expected: infilling costs fewer bits per byte than under the import, and format_ok rises from 0.
 """

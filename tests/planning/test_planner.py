@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -137,6 +138,7 @@ def test_nodes_of_gpus_are_timed_and_priced_by_their_own_rates(tmp_path):
     assert within + between == pytest.approx(plan["collective_bytes"])
     hours = [1e9 / plan["tokens_per_step"] * plan[name] / 3600 for name in ("step_seconds", "serial_seconds")]
     assert plan["billion_hours"] == pytest.approx(hours) and "at 3 US dollars per device-hour" in output
+    assert "XLA_PYTHON_CLIENT_MEM_FRACTION=0.95" in output
 
 
 def test_planned_decoding_weights_lie_where_decoding_puts_them():
@@ -149,6 +151,16 @@ def test_this_machine_is_planned_for(tmp_path):
     assert plan["devices"] == 1 and plan["fits"] is None and plan["step_seconds"] is None
     assert plan["compiled_flops_per_step"] == pytest.approx(plan["flops_per_step"], rel=0.25)
     assert "unknown" in output and "papers' formula" in output
+
+
+@pytest.mark.parametrize(
+    ("reported", "capacity"), [({"bytes_limit": 30 * 2**30}, 30), (None, CHIPS["A100"].memory / GIB)]
+)
+def test_capacity_of_this_machine_is_what_it_reports(reported, capacity, monkeypatch):
+    device = SimpleNamespace(device_kind="NVIDIA A100-SXM4-40GB", memory_stats=lambda: reported)
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])
+    target = topology_module.target_of("here")
+    assert refused_plan(target, monkeypatch).capacity_gib == capacity
 
 
 def test_recipe_with_settings_of_its_own_is_planned():
@@ -245,6 +257,15 @@ def test_find_mesh_names_an_unknown_topology_once():
     assert output.count("unknown topology") == 1 and "did you mean" in output and "divides" not in output
 
 
+def test_find_mesh_leaves_the_devices_to_its_processes(monkeypatch):
+    def hold():
+        raise AssertionError("a TPU held by this process has none for the others")
+
+    monkeypatch.setattr(jax, "devices", hold)
+    [plan] = search.plan_every_mesh(Request("palm_tiny", "tiny", (), "here", 1)).plans
+    assert plan["devices"] == 1
+
+
 @needs_libtpu
 def test_find_mesh_refuses_when_none_divides():
     odd = ("--data.batch-size", "7", "--start.model.d-head", "62")
@@ -287,18 +308,22 @@ def test_memory_of_a_refused_program_is_read():
     assert planner._refused_gib("INTERNAL: something else") is None
 
 
-def test_plan_of_a_refused_program_does_not_fit(monkeypatch):
-    """The compiler's figure holds the arguments already, and less than the chip's 32 GiB are available."""
+def refused_plan(target: topology_module.Target, monkeypatch) -> planner.Plan:
+    """Plan of a small step that the compiler refuses."""
 
     def refuse(*_):
         raise jax.errors.JaxRuntimeError("HLO temporaries (31.50G) exceeds available HBM (30.75G).")
 
     monkeypatch.setattr(planner, "_compile", refuse)
     config, model = search.resolve_config(Request("palm_tiny", "tiny", (), "here", 1))
-    step = lowering.training(config, model, None)
+    return planner.plan(lowering.training(config, model, None), model, target, None)
+
+
+def test_plan_of_a_refused_program_does_not_fit(monkeypatch):
+    """The compiler's figure holds the arguments already, and less than the chip's 32 GiB are available."""
     for stands_in in (False, True):
         target = topology_module.Target("a chip", CHIPS["v4"], jax.devices()[:1], stands_in)
-        plan = planner.plan(step, model, target, None)
+        plan = refused_plan(target, monkeypatch)
         assert plan.memory_gib == {"total": 31.5} and plan.fits == stands_in
 
 

@@ -40,6 +40,13 @@ class Target:
     devices: Sequence[Any]
     stands_in: bool = False
     """Whether the devices stand in for others, which are `chip`."""
+    available: int = 0
+    """Bytes of each device that JAX may use, as it reports them; 0 if it does not."""
+
+    @property
+    def memory(self) -> float:
+        """Bytes of each device: those that it reports, or else the chip's by the table; 0 if neither is known."""
+        return float(self.available or (self.chip.memory if self.chip else 0))
 
 
 def target_of(topology: str, n_slices: int = 1) -> Target:
@@ -51,8 +58,9 @@ def target_of(topology: str, n_slices: int = 1) -> Target:
         ValueError: unknown topology, with the nearest; or `libtpu` is missing.
     """
     if topology == "here":
-        device = jax.devices()[0]
-        return Target(device.device_kind, chip_of(device.device_kind), jax.devices())
+        device = jax.local_devices()[0]
+        available = (device.memory_stats() or {}).get("bytes_limit", 0)
+        return Target(device.device_kind, chip_of(device.device_kind), jax.devices(), available=available)
     family, _, shape = topology.partition(":")
     hint = suggest(topology, TOPOLOGIES, "`upalm plan --list` names them.")
     is_slice = family in CHIPS and CHIPS[family].kind.startswith("TPU") and re.fullmatch(r"\d+(x\d+){1,2}", shape)
