@@ -97,6 +97,12 @@ def test_shapes_without_whole_blocks_are_refused():
         flash_attention.forward(q, q, q, RowRanges(ranges, ranges), interpret=True)
 
 
+def test_many_heads(monkeypatch):
+    """The blocks that rows see lie along one axis."""
+    monkeypatch.setattr(flash_attention, "_SMEM", 0)
+    check_values_and_gradients("random", "float32", T)
+
+
 @pytest.mark.parametrize(
     ("shape", "expected"),
     [
@@ -126,8 +132,8 @@ def compile_kernels(slice_name: str) -> dict[str, str]:
     """Compile both kernels for a described slice. Returns what the compiler says of the shapes that it refuses."""
     sharding = jax.sharding.SingleDeviceSharding(topology.target_of(slice_name).devices[0])
     refusals = {}
-    for s, h, dtype in LONG_ROWS:
-        g, r = 2, 2 * s
+    for g, s, h, dtype in ROWS:
+        r = s if g > 2 else 2 * s
         q, k, row, edge = (
             jax.ShapeDtypeStruct(shape, d, sharding=sharding)
             for shape, d in (((g, r, h), dtype), ((g, s, h), dtype), ((g, r), jnp.float32), ((g, r), jnp.int32))
@@ -137,15 +143,16 @@ def compile_kernels(slice_name: str) -> dict[str, str]:
             try:
                 jax.jit(getattr(flash_attention, kernel)).lower(*arguments).compile()
             except jax.errors.JaxRuntimeError as e:
-                refusals[f"{kernel} {s} x {h} {dtype}"] = str(e)[:300]
+                refusals[f"{kernel} {g} x {s} x {h} {dtype}"] = str(e)[:300]
     return refusals
 
 
-LONG_ROWS = [
-    (2048, 256, "bfloat16"),  # the recipes' longest
-    (8192, 128, "bfloat16"),
-    (4096, 256, "bfloat16"),
-    (16384, 128, "bfloat16"),
-    (4096, 128, "float32"),
+ROWS = [
+    (2, 2048, 256, "bfloat16"),  # the recipes' longest
+    (2, 8192, 128, "bfloat16"),
+    (2, 4096, 256, "bfloat16"),
+    (2, 16384, 128, "bfloat16"),
+    (2, 4096, 128, "float32"),
+    (1024, 256, 128, "bfloat16"),  # 32 rows of 32 key heads
 ]
-"""Keys, width and type of rows that TPUs train on."""
+"""Rows x key heads, keys, width and type that TPUs train on."""

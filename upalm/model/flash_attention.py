@@ -26,6 +26,9 @@ _LOWEST = -1e30
 _VMEM = 12 * 2**20
 """Most bytes for the keys of a call and what belongs to them; blocks of queries take the rest of the 16 MiB of a v4."""
 
+_SMEM = 2**19
+"""Most bytes of the 1 MiB for the blocks that rows see, as arrays of two axes, of which the second is padded to 128."""
+
 
 class RowRanges(NamedTuple):
     """Keys `start <= s < end` that each query row sees."""
@@ -207,7 +210,8 @@ def _backward_kernel(
 
 def _over_blocks(first, last, body):
     g, r = pl.program_id(0), pl.program_id(1)
-    lax.fori_loop(first[g, r], last[g, r], body, None)
+    at = (g, r) if len(first.shape) == 2 else g * pl.num_programs(1) + r
+    lax.fori_loop(first[at], last[at], body, None)
 
 
 def _scores(at, q_RH, k_SH, start_1R, end_1R):
@@ -246,8 +250,11 @@ class _Call:
         )
 
     def blocks_seen(self, rows: RowRanges) -> tuple[Array, Array]:
-        """First block of keys that each block of rows sees, and one past the last."""
-        start, end = (x.reshape(x.shape[0], -1, self.rows) for x in rows)
+        """First block of keys that each block of rows sees, and one past the last; on one axis if two do not fit."""
+        g, r, _, _ = self.shape
+        padded = -(-r // self.rows // 128) * 128
+        shape = (g, -1) if 2 * 4 * g * padded <= _SMEM else (-1,)
+        start, end = (x.reshape(*shape, self.rows) for x in rows)
         return jnp.min(start, -1) // self.keys, -(-jnp.max(end, -1) // self.keys)
 
     def cost(self, itemsize: int, *, n_products: int) -> dict[str, Any]:
