@@ -23,10 +23,11 @@ class TensorBoard:
 
     def rewind(self, step: int) -> None:
         """Have TensorBoard drop the points after `step`, also those of earlier files."""
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 
+        # what `purge_step` writes, which needs a new file: one of the same second would replace this one
         start = Event(step=step + 1, session_log=SessionLog(status=SessionLog.START))
-        self._writer.file_writer.add_event(start)  # as `purge_step` does, which needs a new file
+        self._writer.file_writer.add_event(start)  # pyright: ignore[reportOptionalMemberAccess]
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Write the numbers after `step` steps, by name."""
