@@ -11,6 +11,7 @@ import textwrap
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -25,7 +26,7 @@ from upalm.checkpoints.lineage import stages
 from upalm.data import sources
 from upalm.data.config import DataConfig
 from upalm.data.loader import Loader
-from upalm.data.tokens import encode
+from upalm.data.tokens import encode, spelling_problem
 from upalm.distributed.runtime import enable_compilation_cache
 from upalm.evals import report, text_table
 from upalm.evals.bootstrap import Estimate
@@ -112,7 +113,7 @@ class Quickstart:
     from_scratch: bool = False
     """Pretrain a base first, on `data`: that of `upalm run palm_tiny tiny` (about an hour on 2 cores)."""
     skip_undecodable: bool = False
-    """Leave out files that are not UTF-8, and count them, instead of stopping."""
+    """Leave out text that is not UTF-8, or that the tokenizer cannot spell, and list it, instead of stopping."""
     mixture: str = "ul2r_gaps"
     """Mixture of the UL2R fork: ul2r_gaps, U-PaLM's with missing lines and short gaps beside its own, in chunks of
     random length, or ul2r, U-PaLM's."""
@@ -178,12 +179,13 @@ def main(args: Quickstart) -> None:
     for config in forks.values():  # before anything is trained
         check_folder(config)
     options = ("--skip-undecodable",)
-    corpus = sources.load(args.data, skip_undecodable=args.skip_undecodable, options=options)
+    text = sources.TextSource(args.data, (), args.skip_undecodable, options)
+    corpus = text.load(partial(spelling_problem, tokenizer))
     # gaps must fit the longest form of a prompt, whichever model fills them
     lines, words = cut_gaps(corpus.validation, tokenizer, args.seq_len, args.n_rows, inputs_eos=True)
     kinds = cut_kinds(corpus.validation, tokenizer, args.seq_len, words, inputs_eos=True)
     if corpus.skipped:
-        print(f"skipped {len(corpus.skipped)} files that are not UTF-8: {', '.join(corpus.skipped)}")
+        print(f"left out {len(corpus.skipped)} texts: {'; '.join(corpus.skipped)}")
     tokens, held_out = (encode(tokenizer, documents) for documents in (corpus.train, corpus.validation))
     models = {"base": base}
     for name, config in forks.items():

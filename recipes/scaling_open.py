@@ -13,11 +13,13 @@ Expected: docs/results.md has six stages of the tiny base. No published family h
 import shutil
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from upalm.checkpoints.lineage import Stage
 from upalm.data.config import DataConfig
 from upalm.data.sources import TextSource
+from upalm.data.tokens import spelling_problem
 from upalm.evals.ladder import Measures, Start, load_held_out, open_starts
 from upalm.evals.savings_report import analyse, read_points
 from upalm.evals.suites import find_suite
@@ -127,7 +129,8 @@ def prepare_measures(args: ScalingOpen, starts: list[Start]) -> Measures:
     """Read the held-out text and find the suite's files, refusing what does not fit."""
     text = TextSource(args.data)
     files = args.bench or args.out / "questions"
-    measures = Measures(load_held_out(text), find_suite(args.suite), files, args.n_questions, args.n_rows, args.seq_len)
+    documents = load_held_out(text, partial(spelling_problem, starts[0].tokenizer))
+    measures = Measures(documents, find_suite(args.suite), files, args.n_questions, args.n_rows, args.seq_len)
     for note in text.notes():
         print(note)
     measures.check_rows(starts[0].tokenizer)

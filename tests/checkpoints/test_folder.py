@@ -35,6 +35,14 @@ def test_weights_are_hashed_once_and_only_where_they_are_read(tmp_path, tokenize
     assert hashed.count("model.safetensors") == 1
 
 
+def test_export_without_its_weights_is_damaged(tmp_path, tokenizer):
+    export(tmp_path / "m", Decoder(MODEL, key=jax.random.key(0)), tokenizer, {})
+    (tmp_path / "m" / "model.safetensors").unlink()
+    for opened in (open_checkpoint, load_model):
+        with pytest.raises(ValueError, match=r"model\.safetensors is damaged"):
+            opened(tmp_path / "m")
+
+
 def damage_export(folder, how):
     weights = folder / "model.safetensors"
     if how == "flipped":

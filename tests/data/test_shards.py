@@ -316,10 +316,10 @@ def test_text_that_a_vocabulary_cannot_spell_is_named_or_left_out(tmp_path, sour
     monkeypatch.setattr(type(tokenizer), "can_spell", lambda self, text: not text.startswith("# 7\n"))
 
     def encode(self, text):
-        raise ValueError("the vocabulary has no piece for the byte 0xF4, so that it must be left out.")
+        raise ValueError("the vocabulary has no piece for the byte 0xF4: leave such text out.")
 
     monkeypatch.setattr(type(tokenizer), "encode", encode)
-    message = r"text\.jsonl:8: the vocabulary has no piece .* left out, or with .*skip.undecodable"
+    message = r"text\.jsonl:8: the vocabulary has no piece .*: leave such text out, as .*skip.undecodable.* does"
     with pytest.raises(ValueError, match=message):
         shards.build(str(source), str(tmp_path / "built"), tokenizer)
     with pytest.raises(ValueError, match=message):

@@ -30,6 +30,14 @@ def mesh(replicas, data, model):
     return ("--mesh.replicas", replicas, "--mesh.data", data, "--mesh.model", model)
 
 
+def test_error_of_the_disk_is_one_on_all(monkeypatch):
+    """Else one process ends, and the others pass over a checkpoint that is whole."""
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(processes, "_gather_text", lambda text: [text, '["OSError", "away"]'])
+    with pytest.raises(OSError, match="process 1: away"):
+        processes.raise_everywhere(None)
+
+
 @pytest.fixture(scope="module")
 def pod(tmp_path_factory, tokenizer, source_text):
     folder = tmp_path_factory.mktemp("pod")

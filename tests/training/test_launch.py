@@ -147,6 +147,17 @@ def test_the_next_commands_parse_whatever_the_text(config, changes, is_supervise
     assert {name: getattr(measurement, name) for name in expected} == expected
 
 
+def test_the_text_is_named_from_any_directory(config, tmp_path, monkeypatch):
+    """`run --from` begins elsewhere than the run did."""
+    (tmp_path / "a.txt").write_text("text")
+    monkeypatch.chdir(tmp_path)
+    config.out.mkdir(parents=True)
+    (config.out / "metrics.jsonl").touch()
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, source="a.txt"))
+    measure = launch.summary(config, False).splitlines()[-1]
+    assert parse_command(measure, "measure").data == str(tmp_path / "a.txt")
+
+
 def parse_command(line: str, heading: str):
     """The command that a printed line proposes, parsed as the shell and the command line do."""
     printed, _, command = line.partition(": ")

@@ -128,7 +128,7 @@ def open_checkpoint(folder: Path) -> tuple[ModelConfig, Tokenizer, CheckpointInf
         with closing(Checkpoints(checkpoints_folder(run_folder), read_only=True)) as checkpoints:
             if step not in checkpoints.steps():
                 raise ValueError(f"no checkpoint {step} in {checkpoints.folder}: there are {checkpoints.steps()}.")
-    _check_files(run_folder, {name: x for name, x in _manifest(run_folder).items() if name != WEIGHTS})
+    _check_files(run_folder, {name: x if name != WEIGHTS else None for name, x in _manifest(run_folder).items()})
     tokenizer = load_tokenizer(run_folder)
     if stored["tokenizer_hash"] not in tokenizer.hashes:
         raise ValueError(
@@ -197,10 +197,11 @@ def check_weights(folder: Path) -> None:
     _check_files(folder, {name: checksum for name, checksum in _manifest(folder).items() if name == WEIGHTS})
 
 
-def _check_files(folder: Path, checksums: Mapping[str, str]) -> None:
+def _check_files(folder: Path, checksums: Mapping[str, str | None]) -> None:
+    """Refuse files that are missing or have another checksum; None stands for any."""
     for name, checksum in checksums.items():
         path = folder / name
-        if not path.is_file() or sha256_file(path) != checksum:
+        if not path.is_file() or (checksum is not None and sha256_file(path) != checksum):
             raise ValueError(f"{path} is damaged: its checksum is not that of {folder / 'manifest.json'}.")
 
 

@@ -121,7 +121,7 @@ class Checkpoints:
 
         Raises:
             ValueError: there is no checkpoint, or it is damaged or of another model; with its name.
-            OSError: it cannot be read now; MemoryError and JaxRuntimeError pass, too.
+            OSError: it cannot be read now.
         """
         step = self.latest() if step is None else step
         if step is None:
@@ -142,6 +142,7 @@ class Checkpoints:
             error = _passing_error(e, where) or ValueError(
                 f"cannot read {item} of {where} (damaged, or of another model): {reason}"
             )
+        raise_everywhere(error if isinstance(error, OSError) else None)  # first: no process passes it over
         raise_everywhere(error)
         if expected is not None:
             sums = {k: int(v) for k, v in jax.device_get(checksums(arrays)).items()}
@@ -217,15 +218,16 @@ class Checkpoints:
             self._manager.close()
 
 
-def _passing_error(error: Exception, where: str) -> Exception | None:
+def _passing_error(error: Exception, where: str) -> OSError | None:
     """Return the error to raise if the machine is to blame, and None if the checkpoint is, which is damaged then."""
-    causes = [error]
-    while isinstance(cause := causes[-1].__cause__ or causes[-1].__context__, Exception):
+    causes: list[BaseException] = []
+    cause: BaseException | None = error
+    while isinstance(cause, Exception) and not any(cause is known for known in causes):
         causes.append(cause)
+        cause = cause.__cause__ or cause.__context__
     for cause in reversed(causes):
-        if isinstance(cause, MemoryError | jax.errors.JaxRuntimeError):
-            return cause
-        if (isinstance(cause, OSError) and not isinstance(cause, _DAMAGE)) or _MAY_PASS.match(str(cause)):
-            reason = str(cause).strip().split("\n")[0][:300]
+        of_machine = isinstance(cause, OSError | MemoryError | jax.errors.JaxRuntimeError)
+        if (of_machine and not isinstance(cause, _DAMAGE)) or _MAY_PASS.match(str(cause)):
+            reason = str(cause).strip().split("\n")[0][:300] or type(cause).__name__
             return OSError(f"{where} cannot be read now, and is left as it is ({reason}): try again once it can be.")
     return None

@@ -119,7 +119,7 @@ class JsonTokenizer(Tokenizer):
             byte = next(b for b in character.encode() if b in self._missing_bytes)
             raise ValueError(
                 f"the vocabulary has no piece for the byte 0x{byte:02X}, which {character!r} (U+{ord(character):04X}) "
-                f"at character {text.index(character)} of the text needs, so that it must be left out."
+                f"at character {text.index(character)} of the text needs: leave such text out."
             )
 
     def _spell_sentinels(self, ids: list[int]) -> list[int]:

@@ -142,7 +142,7 @@ class TextSource:
                 elif self.skip_undecodable:
                     self.skipped.append(f"{document.name}: {problem}")
                 else:
-                    raise ValueError(f"{document.name}: {problem}, or with {self._skip_option()}.")
+                    raise ValueError(f"{document.name}: {problem}, as {self._skip_option()} does.")
         if n == 0:
             left_out = f" (left out: {', '.join(self.skipped[:3])})" if self.skipped else ""
             raise ValueError(f"no text in {self.source!r}: its {len(self.files)} files are empty{left_out}.")

@@ -138,13 +138,17 @@ def raise_everywhere(error: Exception | None) -> None:
     """Raise on all processes if any has an error, so that none waits for another forever.
 
     Raises:
-        ValueError: `error`, or the message of the first process that has one.
+        OSError: `error`, or the message of the first process that has one, if that is an OSError.
+        ValueError: the same of any other error.
     """
     if jax.process_count() > 1:
-        messages = _gather_text("" if error is None else str(error) or type(error).__name__)
-        if error is None and any(messages):
-            first = next(i for i, message in enumerate(messages) if message)
-            raise _marked(ValueError(f"process {first}: {messages[first]}"))
+        kind = OSError if isinstance(error, OSError) else ValueError
+        message = "" if error is None else str(error) or type(error).__name__
+        found = [json.loads(text) for text in _gather_text(json.dumps([kind.__name__, message]))]
+        if error is None and any(text for _, text in found):
+            first, (kind_there, text) = next((i, x) for i, x in enumerate(found) if x[1])
+            kind = OSError if kind_there == "OSError" else ValueError
+            raise _marked(kind(f"process {first}: {text}"))
     if error is not None:
         raise _marked(error)
 

@@ -16,7 +16,7 @@ from upalm._version import __version__
 from upalm.checkpoints.folder import load_model, open_checkpoint
 from upalm.checkpoints.lineage import Stage
 from upalm.data.readers import Document
-from upalm.data.sources import TextSource
+from upalm.data.sources import Check, TextSource, no_check
 from upalm.data.tokenizer import Tokenizer
 from upalm.evals.benchmark_files import parse_json
 from upalm.evals.bootstrap import Estimate, ratio
@@ -235,13 +235,17 @@ class Measures:
         }
 
 
-def load_held_out(text: TextSource) -> list[Document]:
+def load_held_out(text: TextSource, check: Check = no_check) -> list[Document]:
     """Read the held-out documents of a text, without those that are also in its training text, word for word.
+
+    Args:
+        text: the source.
+        check: see `TextSource.documents`.
 
     Raises:
         ValueError: see `TextSource.load`; or all are in the training text.
     """
-    validation = text.load().validation
+    validation = text.load(check).validation
     repeated = set(text.repeated)
     documents = [d for d in validation if d.name not in repeated]
     if not documents:

@@ -17,6 +17,7 @@ from scipy.optimize import isotonic_regression
 
 from upalm._version import __version__
 from upalm.checkpoints import lineage
+from upalm.checkpoints.config_json import description
 from upalm.evals import paper_numbers
 from upalm.evals.scorer import Scorer
 from upalm.model.config import PALM
@@ -333,6 +334,11 @@ def _tabulate(points: Sequence[Point], tasks: Sequence[str]) -> np.ndarray:
     return np.array([[p.scores[task] for task in tasks] for p in points])
 
 
+def _row_length(checkpoint: Path) -> int | None:
+    """Return the positions of the rows that a checkpoint's run trained on; None if no run is known."""
+    return description(checkpoint)["run"].get("data", {}).get("seq_len")
+
+
 def describe_checkpoint(
     checkpoint: Path, model: Decoder, scorer: Scorer, stages: Sequence[lineage.Stage] | None = None
 ) -> dict[str, Any]:
@@ -350,6 +356,6 @@ def describe_checkpoint(
         n_tokens = sum(stage.n_tokens for stage in stages)
         compute["stages"] = [stage._asdict() for stage in stages]
         compute["flops_6nd"] = 6 * config.n_params * n_tokens
-        compute["flops_with_attention"] = config.train_flops_per_token() * n_tokens
+        compute["flops_with_attention"] = config.train_flops_per_token(_row_length(checkpoint)) * n_tokens
     identity = {"upalm": __version__, "checkpoint": str(checkpoint), "fingerprint": scorer.fingerprint}
     return identity | {"compute": {"n_params": config.n_params} | compute}

@@ -121,7 +121,8 @@ class Continue:
     checkpoint: Annotated[Path, tyro.conf.arg(aliases=("--checkpoint", "-c"))]
     """Folder of the checkpoint: a run, one of its steps (RUN/steps/500), an export or an import."""
     remat: Literal["kept", "none", "matmuls", "full"] = "kept"
-    """Activations recomputed by the backward pass (`ModelConfig.remat`); `kept` leaves it as the checkpoint has it."""
+    """Activations recomputed by the backward pass (`ModelConfig.remat`); `kept` leaves it as the checkpoint has it, or
+    as a run that is resumed had it."""
 
     def __post_init__(self):
         check_choices(self)

@@ -32,7 +32,7 @@ from upalm.model.palm import Decoder, empty_model, param_shardings
 from upalm.training import metrics
 from upalm.training.config import Continue, TrainConfig, from_json, to_json
 from upalm.training.loop import fit
-from upalm.training.resume import LazyModel, check_folder, resumed_folder
+from upalm.training.resume import LazyModel, check_folder, check_shared, resumed_folder
 
 
 def run(config: TrainConfig, describe: Callable[[TrainConfig, ModelConfig, Mesh | None], str] | None = None) -> Path:
@@ -57,6 +57,7 @@ def run(config: TrainConfig, describe: Callable[[TrainConfig, ModelConfig, Mesh 
             metrics.check_writers(config.logging.writers)
         with jax.set_mesh(mesh) if mesh is not None else nullcontext():
             check_folder(config)
+            check_shared(config)
             model, tokenizer = prepare(config, mesh)
             processes.agree({"tokenizer": tokenizer.hash})
             on_mesh = f", {mesh.size} devices {dict(mesh.shape)} of {jax.process_count()} processes" if mesh else ""
@@ -138,7 +139,8 @@ def _held_out_words(config: TrainConfig, is_supervised: bool) -> list[str]:
     if is_supervised or built_folders(data.source):
         return ["--data", "TEXT"]
     include = ["--include", *data.include] if data.include else []
-    return ["--data", data.source, *include, *["--skip-undecodable"][: data.skip_undecodable]]
+    source = str(Path(data.source).absolute()) if Path(data.source).exists() else data.source  # `rerun` is elsewhere
+    return ["--data", source, *include, *["--skip-undecodable"][: data.skip_undecodable]]
 
 
 def rerun(folder: Path, changes: dict[str, Any]) -> Path:
@@ -199,7 +201,7 @@ def _ends_with_its_peers() -> Iterator[None]:
 def prepare(config: TrainConfig, mesh: Mesh | None = None) -> tuple[LazyModel, Tokenizer]:
     """Return the model to start from, whose weights are read or drawn straight into their shards, and the tokenizer.
 
-    A run that is resumed needs nothing of the checkpoint that it once started from.
+    A run that is resumed needs nothing of the checkpoint that it once started from, where its config.json is seen.
 
     Raises:
         ValueError: a checkpoint, vocabulary, mesh or row length that does not fit.

@@ -134,9 +134,9 @@ def _describe_run(config: TrainConfig, model: ModelConfig, tokenizer: Tokenizer,
 def _before(config: TrainConfig) -> CheckpointInfo:
     """What the run's first weights were trained on; of a run that is resumed, as its config.json says.
 
-    Then the checkpoint that it started from may be gone.
+    Then the checkpoint that it started from may be gone. Only the first process, which writes this down, is told.
     """
-    if not isinstance(config.start, Continue):
+    if not isinstance(config.start, Continue) or not processes.is_first():
         return CheckpointInfo()
     folder = resumed_folder(config)
     if folder is None:

@@ -32,21 +32,27 @@ _LEFT_BY_A_KILL = {"lock", "steps"}
 def check_folder(config: TrainConfig) -> None:
     """Refuse a run folder that is in use or holds something else; another run only unless `changed` is set.
 
-    The first process decides, since it alone writes there; but each writes its part of a checkpoint.
+    The first process decides, since it alone writes there.
 
     Raises:
-        ValueError: the process that uses the folder, the settings that differ, that it is no folder of a run, or the
-            first process that sees another folder of checkpoints.
+        ValueError: the process that uses the folder, the settings that differ, or that it is no folder of a run.
     """
     with processes.raising_everywhere():
         if processes.is_first():
             _check_folder(config)
-    if jax.process_count() > 1:
-        _check_shared(config.checkpoints.folder or config.out)
 
 
-def _check_shared(folder: Path | str) -> None:
-    """Refuse a folder that only some of the processes see: the others would wait in vain for the first checkpoint."""
+def check_shared(config: TrainConfig) -> None:
+    """Refuse a folder of checkpoints that only some of the processes see: each writes its part of a checkpoint there.
+
+    To be called once and first: a network disk may remember for a while that the folder was not there.
+
+    Raises:
+        ValueError: the first process that sees another folder.
+    """
+    if jax.process_count() == 1:
+        return
+    folder = config.checkpoints.folder or config.out
     sign = epath.Path(folder) / f"{processes.broadcast_from_first(secrets.token_hex(8))}.new"
     with lock.hold(folder):  # which makes the folder, and removes it if it stays empty
         with processes.raising_everywhere():
