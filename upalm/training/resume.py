@@ -57,7 +57,7 @@ def check_shared(config: TrainConfig) -> None:
     with lock.hold(folder):  # which makes the folder, and removes it if it stays empty
         with processes.raising_everywhere():
             if processes.is_first():
-                sign.write_text("")
+                sign.write_bytes(b"")
         try:
             with processes.raising_everywhere():
                 if not sign.exists():
