@@ -94,7 +94,7 @@ def _has_tpu(root: Path = Path("/")) -> bool:
     """
     vendors = root.glob("sys/bus/pci/devices/*/vendor")
     chips = [*root.glob("dev/accel[0-9]*"), *root.glob("dev/vfio/[0-9]*")]
-    return bool(chips) and any(vendor.read_text().strip() == _GOOGLE for vendor in vendors)
+    return bool(chips) and any(vendor.read_text(encoding="utf-8").strip() == _GOOGLE for vendor in vendors)
 
 
 def agree(settings: dict[str, Any]) -> None:
