@@ -2,7 +2,7 @@
 
 Paper:    U-PaLM (arXiv:2210.11399): section 2 (UL2R), section 4 (infilling).
 Command:  upalm run quickstart
-Hardware: 2 CPU cores: 3 minutes with Zen 5, 10 with Zen 3.
+Hardware: 2 CPU cores: 3 minutes with Zen 5, 6 with Zen 4, 10 with Zen 3.
 Expected: the table of docs/results.md, within its intervals.
 """
 
