@@ -5,11 +5,14 @@ import os
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import pytest
 from support.environment import AS_USERS_HAVE
+from support.recipe_files import load_recipe
 
 from upalm.checkpoints.folder import export, load_model
 from upalm.checkpoints.lineage import CheckpointInfo
@@ -42,6 +45,29 @@ def inputs(tmp_path_factory, tokenizer, source_text):
     export(folder / "base", Decoder(config, key=jax.random.key(0)), tokenizer, made_by, saw_eos)
     (folder / "my.txt").write_text(source_text)
     return folder
+
+
+@pytest.mark.parametrize("recipe", ["quickstart", "scaling_open"])
+def test_text_that_the_tokenizer_cannot_spell_is_named(inputs, tmp_path, monkeypatch, recipe):
+    """As the vocabulary of an import may not, such as SmolLM2's; before anything is trained."""
+    tokenizer = load_model(inputs / "base").tokenizer
+    encode = type(tokenizer).encode
+
+    def fail(self, text):
+        if len(text) > 500:  # a document; the tokenizer is tried on short texts when it is loaded
+            raise ValueError("the vocabulary has no piece for the byte 0x01: leave such text out.")
+        return encode(self, text)
+
+    monkeypatch.setattr(type(tokenizer), "can_spell", lambda self, text: len(text) <= 500)
+    monkeypatch.setattr(type(tokenizer), "encode", fail)
+    module, data = load_recipe(recipe), str(inputs / "my.txt")
+    if recipe == "quickstart":
+        begin = partial(module.main, module.Quickstart(tmp_path / "out", data, inputs / "base"))
+    else:
+        start = SimpleNamespace(tokenizer=tokenizer)
+        begin = partial(module.prepare_measures, module.ScalingOpen(("a", "b"), data, tmp_path / "out"), [start])
+    with pytest.raises(ValueError, match=r"my\.txt.* no piece for the byte 0x01: leave such text out, as .* does"):
+        begin()
 
 
 @pytest.mark.slow

@@ -32,6 +32,14 @@ def bucket_of(path: Path) -> str:
     return f"{store}://{rest}" if cut and store in _STORES else ""
 
 
+def writing_problem(path: Path) -> str | None:
+    """Say why nothing can be written at a place, which need not be there yet; None if it can."""
+    nearest = next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))
+    if not nearest.is_dir():
+        return f"{nearest} is a file, expected a folder"
+    return None if os.access(nearest, os.W_OK | os.X_OK) else f"{nearest} is not writable"
+
+
 def write_atomically(path: epath.PathLike, content: str | bytes) -> None:
     """Write a file whole or not at all: a reader or a crash never meets half of it.
 

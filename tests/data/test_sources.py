@@ -156,7 +156,7 @@ def test_files_that_are_left_out_whole_are_named_so(tmp_path):
 
 
 def test_folders_of_shards_are_no_text(tmp_path):
-    """Their tokenizer may come with a merges.txt."""
+    """The tokenizer beside shards may come with a merges.txt."""
     (tmp_path / "texts" / "shards" / "hf").mkdir(parents=True)
     (tmp_path / "texts" / "a.txt").write_text(TEXT)
     for name in ("train-00000.array_record", "train-00000.lengths", "hf/merges.txt"):

@@ -180,7 +180,7 @@ def test_error_of_one_process_is_told_to_all(pod):
 
 @pytest.mark.slow
 def test_hosts_that_share_no_folder_are_refused(pod):
-    """They would wait for each other at the first checkpoint."""
+    """Otherwise the hosts would wait for each other at the first checkpoint."""
     refused(pod, "run here is another folder than on process 0: set --checkpoints.folder to a disk")
     assert not any((pod.host(i) / "run").exists() for i in (0, 1))
 
@@ -213,7 +213,7 @@ def test_run_folder_of_the_first_process_alone(pod, pair):
 
 @pytest.mark.slow
 def test_later_error_of_one_process_ends_all(pod):
-    """It ends at once, in place of waiting for the others, who wait for it."""
+    """The process ends at once, in place of waiting for the others, who wait for it."""
     (pod.host(0) / "damaged").symlink_to(pod.data)
     shutil.copytree(pod.data, pod.host(1) / "damaged")
     for path in (pod.host(1) / "damaged").glob("train*.array_record"):

@@ -3,9 +3,12 @@
 import json
 import sys
 
+import jax
 import numpy as np
 import pytest
+from support.runs import MODEL
 
+from upalm.checkpoints.folder import export
 from upalm.cli import main
 from upalm.evals.savings import (
     Curve,
@@ -13,9 +16,12 @@ from upalm.evals.savings import (
     build_paper_points,
     build_points,
     compare_continuations,
+    describe_checkpoint,
     estimate_savings,
 )
 from upalm.evals.savings_report import place_points
+from upalm.evals.scorer import Scorer
+from upalm.model.palm import Decoder
 
 
 def test_paper_table_gives_about_2_at_the_middle_checkpoint():
@@ -128,6 +134,15 @@ def result(mixtures, scores, seed=0, suite="s", n_params=10, infill=1.0):
         "tasks": {name: {"score": score} for name, score in scores.items()},
         "measures": {"infill_bits_per_byte": {"mean": infill, "lower_is_better": True}},
     }
+
+
+def test_attention_counts_the_rows_of_the_run(tmp_path, tokenizer):
+    """An imported model's longest row may be 64 times as long as the rows that it is trained on."""
+    run = {"n_steps": 3, "start": {}, "seed": 0, "data": {"mixture": "causal", "batch_size": 2, "seq_len": 16}}
+    model = Decoder(MODEL, key=jax.random.key(0))
+    export(tmp_path / "m", model, tokenizer, run)
+    found = describe_checkpoint(tmp_path / "m", model, Scorer(model, tokenizer))["compute"]
+    assert found["flops_with_attention"] == MODEL.train_flops_per_token(16) * 3 * 2 * 16
 
 
 def write(folder, results):

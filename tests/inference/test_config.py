@@ -55,7 +55,7 @@ for wrong in (
 
 
 def test_samplers_and_flags_of_another_type_are_refused():
-    """As above, nothing else checks the types."""
+    """Where the jaxtyping hook of these tests is off, nothing else checks the types."""
     program = """
 from upalm.inference.config import GenerationConfig, Sampler
 for call in (
@@ -83,7 +83,7 @@ for call in (
 
 
 def test_another_attention_is_not_taken_for_causal():
-    """As above, nothing else checks the types."""
+    """Where the jaxtyping hook of these tests is off, nothing else checks the types."""
     program = """
 from upalm.inference.decoding import prefill
 from upalm.inference.scoring import score

@@ -200,7 +200,7 @@ def test_places_that_cannot_be_written_are_refused_first(tmp_path):
     """Before anything of the checkpoint is read, of which there is none here."""
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     (tmp_path / "file").write_text("")
-    for place, message in (("dangling", "dangling exists"), ("file/hf", "file is no folder, choose another place")):
+    for place, message in (("dangling", "dangling exists"), ("file/hf", "file is a file, expected a folder: choose")):
         for convert in (export_hf, import_hf, partial(import_palm, tokenizer=tmp_path)):
             with pytest.raises(ValueError, match=message):
                 convert(tmp_path / "absent", tmp_path / place)

@@ -119,7 +119,7 @@ def test_sources_that_are_neither_folders_nor_names_are_refused(source, tmp_path
 
 
 def test_an_index_beside_a_whole_file_is_passed_over(good, tmp_path):
-    """Of a checkpoint that was sharded before: transformers looks for the whole file first."""
+    """A checkpoint that was sharded before keeps its index: transformers looks for the whole file first."""
     shutil.copytree(good, tmp_path / "hf")
     stale = {"weight_map": {EMBED: "model-00001-of-00002.safetensors"}}
     (tmp_path / "hf" / "model.safetensors.index.json").write_text(json.dumps(stale))
@@ -146,7 +146,8 @@ def hub(monkeypatch, tmp_path):
             try:
                 raise RuntimeError("403 Forbidden from the proxy")
             except RuntimeError as e:
-                raise LookupError("cannot reach\n\nthe hub") from e
+                kind = client.errors.XetDownloadError if name.endswith("half") else client.errors.HTTPError
+                raise kind("cannot reach\n\nthe hub") from e
         assert revision in (None, "commit")
         copy.mkdir(parents=True, exist_ok=True)
         names = [p.relative_to(repository).as_posix() for p in repository.rglob("*") if p.is_file()]
@@ -191,6 +192,7 @@ def test_refusals_come_before_weights_are_fetched(hub, good, tmp_path, name):
     ("name", "message"),
     [
         ("owner/absent", "did not give it: cannot reach the hub; 403 Forbidden from the proxy"),
+        ("owner/half", "did not give it: cannot reach the hub; 403 Forbidden from the proxy"),
         ("owner/a--b", "did not give it: Cannot have -- or .."),
     ],
 )

@@ -76,7 +76,7 @@ def test_misspelt_choices_are_refused(settings, change, message):
 
 @pytest.mark.parametrize("out", [Path("gs://bucket/run"), Path("gs://bucket/run").absolute()])
 def test_run_folder_in_a_bucket_is_refused(out):
-    """It would be a local folder `gs:/bucket/run`, and end with its machine."""
+    """Otherwise the run folder would be a local `gs:/bucket/run`, and end with its machine."""
     with pytest.raises(ValueError, match="--out gs://bucket/run is in a bucket.*--checkpoints.folder gs://bucket/run"):
         TrainConfig(out=out)
 
@@ -114,7 +114,7 @@ def test_optimizer_without_a_schedule_is_refused():
 
 
 def test_optimizer_that_is_no_dataclass_is_refused():
-    """Its settings could not be recorded."""
+    """Settings of such an optimizer could not be recorded."""
 
     class Plain:
         schedule = Schedule()

@@ -68,7 +68,7 @@ def test_run_folder_repeats_itself(config, tmp_path, monkeypatch):
 
 
 def test_run_once_joins_the_processes_first(config, monkeypatch):
-    """Its check of the folder asks JAX for the number of this process, after which none can be joined."""
+    """The check of the folder asks JAX for the number of this process, after which none can be joined."""
     calls = []
     monkeypatch.setattr(ProcessConfig, "connect", lambda _: calls.append("connect"))
     monkeypatch.setattr(launch, "check_folder", lambda _: calls.append("check"))
@@ -177,7 +177,7 @@ def test_run_on_pairs_is_followed_by_a_prompt(config, tokenizer, tmp_path, capsy
 
 
 def test_run_holds_its_weights_once(config, monkeypatch):
-    """As plans count it: parameters and two moments, from scratch and from a checkpoint, at its start and resumed."""
+    """Parameters and two moments, as plans count: from scratch and from a checkpoint, at the start and resumed."""
     run(dataclasses.replace(config, n_steps=1))
     sizes, shape = [], load_model(config.out).model.blocks.w_gate.shape
 

@@ -1,6 +1,5 @@
 """Every recipe's runs can be built, their meshes divide, and their steps trace at full size without a device."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType
 from support import recipe_configs
 from support.open_checkpoints import save, small_model
+from support.recipe_files import load_recipe
 from support.runs import MODEL, tiny_config
 
 from upalm.distributed.chips import chip_of
@@ -121,15 +121,6 @@ def test_peaks_of_chips(kind, peak):
     chip = chip_of(kind)
     assert chip is not None and chip.flops == peak
     assert chip_of("cpu") is None
-
-
-def load_recipe(name):
-    spec = importlib.util.spec_from_file_location(name, recipes.find(name))
-    assert spec is not None and spec.loader is not None
-    recipe = importlib.util.module_from_spec(spec)
-    sys.modules[name] = recipe  # dataclasses look there
-    spec.loader.exec_module(recipe)
-    return recipe
 
 
 MEASURES = {"score", *(f"minus {m}_bits_per_byte" for m in ("infill", "continue_causal", "continue_prefix"))}

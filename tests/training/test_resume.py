@@ -41,7 +41,7 @@ def test_damaged_checkpoint_is_named_and_passed_over(config, capsys, how):
 
 
 def tensorstore_error():
-    """As Orbax raises it: the reason is in the cause."""
+    """An error as Orbax raises it: the reason is in the cause."""
     error = Exception("Encountered error while reading array index: (slice(0, 2, 1))")
     error.__cause__ = ValueError("RESOURCE_EXHAUSTED: Error reading local file: Too many open files")
     return error
@@ -75,7 +75,7 @@ def test_checkpoints_that_cannot_be_read_now_are_left_as_they_are(config, monkey
 
 
 def test_error_beside_the_arrays_is_no_damage(config, monkeypatch):
-    """It comes through two readers, whose errors are each other's context."""
+    """An error while the JSON is read comes through two readers, each with its own handler."""
     run(config)
     restore = ocp.CheckpointManager.restore
 

@@ -1,6 +1,7 @@
 """Loss spikes: what counts as one, where the run stops, and PaLM's remedy."""
 
 import dataclasses
+import gc
 import json
 import shutil
 
@@ -10,8 +11,9 @@ import numpy as np
 import pytest
 from support.runs import MODEL, log_lines, params, same
 
+from upalm.checkpoints.manager import Checkpoints
 from upalm.data.loader import Loader
-from upalm.model.palm import Decoder
+from upalm.model.palm import Decoder, empty_model
 from upalm.training import loop
 from upalm.training.config import CheckpointConfig
 from upalm.training.launch import run
@@ -77,6 +79,23 @@ def test_palms_remedy_goes_back_and_skips_batches(config, spoiled, tmp_path):
     shutil.copy(config.out / "config.json", plain.out / "config.json")
     run(plain)
     assert same(params(config.out), params(plain.out))
+
+
+def test_no_state_is_held_while_another_is_read(config, spoiled, monkeypatch):
+    """A pod that holds a state once could not read the checkpoint of a rewind or a resume beside it."""
+    held, restore, shape = [], Checkpoints.restore, empty_model(MODEL).blocks.w_gate.shape
+
+    def count(self, item, *arguments):
+        gc.collect()
+        held.append((item, sum(x.shape == shape for x in jax.live_arrays())))
+        return restore(self, item, *arguments)
+
+    monkeypatch.setattr(Checkpoints, "restore", count)
+    remedy = SpikeConfig(remedy="rewind", rewind_steps=4, skip_batches=6)
+    run(dataclasses.replace(config, spikes=remedy, checkpoints=CheckpointConfig(last=10)))
+    shutil.rmtree(config.out / "steps" / "12")
+    run(dataclasses.replace(config, spikes=remedy, checkpoints=CheckpointConfig(last=10)))
+    assert held == [("model", 0), ("optimizer", 2)] * 2  # w_gate and w_up of the model that is read first
 
 
 def test_remedy_needs_an_earlier_checkpoint(config, spoiled):

@@ -154,7 +154,7 @@ STAND_IN = (
     "compiled for TPU v5p, timed by the GPU's rates; a GPU's own program needs other memory. JAX takes three quarters "
     "of a GPU's memory, or with XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 more"
 )
-"""What a plan of GPUs leaves out."""
+"""Limits of a plan of GPUs."""
 
 PAPER = {
     "ul2r_540b": "512 v4 chips, about 5 days: 61,000 chip-hours, 21.6 s per step (U-PaLM section 3)",

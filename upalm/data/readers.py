@@ -38,7 +38,7 @@ class SourceFile(NamedTuple):
 
     path: Path
     name: str
-    """Its path within the source, with slashes: documents are named by it."""
+    """Path within the source, with slashes: documents are named by it."""
     read: "Reader"
 
     @property

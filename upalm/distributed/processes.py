@@ -3,8 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -141,6 +140,28 @@ def raise_everywhere(error: Exception | None) -> None:
         OSError: `error`, or the message of the first process that has one, if that is an OSError.
         ValueError: the same of any other error.
     """
+    _tell(error)
+    if error is not None:
+        raise error
+
+
+def raising_everywhere() -> ExitStack:
+    """Return a context that raises on all processes the error that any has in its block, which holds no collectives.
+
+    Ctrl-C is told to none, as the others get it, too. See `raise_everywhere` for what is raised.
+    """
+    stack = ExitStack()
+    stack.push(_tell_of_block)
+    return stack
+
+
+def _tell_of_block(kind: type[BaseException] | None, error: BaseException | None, traceback: Any) -> None:
+    if error is None or isinstance(error, Exception):
+        _tell(error)
+
+
+def _tell(error: Exception | None) -> None:
+    """Mark an error of this process as told, or raise that of another one."""
     if jax.process_count() > 1:
         kind = OSError if isinstance(error, OSError) else ValueError
         message = "" if error is None else str(error) or type(error).__name__
@@ -150,22 +171,7 @@ def raise_everywhere(error: Exception | None) -> None:
             kind = OSError if kind_there == "OSError" else ValueError
             raise _marked(kind(f"process {first}: {text}"))
     if error is not None:
-        raise _marked(error)
-
-
-@contextmanager
-def raising_everywhere() -> Iterator[None]:
-    """Raise on all processes an error that any has in the block, which holds no collectives.
-
-    Raises:
-        Exception: see `raise_everywhere`.
-    """
-    error = None
-    try:
-        yield
-    except Exception as e:
-        error = e
-    raise_everywhere(error)
+        _marked(error)
 
 
 def _marked(error: Exception) -> Exception:

@@ -16,6 +16,7 @@ from upalm.evals.benchmark_files import parse_json
 from upalm.evals.hub_sources import ELSEWHERE, SOURCES, HubSource
 from upalm.evals.suites import Suite
 from upalm.files import sha256_file, write_atomically
+from upalm.hub_client import client_errors
 
 BRANCH = "refs/convert/parquet"
 RECORD = "fetched.json"
@@ -68,7 +69,6 @@ class OnlineHub:
         except ImportError as e:
             raise ValueError(_NEEDS) from e
         self._api = huggingface_hub.HfApi()
-        self._errors = (OSError, getattr(huggingface_hub.errors, "HTTPError", OSError))
 
     def resolve(self, repo: str) -> tuple[str, str]:
         commit = self._ask(repo, lambda: self._api.dataset_info(repo, revision=BRANCH)).sha
@@ -86,7 +86,7 @@ class OnlineHub:
         """Call the hub. It fails without a network, a data set, or the user's consent to the terms."""
         try:
             return call()
-        except self._errors as e:
+        except client_errors() as e:
             raise HubError(f"{repo}: {(str(e) or type(e).__name__).strip().splitlines()[0]}") from e
 
 

@@ -51,7 +51,7 @@ class Start(NamedTuple):
 
     @property
     def stages(self) -> list[Stage]:
-        """Its pretraining as one stage."""
+        """Pretraining of the start as one stage."""
         return [Stage("causal", self.n_tokens, 0)]
 
 

@@ -37,13 +37,13 @@ class Point(NamedTuple):
     family: Family
     """`causal`: on the base run; `control` and `ul2r`: a continuation of one of its checkpoints."""
     mixture: str
-    """What the last stage was trained on."""
+    """Mixture of the last stage."""
     start_flops: float
     """6ND of the checkpoint that was continued; on the base run, of the checkpoint itself."""
     flops: float
     """6ND of all stages together."""
     flops_with_attention: float
-    """The same with 6N + 12LHQT per token."""
+    """FLOPs of all stages with 6N + 12LHQT per token."""
     seed: int
     """Seed of the last stage."""
     scores: Mapping[str, float]
@@ -230,7 +230,7 @@ class Difference(NamedTuple):
 
     n_params: int
     mixture: str
-    """Of UL2R."""
+    """Mixture of the UL2R continuations."""
     start_flops: float | None
     """6ND of the start; None for the pairs of all starts and lengths together."""
     flops: float | None

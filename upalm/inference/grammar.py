@@ -185,7 +185,7 @@ class Grammar(NamedTuple):
     usable: Bool[Array, " V"]
     """Ids of the tokenizer, except those that no answer has."""
     table: Int[Array, "Q V"]
-    """See `Automaton`, as for the next two."""
+    """Transitions of the `Automaton`, which documents the next two as well."""
     to_go: Int[Array, " Q"]
     stopped: Bool[Array, " Q"]
     eos_id: Int[Array, ""]

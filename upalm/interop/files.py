@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
-from upalm.files import parse_object
+from upalm.files import parse_object, writing_problem
 
 DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
 
@@ -66,11 +66,8 @@ def check_new(dest: Path) -> None:
     """
     if os.path.lexists(dest):
         raise ValueError(f"{dest} exists: choose another place.")
-    nearest = next(path for path in dest.absolute().parents if os.path.lexists(path))
-    if not nearest.is_dir():
-        raise ValueError(f"{dest}: {nearest} is no folder, choose another place.")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise ValueError(f"{dest}: {nearest} is not writable, choose another place.")
+    if problem := writing_problem(dest):
+        raise ValueError(f"{dest}: {problem}: choose another place.")
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from upalm.checkpoints.lineage import CheckpointInfo
 from upalm.data.hf_tokenizer import JsonTokenizer
 from upalm.data.roles import Roles, SentinelChoice, choose_roles
 from upalm.data.tokenizer import Tokenizer
+from upalm.hub_client import client_errors
 from upalm.interop import prompt_format
 from upalm.interop.architectures import (
     COHERE,
@@ -220,7 +221,7 @@ def _fetch_from_hub(name: str, patterns: Sequence[str], revision: str | None = N
         found = huggingface_hub.snapshot_download(
             name, revision=revision, allow_patterns=list(patterns), ignore_patterns=["*/*"]
         )
-    except Exception as e:  # the hub's client has no class for all its errors, nor have the ones it downloads with
+    except client_errors() as e:
         reasons = [" ".join(str(error).split()) or type(error).__name__ for error in (e, e.__cause__) if error]
         raise ValueError(f"no folder {name}, and the hub did not give it: {'; '.join(reasons)}") from e
     return Path(found)

@@ -148,7 +148,7 @@ class MeshPlans(NamedTuple):
     """Plans for the meshes that divide."""
 
     plans: list[dict[str, Any]]
-    """Those that fit come first; among them, the fastest if nothing overlaps."""
+    """Plans that fit come first; among them, the fastest if nothing overlaps."""
     refusals: list[str]
     """One line per mesh that the compiler refused."""
 

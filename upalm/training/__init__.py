@@ -8,4 +8,5 @@ with _epy.lazy_api_imports(globals()):
     from upalm.training.loop import fit
     from upalm.training.loss import loss_fn
     from upalm.training.optim import Adafactor, AdamW, Schedule
+    from upalm.training.resume import LazyModel
     from upalm.training.step import TrainState, train_step

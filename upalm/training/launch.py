@@ -4,8 +4,8 @@ import os
 import shlex
 import sys
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import chdir, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import ExitStack, chdir
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -50,27 +50,29 @@ def run(config: TrainConfig, describe: Callable[[TrainConfig, ModelConfig, Mesh 
     """
     config.processes.connect()
     enable_compilation_cache()
-    with _ends_with_its_peers():
+    with ExitStack() as stack:
+        stack.push(_end_with_its_peers)
         processes.agree(config.shared() | {"versions": runtime.versions()})
         with processes.raising_everywhere():
             mesh = config.mesh.build()
             metrics.check_writers(config.logging.writers)
-        with jax.set_mesh(mesh) if mesh is not None else nullcontext():
-            check_folder(config)
-            check_shared(config)
-            model, tokenizer = prepare(config, mesh)
-            processes.agree({"tokenizer": tokenizer.hash})
-            on_mesh = f", {mesh.size} devices {dict(mesh.shape)} of {jax.process_count()} processes" if mesh else ""
-            _say(f"{model.config.n_params / 1e6:.2f}M parameters, vocabulary {tokenizer.vocab_size}{on_mesh}")
-            with processes.raising_everywhere():
-                train, validation = open_source(config.data, tokenizer)
-            n_train, n_validation = (sum(corpus.n_tokens for corpus, _ in split) for split in (train, validation))
-            _say(f"{n_train:,} training and {n_validation:,} validation tokens")
-            if describe is not None and jax.process_count() == 1:
-                _say(describe(config, model.config, mesh))
-            fit(config, model, tokenizer, train, validation)
-            if processes.is_first():
-                print(summary(config, train[0].corpus.is_supervised), flush=True)
+        if mesh is not None:
+            stack.enter_context(jax.set_mesh(mesh))
+        check_folder(config)
+        check_shared(config)
+        model, tokenizer = prepare(config, mesh)
+        processes.agree({"tokenizer": tokenizer.hash})
+        on_mesh = f", {mesh.size} devices {dict(mesh.shape)} of {jax.process_count()} processes" if mesh else ""
+        _say(f"{model.config.n_params / 1e6:.2f}M parameters, vocabulary {tokenizer.vocab_size}{on_mesh}")
+        with processes.raising_everywhere():
+            train, validation = open_source(config.data, tokenizer)
+        n_train, n_validation = (sum(corpus.n_tokens for corpus, _ in split) for split in (train, validation))
+        _say(f"{n_train:,} training and {n_validation:,} validation tokens")
+        if describe is not None and jax.process_count() == 1:
+            _say(describe(config, model.config, mesh))
+        fit(config, model, tokenizer, train, validation)
+        if processes.is_first():
+            print(summary(config, train[0].corpus.is_supervised), flush=True)
     return config.out
 
 
@@ -174,28 +176,24 @@ def rerun(folder: Path, changes: dict[str, Any]) -> Path:
         return run(config)
 
 
-@contextmanager
-def _ends_with_its_peers() -> Iterator[None]:
+def _end_with_its_peers(kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
     """End at once with an error of this process alone, or when another is gone: waiting for them would never end."""
-    try:
-        yield
-    except FloatingPointError:
-        raise  # the loss is the same on all processes
-    except Exception as e:
-        if jax.process_count() == 1 or processes.is_everywhere(e):
-            raise
-        me, reason = f"error: process {jax.process_index()}", str(e).strip().split("\n")[0][:300]
-        advice = "Start the same command again on all hosts: it resumes from the newest checkpoint."
-        if isinstance(e, ValueError):
-            what = f"{me}: {e}"  # which says what to do
-        elif isinstance(e, OSError):
-            what = f"{me}: {e} {advice}"
-        elif isinstance(e, jax.errors.JaxRuntimeError):
-            what = f"{me} failed, or lost another process of the run ({reason}). {advice}"
-        else:
-            what = f"{traceback.format_exc()}{me} ended. {advice}"
-        print(what, file=sys.stderr, flush=True)
-        os._exit(1)
+    if not isinstance(error, Exception) or jax.process_count() == 1 or processes.is_everywhere(error):
+        return
+    if isinstance(error, FloatingPointError):
+        return  # the loss is the same on all processes
+    me, reason = f"error: process {jax.process_index()}", str(error).strip().split("\n")[0][:300]
+    advice = "Start the same command again on all hosts: it resumes from the newest checkpoint."
+    if isinstance(error, ValueError):
+        what = f"{me}: {error}"  # which says what to do
+    elif isinstance(error, OSError):
+        what = f"{me}: {error} {advice}"
+    elif isinstance(error, jax.errors.JaxRuntimeError):
+        what = f"{me} failed, or lost another process of the run ({reason}). {advice}"
+    else:
+        what = f"{''.join(traceback.format_exception(error))}{me} ended. {advice}"
+    print(what, file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 def prepare(config: TrainConfig, mesh: Mesh | None = None) -> tuple[LazyModel, Tokenizer]:

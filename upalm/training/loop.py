@@ -132,9 +132,9 @@ def _describe_run(config: TrainConfig, model: ModelConfig, tokenizer: Tokenizer,
 
 
 def _before(config: TrainConfig) -> CheckpointInfo:
-    """What the run's first weights were trained on; of a run that is resumed, as its config.json says.
+    """Return the training history of the weights that the run started from, on the first process, which records it.
 
-    Then the checkpoint that it started from may be gone. Only the first process, which writes this down, is told.
+    A run that is resumed has it in its config.json, so that the checkpoint that it started from may be gone.
     """
     if not isinstance(config.start, Continue) or not processes.is_first():
         return CheckpointInfo()

@@ -1,6 +1,5 @@
 """Begin or resume: the state that a run starts from, and refusals of folders that hold another run."""
 
-import os
 import secrets
 import sys
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from upalm.checkpoints.manager import Checkpoints
 from upalm.data.config import built_folders
 from upalm.distributed import processes
 from upalm.distributed.sharding import shapes, shardings
-from upalm.files import is_remote
+from upalm.files import is_remote, writing_problem
 from upalm.model.config import ModelConfig
 from upalm.model.palm import LOGICAL_AXES, Decoder, empty_model
 from upalm.training.config import TrainConfig, differences
@@ -74,9 +73,9 @@ def _check_folder(config: TrainConfig) -> None:
     for folder in config.folders():
         lock.check_free(folder)
     out, elsewhere = config.out, config.checkpoints.folder
-    _check_writable("--out", out)
-    if elsewhere and not is_remote(elsewhere):
-        _check_writable("--checkpoints.folder", Path(elsewhere))
+    for option, folder in (("--out", out), ("--checkpoints.folder", elsewhere)):
+        if folder and not is_remote(folder) and (problem := writing_problem(Path(folder))):
+            raise ValueError(f"{option} {folder}: {problem}: choose another folder.")
     source = Path(config.data.source)
     if source.is_dir() and not built_folders(str(source)) and out.resolve().is_relative_to(source.resolve()):
         raise ValueError(f"--out {out} lies in the training text, {source}: choose another folder.")
@@ -87,14 +86,6 @@ def _check_folder(config: TrainConfig) -> None:
         _refuse_changes(config, description(out)["run"], out)
     elif out.exists() and (others := {p.name for p in out.iterdir() if p.suffix != ".new"} - _LEFT_BY_A_KILL):
         raise ValueError(f"--out {out} holds other files, such as {min(others)}: choose another --out.")
-
-
-def _check_writable(option: str, folder: Path) -> None:
-    nearest = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-    if not nearest.is_dir():
-        raise ValueError(f"{option} {folder}: {nearest} is a file, expected a folder.")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise ValueError(f"{option} {folder}: {nearest} is not writable, choose another folder.")
 
 
 def check_checkpoints(

@@ -32,11 +32,11 @@ class Symbols(NamedTuple):
     line_breaks: tuple[int, ...] = ()
     """Ids whose text has a line break."""
     line_starts: tuple[int, ...] = ()
-    """Those after which a line begins: their text ends in a line break, or in one and spaces or tabs."""
+    """Ids after which a line begins: their text ends in a line break, or in one and spaces or tabs."""
     line_ends: tuple[int, ...] = ()
-    """Those before which a line ends: their text begins with a line break, or with spaces or tabs and one."""
+    """Ids before which a line ends: their text begins with a line break, or with spaces or tabs and one."""
     line_lasts: tuple[int, ...] = ()
-    """Those that are the last of a line: their text is some of that line, and then line breaks, spaces or tabs."""
+    """Ids that are the last of a line: their text is some of that line, and then line breaks, spaces or tabs."""
 
 
 def find_line_breaks(texts: Iterable[bytes]) -> dict[str, tuple[int, ...]]:
