@@ -141,8 +141,9 @@ def _held_out_words(config: TrainConfig, is_supervised: bool) -> list[str]:
     if is_supervised or built_folders(data.source):
         return ["--data", "TEXT"]
     include = ["--include", *data.include] if data.include else []
+    skip = ["--skip-undecodable"] if data.skip_undecodable else []
     source = str(Path(data.source).absolute()) if Path(data.source).exists() else data.source  # `rerun` is elsewhere
-    return ["--data", source, *include, *["--skip-undecodable"][: data.skip_undecodable]]
+    return ["--data", source, *include, *skip]
 
 
 def rerun(folder: Path, changes: dict[str, Any]) -> Path:

@@ -150,6 +150,7 @@ class LazyModel(NamedTuple):
     """A model whose weights are made when a run starts from them, so that memory holds them once."""
 
     config: ModelConfig
+    """Shape of the model."""
     make: Callable[[], Decoder]
     """Returns the weights, which the caller may destroy."""
 
