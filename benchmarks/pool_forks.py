@@ -156,6 +156,7 @@ def pool(records: Sequence[Record]) -> dict[str, Any]:
         ours = [by_row[fork, step][seed] for seed in seeds]
         results["checkpoints"][f"{fork}@{step}"] = {
             **{key: first[key] for key in ("fork", "step", "tokens", "n_params", "device", "matmul_precision")},
+            "compute_dtype": first.get("compute_dtype", "float32"),  # of rows from before they said it
             "seeds": seeds,
             "modes": {kind: [group[s]["kinds"][kind]["mode"] for s in seeds] for kind in first["kinds"]},
             "estimates": {name: estimate([x[name] for x in ours]) for name in ours[0]},

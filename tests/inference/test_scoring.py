@@ -59,13 +59,20 @@ def test_ranking_in_batches_equals_ranking_alone(model, asked, attention, n_give
 @pytest.mark.parametrize("attention", ["prefix", "causal"])
 def test_scores_are_the_same_in_fewer_rows_at_once(model, attention, monkeypatch):
     rng = np.random.default_rng(0)
-    lengths = [(3, 5), (40, 2), (60, 60), (0, 1), (30, 34), (90, 8), (64, 1), (5, 20)]
+    lengths = [(3, 5), (40, 2), (60, 60), (0, 1), (30, 34), (90, 8), (64, 1), (5, 20), (10, 70)]
     examples = [tuple(rng.integers(3, 64, n) for n in pair) for pair in lengths]
-    whole, shapes, score_batch = scoring.score(model, examples, attention=attention, batch_size=8), [], scoring._score
+    whole = scoring.score(model, examples, attention=attention, batch_size=8)
+    shapes, score_batch = [], scoring._score
+
+    def recorded(model, batch, places):
+        shapes.append((*batch.target_tokens.shape, places.shape[1]))
+        return score_batch(model, batch, places)
+
     monkeypatch.setattr(scoring, "MAX_LOGITS", 3 * 64 * 64)
-    monkeypatch.setattr(scoring, "_score", lambda m, b: shapes.append(b.target_tokens.shape) or score_batch(m, b))
+    monkeypatch.setattr(scoring, "MAX_POSITIONS", 256)
+    monkeypatch.setattr(scoring, "_score", recorded)
     found = scoring.score(model, examples, attention=attention, batch_size=8)
-    assert shapes == [(6, 32), (3, 64), (2, 96), (1, 128), (1, 128)]  # 1, 3, ... rows of length 64 at most
+    assert shapes == [(6, 32, 32), (3, 64, 64), (2, 128, 64), (2, 128, 64), (2, 96, 96)]  # the last: with logits
     for (prompt, target), a, b in zip(examples, whole, found, strict=True):
         assert np.allclose(a.log_probs, b.log_probs, atol=2e-4) and len(b.log_probs) == len(target)
         assert b.log_prob == pytest.approx(by_itself(model, prompt, target, attention, 0)[0], abs=2e-4)

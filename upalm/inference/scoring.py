@@ -1,6 +1,6 @@
 """Log-probabilities of targets, and of candidate continuations.
 
-Dims: B batch rows, T target positions, Q prompts, R rows of continuations, D d_model, V vocabulary.
+Dims: B batch rows, N target positions, Q prompts, R rows of T continuation tokens, D d_model, V vocabulary.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,6 +23,8 @@ from upalm.ul2r.symbols import BOS_ID
 
 MAX_LOGITS = 1 << 27
 """Logits of a batch: half a gigabyte in float32."""
+MAX_POSITIONS = 4096
+"""Positions of a batch: of activations, and of scores of attention where no kernel takes the shapes."""
 
 # --- Targets --------------------------------------------------------------------------------------
 
@@ -49,7 +51,9 @@ def score(
     bos_id: int = BOS_ID,
     batch_size: int = 16,
 ) -> list[Score]:
-    """Score (prompt ids, target ids) pairs, teacher-forced, in batches of `batch_size` or fewer (`MAX_LOGITS`).
+    """Score (prompt ids, target ids) pairs, teacher-forced, in batches of `batch_size` or fewer.
+
+    Long rows and targets make batches of fewer rows: see `MAX_POSITIONS` and `MAX_LOGITS`.
 
     Raises:
         ValueError: an empty target, a pair longer than the model's rows, an unknown attention or a batch of no rows.
@@ -61,30 +65,46 @@ def score(
             raise ValueError(f"example {i} has an empty target: there is nothing to score.")
         check_length(model.config, len(prompt) + len(target), f"example {i}")
     n_positions = [round_up(len(prompt) + len(target)) for prompt, target in examples]
-    n_rows = [max(1, min(batch_size, MAX_LOGITS // (n * model.config.vocab_size))) for n in n_positions]
+    n_targets = [min(n, _target_bucket(len(target))) for n, (_, target) in zip(n_positions, examples, strict=True)]
+    n_rows = [
+        max(1, min(batch_size, MAX_POSITIONS // n, MAX_LOGITS // (n_logits * model.config.vocab_size)))
+        for n, n_logits in zip(n_positions, n_targets, strict=True)
+    ]
     batches: list[list[int]] = []
-    for i in sorted(range(len(examples)), key=lambda i: len(examples[i][0]) + len(examples[i][1])):
-        if not batches or len(batches[-1]) >= n_rows[i]:
+    for i in sorted(range(len(examples)), key=lambda i: (n_targets[i], sum(map(len, examples[i])))):
+        if not batches or len(batches[-1]) >= n_rows[i] or n_targets[batches[-1][0]] != n_targets[i]:
             batches.append([])
         batches[-1].append(i)
     scores: list[Score] = [Score(np.empty(0), np.empty(0))] * len(examples)
     for chosen in batches:
-        longest = chosen[-1]  # its length alone makes the shape
+        longest = chosen[-1]  # its lengths alone make the shapes
         batch = Batch.empty(n_rows[longest], n_positions[longest])
+        places = np.zeros((n_rows[longest], n_targets[longest]), np.int32)  # of the target; the rest is not read
         for b, i in enumerate(chosen):
             prompt, target = (np.asarray(x, np.int32) for x in examples[i])
             ul2r.write_segment(batch.row(b), 0, ul2r.Example(prompt, target), 1, 0, bos_id)
-        columns = map(np.asarray, _score(model, batch if attention == "prefix" else batch.causal()))
-        for b, (i, *row) in enumerate(zip(chosen, *columns, strict=False)):
-            scores[i] = Score(*(x[batch.loss_weights[b] > 0] for x in row))
+            places[b, : len(target)] = len(prompt) + np.arange(len(target))
+        batch = batch if attention == "prefix" else batch.causal()
+        columns = map(np.asarray, _score(model, batch, places))
+        for i, *row in zip(chosen, *columns, strict=False):
+            scores[i] = Score(*(x[: len(examples[i][1])] for x in row))
     return scores
 
 
+def _target_bucket(n: int) -> int:
+    """Round up to a power of two, 64 or more: each is a program."""
+    return max(64, 1 << (n - 1).bit_length())
+
+
 @jax.jit
-def _score(model: Decoder, batch: Batch) -> tuple[Float[Array, "B T"], Bool[Array, "B T"]]:
-    logits = model(batch)
-    target_logits = jnp.take_along_axis(logits, jnp.asarray(batch.target_tokens)[..., None], -1)[..., 0]
-    return target_logits - jax.nn.logsumexp(logits, -1), target_logits >= jnp.max(logits, -1)
+def _score(
+    model: Decoder, batch: Batch, places_BN: Int[Array, "B N"]
+) -> tuple[Float[Array, "B N"], Bool[Array, "B N"]]:
+    """Score some positions of each row: prompts are most of a row and need no logits."""
+    x_BND = jnp.take_along_axis(model.hidden(batch), places_BN[..., None], 1)
+    logits_BNV, targets_BN = model.logits(x_BND), jnp.take_along_axis(jnp.asarray(batch.target_tokens), places_BN, 1)
+    target_logits_BN = jnp.take_along_axis(logits_BNV, targets_BN[..., None], -1)[..., 0]
+    return target_logits_BN - jax.nn.logsumexp(logits_BNV, -1), target_logits_BN >= jnp.max(logits_BNV, -1)
 
 
 # --- Continuations --------------------------------------------------------------------------------
