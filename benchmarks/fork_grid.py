@@ -5,7 +5,8 @@
     python benchmarks/fork_grid.py --out part1.json --part 1 4      (one of four processes that share the grid)
 
 The rate is an input of the step, so all forks of one batch shape run one compiled program. Each fork is a line of the
-result as soon as it is measured. Kinds of gaps beside the quickstart's: a few words within a line, and three lines.
+result as soon as it is measured. Kinds of gaps beside the quickstart's lines: a few words within a line, a new
+word, and three lines. A mixture is a name, or denoisers as `upalm.ul2r.mixture` reads them.
 """
 
 import argparse
@@ -32,9 +33,9 @@ from upalm.data.loader import Loader
 from upalm.data.tokenizer import Tokenizer
 from upalm.data.tokens import Tokens, encode
 from upalm.distributed.runtime import enable_compilation_cache
-from upalm.evals.infilling import gaps, scores
+from upalm.evals.infilling import scores
 from upalm.evals.infilling.gaps import Gap
-from upalm.evals.infilling.held_out import cut_gaps, measure
+from upalm.evals.infilling.held_out import cut_gaps, cut_kinds, measure
 from upalm.inference.config import Attention, Mode
 from upalm.inference.prompts import prompt_ids
 from upalm.model.palm import Decoder
@@ -132,7 +133,8 @@ def main() -> None:
     held_out = corpus.validation
     longest = min(base.config.seq_len, 256)
     lines, threes = cut_gaps(held_out, tokenizer, longest, args.n_rows, inputs_eos=True)
-    kinds = {"words": gaps.fill_all_but_middle(threes), "block": cut_blocks(held_out, args.n_rows)}
+    further = cut_kinds(held_out, tokenizer, longest, threes, inputs_eos=True)
+    kinds = {"words": further["few_words"], "new_name": further["new_name"], "block": cut_blocks(held_out, args.n_rows)}
     kinds = {
         kind: [row for row in rows if len(prompt_ids(tokenizer, row.parts, "nlg", True)) + 80 < base.config.seq_len]
         for kind, rows in kinds.items()
