@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from upalm.distributed.sharding import LogicalAxes, act_spec, axis_size, on_shards, sum_over
-from upalm.model import flash_attention
+from upalm.model import flash_attention, flash_attention_gpu
 
 
 class KeyRange(NamedTuple):
@@ -89,8 +89,8 @@ def attend(
     """Attention of N query heads over K shared key-value heads; K = 1 is PaLM's multi-query attention.
 
     The backward pass recomputes the weights from the scores and their log-sum-exp, so nothing of size T x S is kept.
-    TPUs run the kernels of `flash_attention`, and NVIDIA GPUs cuDNN's in bf16, where these take the shapes. On a mesh
-    each device has some rows, and of them some heads or some positions (`query_axes`).
+    TPUs run the kernels of `flash_attention`, and NVIDIA GPUs in bf16 those of `flash_attention_gpu` or cuDNN's, where
+    these take the shapes. On a mesh each device has some rows, and of them some heads or some positions (`query_axes`).
     """
     return _attend_forward(q_BTNH, k_BKSH, v_BKSH, visible)[0]
 
@@ -168,11 +168,14 @@ def _forward(
     def tpu() -> tuple[Array, Array]:
         return by_position(*flash_attention.forward(q_GRH, k_GSH, v_GSH, _flash_rows(visible, q_GRH)))
 
-    def cuda() -> tuple[Array, Array]:
+    def pallas() -> tuple[Array, Array]:
+        return flash_attention_gpu.forward(q_BTNH, k_BKSH, v_BKSH, *visible)
+
+    def cudnn() -> tuple[Array, Array]:
         unused_BTN = jnp.zeros(q_BTNH.shape[:3], jnp.float32)  # the backward pass asks the library again
         return library_attention(q_BTNH, k_BKSH, v_BKSH, visible), unused_BTN
 
-    return _fastest(plain, tpu, cuda, q_BTNH, k_BKSH)
+    return _fastest(plain, tpu, {"pallas": pallas, "cuDNN": cudnn}, q_BTNH, k_BKSH)
 
 
 def _backward(
@@ -201,27 +204,48 @@ def _backward(
         rows, log_total_GR = _flash_rows(saved.visible, q_GRH), log_total_GR1[..., 0]
         return by_position(*flash_attention.backward(q_GRH, k_GSH, v_GSH, rows, out_GRH, log_total_GR, d_out_GRH))
 
-    def cuda() -> tuple[Array, Array, Array]:
+    def pallas() -> tuple[Array, Array, Array]:
+        results = saved.out, saved.log_total, d_out_BTNH
+        return flash_attention_gpu.backward(saved.q, saved.k, saved.v, *saved.visible, *results)
+
+    def cudnn() -> tuple[Array, Array, Array]:
         _, gradient = jax.vjp(partial(library_attention, visible=saved.visible), saved.q, saved.k, saved.v)
         return gradient(d_out_BTNH)
 
-    d_q_BTNH, d_k_BKSH, d_v_BKSH = _fastest(plain, tpu, cuda, saved.q, saved.k)
+    d_q_BTNH, d_k_BKSH, d_v_BKSH = _fastest(plain, tpu, {"pallas": pallas, "cuDNN": cudnn}, saved.q, saved.k)
     if is_shared:
         d_k_BKSH, d_v_BKSH = sum_over("heads", (d_k_BKSH, d_v_BKSH))
     return d_q_BTNH, d_k_BKSH, d_v_BKSH
 
 
 def _fastest(
-    plain: Callable[[], Any], tpu: Callable[[], Any], cuda: Callable[[], Any], q_BTNH: Array, k_BKSH: Array
+    plain: Callable[[], Any],
+    tpu: Callable[[], Any],
+    cuda: dict["GpuKernel", Callable[[], Any]],
+    q_BTNH: Array,
+    k_BKSH: Array,
 ) -> Any:
     """Result of the platform's kernel if it takes the shapes, and of `plain` otherwise."""
     (_, t, n, h), (_, k, s, _) = q_BTNH.shape, k_BKSH.shape
     kernels = {}
     if flash_attention.fits(t * n // k, s, h):
         kernels["tpu"] = tpu
-    if library_fits(t, s, h, k_BKSH.dtype):
-        kernels["cuda"] = cuda
+    if gpu_kernel := choose_gpu_kernel(t, s, h, k_BKSH.dtype):
+        kernels["cuda"] = cuda[gpu_kernel]
     return lax.platform_dependent(**kernels, default=plain) if kernels else plain()
+
+
+GpuKernel = Literal["pallas", "cuDNN"]
+
+GPU_KERNELS: tuple[GpuKernel, ...] = ("pallas", "cuDNN")
+"""Kernels for NVIDIA GPUs, the preferred one first. Without any, GPUs attend by the plain path."""
+
+
+def choose_gpu_kernel(n_queries: int, n_keys: int, d_head: int, dtype: Any) -> GpuKernel | None:
+    """The first of `GPU_KERNELS` that takes these shapes on this machine's GPU; None for the plain path."""
+    shape = n_queries, n_keys, d_head, dtype
+    takes = {"pallas": gpu_generation() == 9 and flash_attention_gpu.fits(*shape), "cuDNN": library_fits(*shape)}
+    return next((name for name in GPU_KERNELS if takes[name]), None)
 
 
 def library_fits(n_queries: int, n_keys: int, d_head: int, dtype: Any) -> bool:
@@ -235,11 +259,17 @@ def library_fits(n_queries: int, n_keys: int, d_head: int, dtype: Any) -> bool:
 
 def max_library_head() -> int:
     """Widest head whose gradient cuDNN has on this machine's GPU; 0 without an NVIDIA GPU that has bf16."""
-    device = jax.local_devices()[0]
-    if "cuda" not in device.client.platform_version:
-        return 0
-    generation = int(device.compute_capability.split(".")[0])  # 8 is Ampere and Ada, 9 Hopper, 10 and 12 Blackwell
+    generation = gpu_generation()
     return 256 if generation == 9 else 128 if generation >= 8 else 0
+
+
+def gpu_generation() -> int:
+    """Major compute capability of this machine's NVIDIA GPU, 0 without one.
+
+    8 is Ampere and Ada, 9 Hopper, 10 and 12 Blackwell.
+    """
+    device = jax.local_devices()[0]
+    return int(device.compute_capability.split(".")[0]) if "cuda" in device.client.platform_version else 0
 
 
 def library_attention(

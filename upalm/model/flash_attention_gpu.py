@@ -11,6 +11,7 @@ of one block in a kernel, and J the key blocks, I the query blocks of a row.
 
 import importlib.util
 import math
+import struct
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -24,7 +25,9 @@ with epy.lazy_imports():  # a twelfth of the time that JAX takes to import, for 
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import triton as plgpu
 
-_LOWEST = -1e30
+_LOWEST = -(2.0**100)
+"""Score of a key that is not seen. A power of two, so that a block without a seen key has weights of one to the last
+bit, which the next block's highest score makes zero: `_power` rounds once, and the highest score was rounded before."""
 
 _LOG2_E = math.log2(math.e)
 """Scores times this are exponents of two, of which GPUs have an instruction."""
@@ -49,10 +52,10 @@ class Tuning(NamedTuple):
 
 
 TUNING = {
-    64: Tuning(forward=Blocks(128, 64, 4, 3), d_queries=Blocks(128, 64, 4, 3), d_keys=Blocks(64, 128, 4, 3)),
-    128: Tuning(forward=Blocks(128, 64, 8, 3), d_queries=Blocks(128, 64, 8, 2), d_keys=Blocks(64, 128, 8, 2)),
+    64: Tuning(forward=Blocks(128, 64, 4, 3), d_queries=Blocks(64, 64, 4, 3), d_keys=Blocks(64, 64, 4, 3)),
+    128: Tuning(forward=Blocks(128, 64, 8, 3), d_queries=Blocks(128, 64, 8, 2), d_keys=Blocks(64, 64, 8, 2)),
 }
-"""Blocks for an H100 by the width of the heads."""
+"""Blocks for an H100 by the width of the heads. All sums stay in its registers."""
 
 
 def fits(n_queries: int, n_keys: int, d_head: int, dtype: Any) -> bool:
@@ -84,7 +87,7 @@ def forward(
     by_query = partial(_by_query, blocks.queries, h, lambda n, i, b: (b, n_blocks - 1 - i, n))
     of_keys = pl.BlockSpec((None, None, s, h), lambda head, i, b: (b, head // (n // k), 0, 0))
     out_BTNH, log_total_BNT = pl.pallas_call(
-        partial(_forward_kernel, n_keys=blocks.keys, scale=h**-0.5 * _LOG2_E),
+        partial(_forward_kernel, n_keys=blocks.keys, interpret=interpret),
         grid=(n, n_blocks, b),
         in_specs=[by_query("bounds"), by_query("BT"), by_query("BT"), by_query("BTNH"), of_keys, of_keys],
         out_specs=[by_query("BTNH"), by_query("BNT")],
@@ -92,7 +95,7 @@ def forward(
         **_parameters(blocks),
         interpret=interpret,
         name="flash_forward",
-    )(keys_seen(start_BT, end_BT, s, blocks), start_BT, end_BT, q_BTNH, k_BKSH, v_BKSH)
+    )(keys_seen(start_BT, end_BT, blocks), start_BT, end_BT, q_BTNH, k_BKSH, v_BKSH)
     return out_BTNH, log_total_BNT.swapaxes(1, 2)
 
 
@@ -136,7 +139,7 @@ def _d_queries(
     of_keys = pl.BlockSpec((None, None, s, h), lambda head, i, b: (b, head // (n // k), 0, 0))
     names = "bounds", "BT", "BT", "BTNH", "BTNH", "BNT", "BNT"
     return pl.pallas_call(
-        partial(_d_queries_kernel, n_keys=blocks.keys, scale=h**-0.5),
+        partial(_d_queries_kernel, n_keys=blocks.keys, interpret=interpret),
         grid=(n, n_blocks, b),
         in_specs=[*map(by_query, names), of_keys, of_keys],
         out_specs=by_query("BTNH"),
@@ -145,7 +148,7 @@ def _d_queries(
         interpret=interpret,
         name="flash_d_queries",
     )(
-        keys_seen(start_BT, end_BT, s, blocks),
+        keys_seen(start_BT, end_BT, blocks),
         start_BT,
         end_BT,
         q_BTNH,
@@ -177,7 +180,7 @@ def _d_keys(
     along = pl.BlockSpec((None, n // k, t), lambda j, k, b: (b, k, 0))
     by_key = pl.BlockSpec((None, None, blocks.keys, h), lambda j, k, b: (b, k, j, 0))
     return pl.pallas_call(
-        partial(_d_keys_kernel, n_queries=blocks.queries, scale=h**-0.5),
+        partial(_d_keys_kernel, n_queries=blocks.queries, interpret=interpret),
         grid=(s // blocks.keys, k, b),
         in_specs=[bounds, edges, edges, of_queries, of_queries, along, along, by_key, by_key],
         out_specs=[by_key, by_key],
@@ -201,9 +204,8 @@ def _d_keys(
 # --- Blocks that are visited ----------------------------------------------------------------------
 
 
-def keys_seen(start_BT: Array, end_BT: Array, n_keys: int, blocks: Blocks) -> Int[Array, "B I 4"]:
+def keys_seen(start_BT: Array, end_BT: Array, blocks: Blocks) -> Int[Array, "B I 4"]:
     """Blocks of keys of each block of queries: first, one past the last; and the same of those that all see whole."""
-    del n_keys
     starts_BIQ, ends_BIQ = (x.reshape(x.shape[0], -1, blocks.queries) for x in (start_BT, end_BT))
     first, last = jnp.min(starts_BIQ, -1) // blocks.keys, -(-jnp.max(ends_BIQ, -1) // blocks.keys)
     whole_first = jnp.clip(-(-jnp.max(starts_BIQ, -1) // blocks.keys), first, last)
@@ -238,9 +240,9 @@ def _interval(is_in_BIJ: Array) -> tuple[Array, Array]:
 # --- Kernels --------------------------------------------------------------------------------------
 
 
-def _forward_kernel(bounds, start, end, q, k, v, out, log_total, *, n_keys, scale):
+def _forward_kernel(bounds, start, end, q, k, v, out, log_total, *, n_keys, interpret):
     """One block of queries of one head."""
-    q_QH = q[...]
+    q_QH, scale, power = q[...], _scale(q), partial(_power, scale=_scale(q), interpret=interpret)
     start_Q1, end_Q1 = start[...][:, None], end[...][:, None]
 
     def visit(j, carry, is_whole):
@@ -250,7 +252,7 @@ def _forward_kernel(bounds, start, end, q, k, v, out, log_total, *, n_keys, scal
         if not is_whole:
             scores_QS = jnp.where(_sees(j * n_keys, start_Q1, end_Q1, scores_QS, 1), scores_QS, _LOWEST)
         new_highest_Q = jnp.maximum(highest_Q, jnp.max(scores_QS, 1) * scale)
-        weights_QS = jnp.exp2(scores_QS * scale - new_highest_Q[:, None])
+        weights_QS = power(scores_QS, -new_highest_Q[:, None])
         shrink_Q = jnp.exp2(highest_Q - new_highest_Q)
         total_Q = total_Q * shrink_Q + jnp.sum(weights_QS, 1)
         sums_QH = sums_QH * shrink_Q[:, None] + _product(weights_QS.astype(v.dtype), v[keys, :], (1, 0))
@@ -263,9 +265,9 @@ def _forward_kernel(bounds, start, end, q, k, v, out, log_total, *, n_keys, scal
     log_total[...] = highest_Q / _LOG2_E + jnp.log(total_Q)
 
 
-def _d_queries_kernel(bounds, start, end, q, d_out, log2_total, mean, k, v, d_q, *, n_keys, scale):
+def _d_queries_kernel(bounds, start, end, q, d_out, log2_total, mean, k, v, d_q, *, n_keys, interpret):
     """Gradient of one block of queries of one head."""
-    q_QH, d_out_QH = q[...], d_out[...]
+    q_QH, d_out_QH, power = q[...], d_out[...], partial(_power, scale=_scale(q), interpret=interpret)
     log2_total_Q1, mean_Q1 = log2_total[...][:, None], mean[...][:, None]
     start_Q1, end_Q1 = start[...][:, None], end[...][:, None]
 
@@ -275,17 +277,17 @@ def _d_queries_kernel(bounds, start, end, q, d_out, log2_total, mean, k, v, d_q,
         scores_QS = _product(q_QH, k_SH, (1, 1))
         if not is_whole:
             scores_QS = jnp.where(_sees(j * n_keys, start_Q1, end_Q1, scores_QS, 1), scores_QS, _LOWEST)
-        weights_QS = jnp.exp2(scores_QS * (scale * _LOG2_E) - log2_total_Q1)
+        weights_QS = power(scores_QS, -log2_total_Q1)
         d_scores_QS = weights_QS * (_product(d_out_QH, v[keys, :], (1, 1)) - mean_Q1)
         return sums_QH + _product(d_scores_QS.astype(k_SH.dtype), k_SH, (1, 0))
 
     sums_QH = _over_blocks(bounds, visit, jnp.zeros(q_QH.shape, jnp.float32))
-    d_q[...] = (sums_QH * scale).astype(d_q.dtype)
+    d_q[...] = (sums_QH * q.shape[1] ** -0.5).astype(d_q.dtype)
 
 
-def _d_keys_kernel(bounds, start, end, q, d_out, log2_total, mean, k, v, d_k, d_v, *, n_queries, scale):
+def _d_keys_kernel(bounds, start, end, q, d_out, log2_total, mean, k, v, d_k, d_v, *, n_queries, interpret):
     """Gradients of one block of keys and values of one head, summed over the query heads that share it."""
-    k_SH, v_SH = k[...], v[...]
+    k_SH, v_SH, power = k[...], v[...], partial(_power, scale=_scale(k), interpret=interpret)
     first_key = pl.program_id(0) * k_SH.shape[0]
 
     def visit_head(head, carry):
@@ -297,7 +299,7 @@ def _d_keys_kernel(bounds, start, end, q, d_out, log2_total, mean, k, v, d_k, d_
             if not is_whole:
                 start_1Q, end_1Q = start[queries][None], end[queries][None]
                 scores_SQ = jnp.where(_sees(first_key, start_1Q, end_1Q, scores_SQ, 0), scores_SQ, _LOWEST)
-            weights_SQ = jnp.exp2(scores_SQ * (scale * _LOG2_E) - log2_total[head, queries][None])
+            weights_SQ = power(scores_SQ, -log2_total[head, queries][None])
             d_v_SH += _product(weights_SQ.astype(d_out_QH.dtype), d_out_QH, (1, 0))
             d_scores_SQ = weights_SQ * (_product(v_SH, d_out_QH, (1, 1)) - mean[head, queries][None])
             d_k_SH += _product(d_scores_SQ.astype(q_QH.dtype), q_QH, (1, 0))
@@ -307,7 +309,7 @@ def _d_keys_kernel(bounds, start, end, q, d_out, log2_total, mean, k, v, d_k, d_
 
     zeros_SH = jnp.zeros(k_SH.shape, jnp.float32)
     d_k_SH, d_v_SH = lax.fori_loop(0, q.shape[1], visit_head, (zeros_SH, zeros_SH))
-    d_k[...] = (d_k_SH * scale).astype(d_k.dtype)
+    d_k[...] = (d_k_SH * k.shape[1] ** -0.5).astype(d_k.dtype)
     d_v[...] = d_v_SH.astype(d_v.dtype)
 
 
@@ -327,6 +329,30 @@ def _sees(first_key, start, end, scores, axis):
     """Where scores are of keys in the queries' ranges; keys lie along `axis`, and start at `first_key`."""
     key = first_key + lax.broadcasted_iota(jnp.int32, scores.shape, axis)
     return (start <= key) & (key < end)
+
+
+def _scale(x):
+    """What makes exponents of two of products of queries and keys."""
+    return x.shape[-1] ** -0.5 * _LOG2_E
+
+
+def _power(scores, shift, *, scale, interpret):
+    """Two to the power of `scores * scale + shift`.
+
+    Written out, because the compiler would take two instructions for the sum and four for powers below 2**-126, and the
+    exponentials of narrow heads take as long as their products.
+    """
+    shift = jnp.broadcast_to(shift, scores.shape)
+    if interpret:
+        return jnp.exp2(scores * scale + shift)
+    [power] = plgpu.elementwise_inline_asm(
+        f"{{ .reg .f32 x; fma.rn.f32 x, $1, 0f{struct.pack('>f', scale).hex()}, $2; ex2.approx.ftz.f32 $0, x; }}",
+        args=[scores, shift],
+        constraints="=f,f,f",
+        pack=1,
+        result_shape_dtypes=[jax.ShapeDtypeStruct(scores.shape, jnp.float32)],
+    )
+    return power
 
 
 def _product(a, b, axes):
