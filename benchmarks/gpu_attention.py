@@ -1,8 +1,8 @@
-"""Errors of attention and its gradient on one GPU in bf16, by cuDNN and by the plain path.
+"""Errors of attention and its gradient on one GPU in bf16, by our kernels, by cuDNN and by the plain path.
 
     python benchmarks/gpu_attention.py --out gpu_attention.jsonl
 
-Both are beside the definition in fp32, over causal rows, rows with a prefix, packed rows and rows of padding alone.
+All are beside the definition in fp32, over causal rows, rows with a prefix, packed rows and rows of padding alone.
 Errors are relative to the largest number of the row. A call that fails has an `error` in the file.
 """
 
@@ -26,7 +26,13 @@ HEADS = {
 }
 """Query heads, key heads, their width, and positions."""
 
+PATHS: dict[str, tuple[Any, ...]] = {"pallas": ("pallas",), "cuDNN": ("cuDNN",), "plain": ()}
+"""Values of `attention.GPU_KERNELS` that leave one path."""
+
 ROWS = ("causal", "prefix", "packed", "padding alone")
+
+
+HEADER = ("heads", "path", "calls of our kernels", "of cuDNN", "worst error of the output", "dq", "dk", "dv")
 
 
 @dataclass(frozen=True)
@@ -53,8 +59,8 @@ def inputs(n: int, k: int, h: int, t: int, dtype: str) -> list[Any]:
     return [jnp.asarray(rng.normal(size=shape), "bfloat16").astype(dtype) for shape in shapes]
 
 
-def values_and_gradients(function: Any, arrays: list[Any], visible: Any) -> tuple[list[np.ndarray], int]:
-    """Output and gradients of queries, keys and values; and the program's calls of cuDNN."""
+def values_and_gradients(function: Any, arrays: list[Any], visible: Any) -> tuple[list[np.ndarray], dict[str, int]]:
+    """Output and gradients of queries, keys and values; and the program's calls of kernels."""
     import jax
 
     def both(q, k, v, d_out):
@@ -62,12 +68,14 @@ def values_and_gradients(function: Any, arrays: list[Any], visible: Any) -> tupl
         return value, *gradient(d_out)
 
     program = jax.jit(both).lower(*arrays).compile()
-    return [np.asarray(x, np.float32) for x in program(*arrays)], library_calls(program)
+    return [np.asarray(x, np.float32) for x in program(*arrays)], kernel_calls(program)
 
 
-def library_calls(program: Any) -> int:
-    """How often a compiled program calls cuDNN's attention, forward or backward."""
-    return (program.as_text() or "").count('custom_call_target="__cudnn$fmha')
+def kernel_calls(program: Any) -> dict[str, int]:
+    """How often a compiled program calls cuDNN's attention (`calls`) and our kernels, forward or backward."""
+    text = program.as_text() or ""
+    targets = {"calls": "__cudnn$fmha", "own_calls": "__gpu$xla.gpu.triton"}
+    return {name: text.count(f'custom_call_target="{target}') for name, target in targets.items()}
 
 
 def worst(found: np.ndarray, true: np.ndarray) -> float:
@@ -84,30 +92,32 @@ def errors_by_row(heads: str, path: str) -> dict[str, Any]:
     visible = attention.key_range(*map(jnp.asarray, segments(HEADS[heads][-1])))
     with jax.default_matmul_precision("highest"):
         true, _ = values_and_gradients(attention.attention_reference, inputs(*HEADS[heads], "float32"), visible)
-    widest_head = attention.max_library_head
+    kernels = attention.GPU_KERNELS
     try:
-        attention.max_library_head = widest_head if path == "cuDNN" else lambda: 0
-        found, n_calls = values_and_gradients(attention.attend, inputs(*HEADS[heads], "bfloat16"), visible)
+        jax.clear_caches()  # the path is chosen while the program is traced
+        attention.GPU_KERNELS = PATHS[path]
+        found, calls = values_and_gradients(attention.attend, inputs(*HEADS[heads], "bfloat16"), visible)
     finally:
-        attention.max_library_head = widest_head
+        attention.GPU_KERNELS = kernels
     pairs = list(zip(found, true, strict=True))
-    return {"calls": n_calls} | {row: [worst(x[i], y[i]) for x, y in pairs] for i, row in enumerate(ROWS)}
+    return calls | {row: [worst(x[i], y[i]) for x, y in pairs] for i, row in enumerate(ROWS)}
 
 
 def main(case: Case) -> None:
     rows = []
     for heads in HEADS:
-        for path in ("cuDNN", "plain"):
+        for path in PATHS:
             try:
                 record = errors_by_row(heads, path)
                 by_array = zip(*(record[row] for row in ROWS), strict=True)
-                rows.append((heads, path, record["calls"], *(f"{max(errors):.4f}" for errors in by_array)))
+                calls = record["own_calls"], record["calls"]
+                rows.append((heads, path, *calls, *(f"{max(errors):.4f}" for errors in by_array)))
             except Exception as e:
                 traceback.print_exc()
                 record = {"error": f"{type(e).__name__}: {e}"[:300]}
             with case.out.open("a", encoding="utf-8") as file:
                 print(json.dumps({"heads": heads, "path": path} | record), file=file)
-    clock.print_table(("heads", "path", "calls of cuDNN", "worst error of the output", "dq", "dk", "dv"), rows)
+    clock.print_table(HEADER, rows)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Memory of a training step on an H100 by XLA's compiler for GPUs, with and without cuDNN's attention. It needs no GPU.
+"""Memory of a training step on an H100 by XLA's compiler for GPUs, with each kernel of attention. It needs no GPU.
 
     pip install jax-cuda12-pjrt jax-cuda12-plugin nvidia-cuda-nvcc-cu12      # of the versions of jax
     python benchmarks/gpu_memory.py --size 1b --batch 8 16
@@ -12,6 +12,7 @@ import os
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import gpu_attention
 import tyro
 
 H100 = """
@@ -48,12 +49,14 @@ def gpus(n: int, description: str = H100):
     return topologies.get_topology_desc(platform="cuda", topology_name="H100", **shape).devices
 
 
-def answer_as_h100(widest_head: int) -> None:
+def answer_as_h100(path: str) -> None:
+    """Say what an H100 would, and take this path of attention: `pallas`, `cuDNN` or `plain`."""
     import jax._src.cudnn.fused_attention_stablehlo as cudnn  # pyright: ignore
 
     from upalm.model import attention
 
-    attention.max_library_head = lambda: widest_head
+    attention.gpu_generation = lambda: 9
+    attention.GPU_KERNELS = gpu_attention.PATHS[path]
     cudnn.check_cudnn_version = lambda: 91000
     cudnn.check_compute_capability = lambda version: float(version) <= 9
     cudnn.is_cuda_compute_capability_equal = lambda version: version == "9.0"
@@ -76,13 +79,13 @@ def main() -> None:
     model, devices = replace(PALM[case.size], remat=case.remat), gpus(case.devices)
     mesh, target = make_mesh(case.devices, 1, devices=devices), Target("H100", CHIPS["H100"], devices)
     for n_rows in case.batch:
-        for kind, widest_head in (("plain", 0), ("cuDNN", 256)):
+        for path in gpu_attention.PATHS:
             jax.clear_caches()
-            answer_as_h100(widest_head)
+            answer_as_h100(path)
             data = DataConfig("stdlib", seq_len=model.seq_len, batch_size=n_rows)
             config = replace(TrainConfig("", Scratch(model)), data=data)  # pyright: ignore[reportArgumentType]
             memory = plan(training(config, model, mesh), model, target, mesh).memory_gib
-            print(json.dumps({"rows": n_rows, "attention": kind} | {k: round(v, 2) for k, v in memory.items()}))
+            print(json.dumps({"rows": n_rows, "attention": path} | {k: round(v, 2) for k, v in memory.items()}))
 
 
 if __name__ == "__main__":

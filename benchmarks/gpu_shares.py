@@ -42,8 +42,7 @@ class Case:
     batch: int = 8
     seq: int = 2048
     remat: Literal["none", "matmuls", "full"] = "matmuls"
-    widest_head: int = 256
-    """Heads up to this width take cuDNN's attention; 0 for the plain path."""
+    attention: Literal["pallas", "cuDNN", "plain"] = "pallas"
 
 
 def compiled_step(case: Case):
@@ -56,7 +55,7 @@ def compiled_step(case: Case):
     from upalm.training.step import train_step
 
     mesh = make_mesh(1, 1, devices=gpu_memory.gpus(1, H200))
-    gpu_memory.answer_as_h100(case.widest_head)
+    gpu_memory.answer_as_h100(case.attention)
     model = replace(model_config(SHAPES[case.shape]), compute_dtype="bfloat16", remat=case.remat)
     data = DataConfig("stdlib", seq_len=case.seq, batch_size=case.batch)
     config = replace(TrainConfig("", Scratch(model), optimizer=AdamW()), data=data)  # pyright: ignore
@@ -66,12 +65,17 @@ def compiled_step(case: Case):
 
 
 def attention_flops(computation: Computation, i: Instruction) -> float:
-    """FLOPs of a call of cuDNN's attention, which computes all scores; 0 for other instructions."""
-    if "__cudnn$fmha" not in i.rest:
-        return 0.0
-    q, k = (computation.by_name[name].result[0].shape for name in i.operands[:2])  # [B, T, N, H] and [B, S, K, H]
-    n_scores = q[0] * q[1] * q[2] * k[1]
-    return n_scores * q[3] * (10.0 if "Backward" in i.rest else 4.0)
+    """FLOPs of a call of attention, 0 for other instructions. cuDNN computes all scores, our kernels causal ones."""
+    shapes = [computation.by_name[name].result[0].shape for name in i.operands]
+    if "__cudnn$fmha" in i.rest:
+        q, k = shapes[:2]  # [B, T, N, H] and [B, S, K, H]
+        return q[0] * q[1] * q[2] * k[1] * q[3] * (10.0 if "Backward" in i.rest else 4.0)
+    if "__gpu$xla.gpu.triton" in i.rest:
+        q, v = shapes[3], shapes[-1]  # [B, T, N, H] and [B, K, S, H]
+        is_forward = len(shapes) == 6
+        n_products = 2 if is_forward else 3 if len(i.result) == 1 else 4  # of the output, or of queries, or of keys
+        return q[0] * q[1] * q[2] * v[2] / 2 * q[3] * 2.0 * n_products
+    return 0.0
 
 
 def kernels(program: Program) -> Iterator[tuple[str, int, float, float]]:

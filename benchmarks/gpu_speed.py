@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import tyro
-from gpu_attention import library_calls
+from gpu_attention import PATHS, kernel_calls
 from peers import clock
 from peers.shapes import ADAMW, SHAPES, Shape, random_rows
 from train_speed import causal_batches, model_config
@@ -34,6 +34,7 @@ from upalm.distributed.chips import GIB, chip_of
 
 Part = Literal["train", "generate"]
 Contender = Literal["upalm", "peer"]
+AttentionPath = Literal["pallas", "cuDNN", "plain"]
 
 
 FULL = {"1b": 16, "smollm2": 16, "llama1b": 8}
@@ -47,6 +48,8 @@ class Case:
     """Shapes of `peers/shapes.py`."""
     contenders: tuple[Contender, ...] = ("upalm", "peer")
     """Who trains."""
+    paths: tuple[AttentionPath, ...] = ("pallas", "cuDNN", "plain")
+    """How upalm attends."""
     batch: int = 0
     """Rows of a training step; 0 for what fills 80 GB (FULL)."""
     seq: int = 2048
@@ -105,7 +108,7 @@ def timed(steps: dict[str, Callable[[int], Any]], case: Case) -> dict[str, list[
 
 
 def train_upalm(case: Case, name: str) -> None:
-    """Both paths of attention on one state, cuDNN's and the plain one."""
+    """All paths of attention on one state: our kernels, cuDNN's, and the plain one."""
     import equinox as eqx
     import jax
     import optax
@@ -122,19 +125,18 @@ def train_upalm(case: Case, name: str) -> None:
     optimizer: Any = optax.adamw(**ADAMW)  # pyright: ignore[reportArgumentType]
     empty = empty_model(config)
     shapes = TrainState(empty, jax.eval_shape(optimizer.init, empty))
-    widest_head, programs, facts = attention.max_library_head, {}, {}
-    for path in ("cuDNN", "plain"):
+    programs, facts = {}, {}
+    for path in case.paths:
         with case.caught(path=path):
             jax.clear_caches()  # else the second path has the first one's program
-            attention.max_library_head = widest_head if path == "cuDNN" else lambda: 0
+            attention.GPU_KERNELS = PATHS[path]
             started = time.perf_counter()
             lowered = train_step.lower(shapes, batches, optimizer=optimizer, n_denoisers=1)
             programs[path] = lowered.compile()
             facts[path] = {
                 "compile_s": time.perf_counter() - started,
                 "planned": total_bytes(programs[path].memory_analysis()),
-                "calls": library_calls(programs[path]),
-            }
+            } | kernel_calls(programs[path])
             print(name, path, facts[path], file=sys.stderr, flush=True)
 
     def fresh_state() -> TrainState:

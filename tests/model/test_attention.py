@@ -1,7 +1,7 @@
 """Key ranges against the mask's definition; attention and its gradient against the reference and JAX's own."""
 
 import re
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from itertools import product
@@ -22,6 +22,7 @@ from upalm.model.attention import (
     KeyValue,
     attend,
     attention_reference,
+    choose_gpu_kernel,
     key_range,
     library_attention,
     library_fits,
@@ -125,8 +126,20 @@ def hopper(monkeypatch):
         pytest.skip("this JAX asks about cuDNN elsewhere")
     for name, answer in answers.items():
         monkeypatch.setattr(fused, name, answer)
-    monkeypatch.setattr(attention, "max_library_head", lambda: 256)
+    with suppress(ImportError):
+        from jax._src.pallas.triton import gpu_info  # since JAX 0.11
+
+        h100 = gpu_info.get_gpu_info_from_version(gpu_info.GpuVersion.H100)
+        monkeypatch.setattr(gpu_info, "get_gpu_info", lambda: h100)
+    monkeypatch.setattr(attention, "gpu_generation", lambda: 9)
     return fused
+
+
+@pytest.fixture
+def cudnn(hopper, monkeypatch):
+    """The same, where cuDNN is the only kernel."""
+    monkeypatch.setattr(attention, "GPU_KERNELS", ("cuDNN",))
+    return hopper
 
 
 def attention_step(dtype: str, n_kv_heads: int = 2, d_head: int = 64) -> str:
@@ -146,12 +159,13 @@ def squares(text: str) -> set[str]:
     return set(re.findall(r"tensor<([\dx]*)512x512x\w+>", text))
 
 
+OURS = "@__gpu$xla.gpu.triton("
 FORWARD, BACKWARD = "@__cudnn$fmhaScaleBiasSoftmax(", "@__cudnn$fmhaScaleBiasSoftmaxBackward("
 
 
 @pytest.mark.parametrize(("n_kv_heads", "d_head"), [(1, 256), (2, 64), (8, 128)])
 @pytest.mark.parametrize("has_mesh", [False, True])
-def test_gpus_fuse_attention_without_scores(hopper, n_kv_heads, d_head, has_mesh):
+def test_cudnn_fuses_attention_without_scores(cudnn, n_kv_heads, d_head, has_mesh):
     """The program in bf16 has one mask per row, and no array of T x S per head."""
     with jax.set_mesh(make_mesh(1, 1, devices=jax.devices()[:1])) if has_mesh else nullcontext():
         text = attention_step("bfloat16", n_kv_heads, d_head)
@@ -159,16 +173,43 @@ def test_gpus_fuse_attention_without_scores(hopper, n_kv_heads, d_head, has_mesh
     assert squares(text) == {"2x", "2x1x"}
 
 
-def test_gpus_train_without_scores(hopper):
+@pytest.mark.parametrize(("n_kv_heads", "d_head"), [(1, 64), (2, 64), (8, 128)])
+@pytest.mark.parametrize("has_mesh", [False, True])
+def test_gpus_run_our_kernels_without_a_mask(hopper, n_kv_heads, d_head, has_mesh):
+    """Three of them: of the output, of the gradient of queries, and of those of keys and values."""
+    with jax.set_mesh(make_mesh(1, 1, devices=jax.devices()[:1])) if has_mesh else nullcontext():
+        text = attention_step("bfloat16", n_kv_heads, d_head)
+    assert text.count(OURS) == 3 and "cudnn" not in text
+    assert not squares(text)
+
+
+@pytest.mark.parametrize(
+    ("generation", "d_head", "kernel"), [(9, 64, "pallas"), (9, 256, "cuDNN"), (8, 64, "cuDNN"), (9, 60, None)]
+)
+def test_gpus_take_the_first_kernel_that_fits(hopper, monkeypatch, generation, d_head, kernel):
+    monkeypatch.setattr(attention, "gpu_generation", lambda: generation)
+    assert choose_gpu_kernel(512, 512, d_head, jnp.dtype("bfloat16")) == kernel
+    monkeypatch.setattr(attention, "GPU_KERNELS", ())
+    assert choose_gpu_kernel(512, 512, d_head, jnp.dtype("bfloat16")) is None
+
+
+@pytest.mark.parametrize("kernel", ["pallas", "cuDNN"])
+def test_gpus_train_without_scores(hopper, monkeypatch, kernel):
     """The whole step, with two layers in a loop and matrix products saved."""
+    jax.clear_caches()  # the kernel is chosen while the step is traced
+    monkeypatch.setattr(attention, "GPU_KERNELS", (kernel,))
     model = replace(PALM["tiny"], n_layers=2, compute_dtype="bfloat16")
-    config = TrainConfig(Path("unnamed"), Scratch(model), data=DataConfig("stdlib", seq_len=512, batch_size=2))
+    config = TrainConfig(Path("unnamed"), Scratch(model), data=DataConfig("stdlib", seq_len=512, batch_size=3))
     optimizer = config.optimizer.build(1)
-    state, batch = train_arguments(config, model, None, 2)
+    state, batch = train_arguments(config, model, None, 3)
     step = train_step.trace(state, batch, optimizer=optimizer, n_denoisers=1)
     text = step.lower(lowering_platforms=("cuda",)).as_text()
-    assert FORWARD in text and BACKWARD in text
-    assert squares(text) <= {"2x", "2x1x"}
+    weights = {"", "1x", "2x"}
+    if kernel == "pallas":
+        assert text.count(OURS) == 3 and squares(text) <= weights
+    else:
+        assert FORWARD in text and BACKWARD in text
+        assert squares(text) - weights == {"3x", "3x1x"}
 
 
 @pytest.mark.parametrize(("dtype", "d_head"), [("float32", 64), ("bfloat16", 60), ("bfloat16", 512)])

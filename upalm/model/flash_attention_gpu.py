@@ -59,14 +59,17 @@ TUNING = {
 
 
 def fits(n_queries: int, n_keys: int, d_head: int, dtype: Any) -> bool:
-    """Whether the kernels take these shapes: whole blocks, in bf16. Later versions of JAX may lack the backend."""
+    """Whether the kernels take these shapes: whole blocks, in bf16. JAX 0.11 deprecates its backend for them."""
     blocks = TUNING.get(d_head, ())
     whole = all(n_queries % b.queries == 0 and n_keys % b.keys == 0 for b in blocks)
     return bool(blocks) and whole and dtype == jnp.bfloat16 and _has_backend()
 
 
+_BACKEND = "jax.experimental.pallas.triton"
+
+
 def _has_backend() -> bool:
-    return importlib.util.find_spec("jax.experimental.pallas.triton") is not None
+    return importlib.util.find_spec(_BACKEND) is not None
 
 
 def forward(
@@ -117,11 +120,11 @@ def backward(
     mean_BTN = jnp.sum(d_out_BTNH.astype(jnp.float32) * out_BTNH.astype(jnp.float32), -1)
     log2_total_BNT, mean_BNT = (log_total_BTN * _LOG2_E).swapaxes(1, 2), mean_BTN.swapaxes(1, 2)
     arrays = q_BTNH, d_out_BTNH, log2_total_BNT, mean_BNT, k_BKSH, v_BKSH
-    d_q_BTNH = _d_queries(start_BT, end_BT, *arrays, tuning.d_queries, interpret)
-    return d_q_BTNH, *_d_keys(start_BT, end_BT, *arrays, tuning.d_keys, interpret)
+    d_q_BTNH = d_queries(start_BT, end_BT, *arrays, tuning.d_queries, interpret)
+    return d_q_BTNH, *d_keys(start_BT, end_BT, *arrays, tuning.d_keys, interpret)
 
 
-def _d_queries(
+def d_queries(
     start_BT: Array,
     end_BT: Array,
     q_BTNH: Array,
@@ -133,6 +136,7 @@ def _d_queries(
     blocks: Blocks,
     interpret: bool,
 ) -> Array:
+    """Gradient of the queries, given log2 of each query's total weight, and the mean gradient of its weights."""
     (b, t, n, h), (_, k, s, _) = q_BTNH.shape, k_BKSH.shape
     n_blocks = t // blocks.queries
     by_query = partial(_by_query, blocks.queries, h, lambda n, i, b: (b, n_blocks - 1 - i, n))
@@ -160,7 +164,7 @@ def _d_queries(
     )
 
 
-def _d_keys(
+def d_keys(
     start_BT: Array,
     end_BT: Array,
     q_BTNH: Array,
@@ -172,6 +176,7 @@ def _d_keys(
     blocks: Blocks,
     interpret: bool,
 ) -> tuple[Array, Array]:
+    """Gradients of keys and values, by the same arguments as `d_queries`."""
     (b, t, n, h), (_, k, s, _) = q_BTNH.shape, k_BKSH.shape
     # the blocks of a key head run together, the first ones first, because the most queries see them
     bounds = pl.BlockSpec((None, None, 4), lambda j, k, b: (b, j, 0))
@@ -219,9 +224,9 @@ def queries_that_see(start_BT: Array, end_BT: Array, n_keys: int, blocks: Blocks
     If the latter are no interval, which packed rows never have, none counts as such.
     """
     starts_BI1Q, ends_BI1Q = (x.reshape(x.shape[0], -1, 1, blocks.queries) for x in (start_BT, end_BT))
-    first_key_J = jnp.arange(0, n_keys, blocks.keys)
-    sees_BIJ = (jnp.min(starts_BI1Q, -1) < first_key_J + blocks.keys) & (jnp.max(ends_BI1Q, -1) > first_key_J)
-    whole_BIJ = (jnp.max(starts_BI1Q, -1) <= first_key_J) & (jnp.min(ends_BI1Q, -1) >= first_key_J + blocks.keys)
+    first_key_11J = jnp.arange(0, n_keys, blocks.keys)[None, None]
+    sees_BIJ = (jnp.min(starts_BI1Q, -1) < first_key_11J + blocks.keys) & (jnp.max(ends_BI1Q, -1) > first_key_11J)
+    whole_BIJ = (jnp.max(starts_BI1Q, -1) <= first_key_11J) & (jnp.min(ends_BI1Q, -1) >= first_key_11J + blocks.keys)
     (first, last), (whole_first, whole_last) = _interval(sees_BIJ), _interval(whole_BIJ)
     is_interval = jnp.sum(whole_BIJ, 1) == whole_last - whole_first
     whole_first, whole_last = (jnp.where(is_interval, x, first) for x in (whole_first, whole_last))
@@ -233,7 +238,7 @@ def queries_that_see(start_BT: Array, end_BT: Array, n_keys: int, blocks: Blocks
 def _interval(is_in_BIJ: Array) -> tuple[Array, Array]:
     """The first index on the middle axis, and one past the last; both are 0 if there is none."""
     n = is_in_BIJ.shape[1]
-    last = jnp.max(jnp.where(is_in_BIJ, jnp.arange(1, n + 1)[:, None], 0), 1)
+    last = jnp.max(jnp.where(is_in_BIJ, jnp.arange(1, n + 1)[None, :, None], 0), 1)
     return jnp.minimum(jnp.argmax(is_in_BIJ, 1), last), last
 
 
