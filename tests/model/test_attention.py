@@ -199,17 +199,13 @@ def test_gpus_train_without_scores(hopper, monkeypatch, kernel):
     jax.clear_caches()  # the kernel is chosen while the step is traced
     monkeypatch.setattr(attention, "GPU_KERNELS", (kernel,))
     model = replace(PALM["tiny"], n_layers=2, compute_dtype="bfloat16")
-    config = TrainConfig(Path("unnamed"), Scratch(model), data=DataConfig("stdlib", seq_len=512, batch_size=3))
+    config = TrainConfig(Path("unnamed"), Scratch(model), data=DataConfig("stdlib", seq_len=512, batch_size=2))
     optimizer = config.optimizer.build(1)
-    state, batch = train_arguments(config, model, None, 3)
+    state, batch = train_arguments(config, model, None, 2)
     step = train_step.trace(state, batch, optimizer=optimizer, n_denoisers=1)
     text = step.lower(lowering_platforms=("cuda",)).as_text()
-    weights = {"", "1x", "2x"}
-    if kernel == "pallas":
-        assert text.count(OURS) == 3 and squares(text) <= weights
-    else:
-        assert FORWARD in text and BACKWARD in text
-        assert squares(text) - weights == {"3x", "3x1x"}
+    assert text.count(OURS) == 3 if kernel == "pallas" else FORWARD in text and BACKWARD in text
+    assert squares(text) <= ({"2x"} if kernel == "pallas" else {"2x", "2x1x"})  # activations are 512 wide
 
 
 @pytest.mark.parametrize(("dtype", "d_head"), [("float32", 64), ("bfloat16", 60), ("bfloat16", 512)])
