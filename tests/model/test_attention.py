@@ -184,7 +184,7 @@ def test_gpus_run_our_kernels_without_a_mask(hopper, n_kv_heads, d_head, has_mes
 
 
 @pytest.mark.parametrize(
-    ("generation", "d_head", "kernel"), [(9, 64, "pallas"), (9, 256, "cuDNN"), (8, 64, "cuDNN"), (9, 60, None)]
+    ("generation", "d_head", "kernel"), [(9, 64, "pallas"), (9, 96, "cuDNN"), (8, 64, "cuDNN"), (9, 60, None)]
 )
 def test_gpus_take_the_first_kernel_that_fits(hopper, monkeypatch, generation, d_head, kernel):
     monkeypatch.setattr(attention, "gpu_generation", lambda: generation)

@@ -54,8 +54,9 @@ class Tuning(NamedTuple):
 TUNING = {
     64: Tuning(forward=Blocks(128, 64, 4, 3), d_queries=Blocks(64, 64, 4, 3), d_keys=Blocks(64, 64, 4, 3)),
     128: Tuning(forward=Blocks(128, 64, 8, 3), d_queries=Blocks(128, 64, 8, 2), d_keys=Blocks(64, 64, 8, 2)),
+    256: Tuning(forward=Blocks(128, 64, 8, 2), d_queries=Blocks(64, 64, 8, 2), d_keys=Blocks(32, 64, 8, 2)),
 }
-"""Blocks for an H100 by the width of the heads. All sums stay in its registers."""
+"""Blocks for an H100 by the width of the heads. Its registers hold all sums, and its shared memory the blocks."""
 
 
 def fits(n_queries: int, n_keys: int, d_head: int, dtype: Any) -> bool:
@@ -250,7 +251,7 @@ def _forward_kernel(bounds, start, end, q, k, v, out, log_total, *, n_keys, inte
     q_QH, scale, power = q[...], _scale(q), partial(_power, scale=_scale(q), interpret=interpret)
     start_Q1, end_Q1 = start[...][:, None], end[...][:, None]
 
-    def visit(j, carry, is_whole):
+    def visit(_, j, carry, is_whole):
         sums_QH, highest_Q, total_Q = carry
         keys = pl.ds(j * n_keys, n_keys)
         scores_QS = _product(q_QH, k[keys, :], (1, 1))
@@ -276,7 +277,7 @@ def _d_queries_kernel(bounds, start, end, q, d_out, log2_total, mean, k, v, d_q,
     log2_total_Q1, mean_Q1 = log2_total[...][:, None], mean[...][:, None]
     start_Q1, end_Q1 = start[...][:, None], end[...][:, None]
 
-    def visit(j, sums_QH, is_whole):
+    def visit(_, j, sums_QH, is_whole):
         keys = pl.ds(j * n_keys, n_keys)
         k_SH = k[keys, :]
         scores_QS = _product(q_QH, k_SH, (1, 1))
@@ -295,39 +296,48 @@ def _d_keys_kernel(bounds, start, end, q, d_out, log2_total, mean, k, v, d_k, d_
     k_SH, v_SH, power = k[...], v[...], partial(_power, scale=_scale(k), interpret=interpret)
     first_key = pl.program_id(0) * k_SH.shape[0]
 
-    def visit_head(head, carry):
-        def visit(i, carry, is_whole):
-            d_k_SH, d_v_SH = carry
-            queries = pl.ds(i * n_queries, n_queries)
-            q_QH, d_out_QH = q[queries, head, :], d_out[queries, head, :]
-            scores_SQ = _product(k_SH, q_QH, (1, 1))
-            if not is_whole:
-                start_1Q, end_1Q = start[queries][None], end[queries][None]
-                scores_SQ = jnp.where(_sees(first_key, start_1Q, end_1Q, scores_SQ, 0), scores_SQ, _LOWEST)
-            weights_SQ = power(scores_SQ, -log2_total[head, queries][None])
-            d_v_SH += _product(weights_SQ.astype(d_out_QH.dtype), d_out_QH, (1, 0))
-            d_scores_SQ = weights_SQ * (_product(v_SH, d_out_QH, (1, 1)) - mean[head, queries][None])
-            d_k_SH += _product(d_scores_SQ.astype(q_QH.dtype), q_QH, (1, 0))
-            return d_k_SH, d_v_SH
-
-        return _over_blocks(bounds, visit, carry)
+    def visit(head, i, carry, is_whole):
+        d_k_SH, d_v_SH = carry
+        queries = pl.ds(i * n_queries, n_queries)
+        q_QH, d_out_QH = q[queries, head, :], d_out[queries, head, :]
+        scores_SQ = _product(k_SH, q_QH, (1, 1))
+        if not is_whole:
+            start_1Q, end_1Q = start[queries][None], end[queries][None]
+            scores_SQ = jnp.where(_sees(first_key, start_1Q, end_1Q, scores_SQ, 0), scores_SQ, _LOWEST)
+        weights_SQ = power(scores_SQ, -log2_total[head, queries][None])
+        d_v_SH += _product(weights_SQ.astype(d_out_QH.dtype), d_out_QH, (1, 0))
+        d_scores_SQ = weights_SQ * (_product(v_SH, d_out_QH, (1, 1)) - mean[head, queries][None])
+        d_k_SH += _product(d_scores_SQ.astype(q_QH.dtype), q_QH, (1, 0))
+        return d_k_SH, d_v_SH
 
     zeros_SH = jnp.zeros(k_SH.shape, jnp.float32)
-    d_k_SH, d_v_SH = lax.fori_loop(0, q.shape[1], visit_head, (zeros_SH, zeros_SH))
+    d_k_SH, d_v_SH = _over_blocks(bounds, visit, (zeros_SH, zeros_SH), n_heads=q.shape[1])
     d_k[...] = (d_k_SH * k.shape[1] ** -0.5).astype(d_k.dtype)
     d_v[...] = d_v_SH.astype(d_v.dtype)
 
 
-def _over_blocks(bounds, visit, carry):
-    """Visit the blocks that need no mask, and then those on both sides of them."""
+def _over_blocks(bounds, visit, carry, n_heads=1):
+    """Visit each head's blocks that need no mask, and then those on both sides of them.
+
+    One loop runs over the blocks of all heads, because a loop waits for its first blocks, and reads ahead afterwards.
+    """
     first, last, whole_first, whole_last = (bounds[i] for i in range(4))
-    n_before = whole_first - first
+    n_before, n_whole = whole_first - first, whole_last - whole_first
+    n_edges = n_before + last - whole_last
+
+    def split(i, n):
+        return (0, i) if n_heads == 1 else (lax.div(i, n), lax.rem(i, n))
+
+    def visit_whole(i, carry):
+        head, i = split(i, n_whole)
+        return visit(head, whole_first + i, carry, is_whole=True)
 
     def visit_edge(i, carry):
-        return visit(jnp.where(i < n_before, first + i, whole_last + i - n_before), carry, is_whole=False)
+        head, i = split(i, n_edges)
+        return visit(head, jnp.where(i < n_before, first + i, whole_last + i - n_before), carry, is_whole=False)
 
-    carry = lax.fori_loop(whole_first, whole_last, partial(visit, is_whole=True), carry)
-    return lax.fori_loop(0, n_before + last - whole_last, visit_edge, carry)
+    carry = lax.fori_loop(0, n_heads * n_whole, visit_whole, carry)
+    return lax.fori_loop(0, n_heads * n_edges, visit_edge, carry)
 
 
 def _sees(first_key, start, end, scores, axis):
