@@ -1,7 +1,7 @@
 """Least time of each part of a training step on an H200, from the program that XLA compiles for it. It needs no GPU.
 
     pip install jax-cuda13-pjrt jax-cuda13-plugin nvidia-cuda-nvcc      # of the versions of jax
-    python benchmarks/gpu_shares.py --shape llama1b --batch 8
+    python benchmarks/gpu_shares.py --shape llama1b --batch 8 --attention pallas
 
 A kernel takes the larger of its FLOPs at the peak and its bytes at the bandwidth of the data sheet.
 """
