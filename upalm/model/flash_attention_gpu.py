@@ -54,7 +54,7 @@ class Tuning(NamedTuple):
 TUNING = {
     64: Tuning(forward=Blocks(128, 64, 4, 3), d_queries=Blocks(64, 64, 4, 2), d_keys=Blocks(64, 64, 4, 3)),
     128: Tuning(forward=Blocks(64, 64, 4, 3), d_queries=Blocks(64, 64, 4, 2), d_keys=Blocks(32, 64, 4, 3)),
-    256: Tuning(forward=Blocks(128, 64, 8, 2), d_queries=Blocks(64, 64, 8, 2), d_keys=Blocks(32, 64, 8, 2)),
+    256: Tuning(forward=Blocks(128, 64, 8, 2), d_queries=Blocks(128, 32, 8, 2), d_keys=Blocks(64, 32, 4, 2)),
 }
 """Blocks for an H100 by the width of the heads. Its registers hold all sums, and its shared memory the blocks."""
 
