@@ -320,17 +320,23 @@ def humaneval_table(results: dict[str, Any]) -> str:
 # --- GPUs -----------------------------------------------------------------------------------------
 
 
+PATHS = {"pallas": "our kernels", "cuDNN": "cuDNN", "plain": "plain"}
+"""Words for the paths of attention."""
+
+
 def training_table(records: list[dict[str, Any]]) -> str:
     """One row per shape and contender: time, throughput and memory of a training step."""
+    records = [r for r in records if r["part"] == "train"]
     peers = {r["shape"]: r["tokens_per_s"] for r in records if r["contender"] == "peer"}
     rows = []
-    for r in records:
+    for r in sorted(records, key=lambda r: [x["shape"] for x in records].index(r["shape"])):
         ms = [1000 * seconds for seconds in r["seconds"]]
         peer, memory = peers.get(r["shape"]), [r["peak"] / 2**30, r["planned"] / 2**30 if "planned" in r else None]
+        remat = "" if r.get("remat", "matmuls") == "matmuls" else f", remat {r['remat']}"
         rows.append(
             [
                 f"{r['shape']}, {r['rows']} x {r['seq']}",
-                f"upalm, {r['path']}" if "path" in r else "transformers",
+                f"upalm, {PATHS[r['path']]}{remat}" if "path" in r else "transformers",
                 f"{median(ms):.1f} ({min(ms):.1f} to {max(ms):.1f})",
                 f"{r['tokens_per_s']:,.0f}",
                 f"{r['mfu']:.1%}",
@@ -342,13 +348,58 @@ def training_table(records: list[dict[str, Any]]) -> str:
     return format_rows([*header, "peak GiB", "planned GiB"], rows)
 
 
+def generation_table(records: list[dict[str, Any]]) -> str:
+    """One row per shape and batch: speed of greedy decoding, and its share of the memory's bandwidth."""
+    rows = []
+    for r in (r for r in records if r["part"] == "generate"):
+        low, ms, high = (1000 * seconds for seconds in r["step_s"])
+        rows.append(
+            [
+                r["shape"],
+                str(r["rows"]),
+                f"{r['tokens_per_s']:,.0f}",
+                f"{ms:.2f} ({low:.2f} to {high:.2f})",
+                f"{r['of_data_sheet']:.1%}",
+                f"{r['of_copy']:.1%}",
+            ]
+        )
+    header = ["shape", "rows", "tokens/s", "ms per step (range)", "of the data sheet's bandwidth", "of a copy's"]
+    return format_rows(header, rows)
+
+
 def attention_table(records: list[dict[str, Any]]) -> str:
     """One row per shape of heads and path: worst errors over all kinds of rows."""
     rows = []
-    for r in records:
+    for r in sorted(records, key=lambda r: [x["heads"] for x in records].index(r["heads"])):
         by_array = zip(*(x for x in r.values() if isinstance(x, list)), strict=True)
-        rows.append([r["heads"], r["path"], *(f"{max(errors):.4f}" for errors in by_array)])
+        rows.append([r["heads"], PATHS[r["path"]], *(f"{max(errors):.4f}" for errors in by_array)])
     return format_rows(["heads", "attention", "output", "dq", "dk", "dv"], rows)
+
+
+def kernels_table(records: list[dict[str, Any]]) -> str:
+    """One row per shape and kind of rows: time of attention and its gradient by each path."""
+    rows = []
+    for shape, kind in dict.fromkeys((r["shape"], r["rows"]) for r in records):
+        some = [r for r in records if (r["shape"], r["rows"]) == (shape, kind)]
+        both = {r["path"]: r["ms"] for r in some if r["part"] == "both"}
+        ours = [[r["ms"] for r in some if r["part"] == part and r["path"] == "pallas"] for part in KERNELS]
+        best = sum(map(min, ours)) if all(ours) else None
+        b, t, n, k, h = some[0]["size"]
+        columns = (both["pallas"], best, both["cuDNN"], both.get("cuDNN, no mask"), both["plain"])
+        rows.append(
+            [
+                f"{shape}: {b} x {t}, {n} heads of {h}, {k} of keys",
+                kind,
+                *("" if ms is None else f"{ms:.2f}" for ms in columns),
+                f"{both['cuDNN'] / both['pallas']:.2f}",
+            ]
+        )
+    header = ["shape", "rows", "our kernels", "by the fastest blocks", "cuDNN", "cuDNN without a mask", "plain"]
+    return format_rows([*header, "cuDNN over ours"], rows)
+
+
+KERNELS = ("forward", "d_queries", "d_keys")
+"""Kernels of attention and its gradient."""
 
 
 TABLES = {
@@ -378,6 +429,9 @@ TABLES = {
     "training.md": {"low memory": ("low_memory.jsonl", low_memory_table)},
     "performance.md": {
         "gpu training": ("gpu_speed.jsonl", training_table),
+        "gpu training before": ("gpu_speed_before.jsonl", training_table),
+        "gpu generation": ("gpu_speed.jsonl", generation_table),
+        "gpu kernels": ("gpu_kernels.jsonl", kernels_table),
         "gpu attention": ("gpu_attention.jsonl", attention_table),
     },
 }
