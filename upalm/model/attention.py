@@ -236,6 +236,7 @@ def _fastest(
 
 
 GpuKernel = Literal["pallas", "cuDNN"]
+"""Attention on GPUs without scores in memory: `flash_attention_gpu`, or cuDNN's."""
 
 GPU_KERNELS: tuple[GpuKernel, ...] = ("pallas", "cuDNN")
 """Kernels for NVIDIA GPUs, the preferred one first. Without any, GPUs attend by the plain path."""
