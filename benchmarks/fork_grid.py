@@ -6,7 +6,7 @@
 
 The rate is an input of the step, so all forks of one batch shape run one compiled program. Each fork is a line of the
 result as soon as it is measured. Kinds of gaps beside the quickstart's lines: a few words within a line, a new
-word, and three lines. A mixture is a name, or denoisers as `upalm.ul2r.mixture` reads them.
+word (`new_name`), and three lines. A mixture is a name, or denoisers as `upalm.ul2r.mixture` reads them.
 """
 
 import argparse

@@ -30,8 +30,6 @@ PATHS: dict[str, tuple[Any, ...]] = {"pallas": ("pallas",), "cuDNN": ("cuDNN",),
 """Values of `attention.GPU_KERNELS` that leave one path."""
 
 ROWS = ("causal", "prefix", "packed", "padding alone")
-
-
 HEADER = ("heads", "path", "calls of our kernels", "of cuDNN", "worst error of the output", "dq", "dk", "dv")
 
 

@@ -217,6 +217,15 @@ def measure(program: Program, inputs: dict[str, Any], true: dict[str, Any], n_fl
     }
 
 
+def rounded(value: Any) -> Any:
+    """Round to four digits, which are more than repeat."""
+    if isinstance(value, dict):
+        return {k: rounded(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(v) for v in value]
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
 def main(case: Case) -> None:
     import jax
 
@@ -224,7 +233,7 @@ def main(case: Case) -> None:
 
     def record(**fields: Any) -> None:
         with case.out.open("a", encoding="utf-8") as file:
-            print(json.dumps(fields), file=file)
+            print(json.dumps(rounded(fields)), file=file)
 
     with ThreadPoolExecutor(case.threads) as pool:
         waiting = {

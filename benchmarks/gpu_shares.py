@@ -43,6 +43,8 @@ class Case:
     seq: int = 2048
     remat: Literal["none", "matmuls", "full"] = "matmuls"
     attention: Literal["pallas", "cuDNN", "plain"] = "pallas"
+    decode: int = 0
+    """Rows of a step of decoding with a cache of 512 positions, to count its kernels; 0 takes a training step."""
 
 
 def compiled_step(case: Case):
@@ -50,16 +52,20 @@ def compiled_step(case: Case):
 
     from upalm.data.config import DataConfig
     from upalm.distributed.sharding import make_mesh
-    from upalm.planning.lowering import train_arguments
+    from upalm.planning.lowering import decoding, train_arguments
     from upalm.training.config import AdamW, Scratch, TrainConfig
     from upalm.training.step import train_step
 
     mesh = make_mesh(1, 1, devices=gpu_memory.gpus(1, H200))
     gpu_memory.answer_as_h100(case.attention)
     model = replace(model_config(SHAPES[case.shape]), compute_dtype="bfloat16", remat=case.remat)
+    if case.decode:
+        model = replace(model, seq_len=512)
     data = DataConfig("stdlib", seq_len=case.seq, batch_size=case.batch)
     config = replace(TrainConfig("", Scratch(model), optimizer=AdamW()), data=data)  # pyright: ignore
     with jax.set_mesh(mesh):
+        if case.decode:
+            return decoding(config, model, mesh, case.decode).lower().compile()
         state, batches = train_arguments(config, model, mesh, case.batch)
         return train_step.lower(state, batches, optimizer=config.optimizer.build(10), n_denoisers=1).compile()
 
@@ -107,6 +113,10 @@ def main() -> None:
     from upalm.planning.planner import total_bytes
 
     step = compiled_step(case)
+    if case.decode:
+        found = list(kernels(Program.parse(step.as_text() or "")))
+        print(f"{sum(n for _, n, _, _ in found)} kernels and copies, {sum(x for *_, x in found) / 1e9:.2f} GB")
+        return
     rows: dict[str, list[float]] = defaultdict(lambda: [0, 0.0, 0.0, 0.0])
     for part, n, flops, n_bytes in kernels(Program.parse(step.as_text() or "")):
         for i, x in enumerate(

@@ -128,7 +128,7 @@ def train_upalm(case: Case, name: str) -> None:
     programs, facts = {}, {}
     for path in case.paths:
         with case.caught(path=path):
-            jax.clear_caches()  # else the second path has the first one's program
+            jax.clear_caches()  # else each path has the first one's program
             attention.GPU_KERNELS = PATHS[path]
             started = time.perf_counter()
             lowered = train_step.lower(shapes, batches, optimizer=optimizer, n_denoisers=1)

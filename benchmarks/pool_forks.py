@@ -11,7 +11,7 @@ not those with the text after another gap, which is another text in a longer lis
 import json
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,6 +85,14 @@ def find_reference(fork: str) -> str | None:
     return "short" if fork.startswith("short_") else REFERENCES.get(fork)
 
 
+def the_same(values: Iterable[str]) -> str:
+    """Return what all seeds of a fork have."""
+    found = sorted(set(values))
+    if len(found) > 1:
+        raise ValueError(f"seeds of one fork have {' and '.join(found)}, expected the same: pool them apart.")
+    return found[0]
+
+
 def sums(record: Record) -> Sums:
     """Return what each metric is a ratio of."""
     found: Sums = {}
@@ -156,7 +164,7 @@ def pool(records: Sequence[Record]) -> dict[str, Any]:
         ours = [by_row[fork, step][seed] for seed in seeds]
         results["checkpoints"][f"{fork}@{step}"] = {
             **{key: first[key] for key in ("fork", "step", "tokens", "n_params", "device", "matmul_precision")},
-            "compute_dtype": first.get("compute_dtype", "float32"),  # of rows from before they said it
+            "compute_dtype": the_same(r.get("compute_dtype", "float32") for r in group.values()),  # older rows lack it
             "seeds": seeds,
             "modes": {kind: [group[s]["kinds"][kind]["mode"] for s in seeds] for kind in first["kinds"]},
             "estimates": {name: estimate([x[name] for x in ours]) for name in ours[0]},

@@ -326,7 +326,7 @@ PATHS = {"pallas": "our kernels", "cuDNN": "cuDNN", "plain": "plain"}
 
 def training_table(records: list[dict[str, Any]]) -> str:
     """One row per shape and contender: time, throughput and memory of a training step."""
-    records = [r for r in records if r["part"] == "train"]
+    records = [r for r in records if r["part"] == "train" and "error" not in r]
     peers = {r["shape"]: r["tokens_per_s"] for r in records if r["contender"] == "peer"}
     rows = []
     for r in sorted(records, key=lambda r: [x["shape"] for x in records].index(r["shape"])):
@@ -351,7 +351,7 @@ def training_table(records: list[dict[str, Any]]) -> str:
 def generation_table(records: list[dict[str, Any]]) -> str:
     """One row per shape and batch: speed of greedy decoding, and its share of the memory's bandwidth."""
     rows = []
-    for r in (r for r in records if r["part"] == "generate"):
+    for r in (r for r in records if r["part"] == "generate" and "error" not in r):
         low, ms, high = (1000 * seconds for seconds in r["step_s"])
         rows.append(
             [
@@ -370,6 +370,7 @@ def generation_table(records: list[dict[str, Any]]) -> str:
 def attention_table(records: list[dict[str, Any]]) -> str:
     """One row per shape of heads and path: worst errors over all kinds of rows."""
     rows = []
+    records = [r for r in records if "error" not in r]
     for r in sorted(records, key=lambda r: [x["heads"] for x in records].index(r["heads"])):
         by_array = zip(*(x for x in r.values() if isinstance(x, list)), strict=True)
         rows.append([r["heads"], PATHS[r["path"]], *(f"{max(errors):.4f}" for errors in by_array)])
@@ -378,11 +379,11 @@ def attention_table(records: list[dict[str, Any]]) -> str:
 
 def kernels_table(records: list[dict[str, Any]]) -> str:
     """One row per shape and kind of rows: time of attention and its gradient by each path."""
-    rows = []
+    rows, records = [], [r for r in records if "error" not in r]
     for shape, kind in dict.fromkeys((r["shape"], r["rows"]) for r in records):
         some = [r for r in records if (r["shape"], r["rows"]) == (shape, kind)]
         both = {r["path"]: r["ms"] for r in some if r["part"] == "both"}
-        ours = [[r["ms"] for r in some if r["part"] == part and r["path"] == "pallas"] for part in KERNELS]
+        ours = [[r["ms"] for r in some if r["part"] == part and r["blocks"]] for part in KERNELS]
         best = sum(map(min, ours)) if all(ours) else None
         b, t, n, k, h = some[0]["size"]
         columns = (both["pallas"], best, both["cuDNN"], both.get("cuDNN, no mask"), both["plain"])

@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractMesh, AxisType
 from support.rows import packed_batch
 
 from upalm.data.config import DataConfig
-from upalm.distributed.sharding import make_mesh
+from upalm.distributed.sharding import AXES, make_mesh
 from upalm.model import attention
 from upalm.model.attention import (
     KeyRange,
@@ -174,10 +175,14 @@ def test_cudnn_fuses_attention_without_scores(cudnn, n_kv_heads, d_head, has_mes
 
 
 @pytest.mark.parametrize(("n_kv_heads", "d_head"), [(1, 64), (2, 64), (8, 128)])
-@pytest.mark.parametrize("has_mesh", [False, True])
-def test_gpus_run_our_kernels_without_a_mask(hopper, n_kv_heads, d_head, has_mesh):
-    """Three of them: of the output, of the gradient of queries, and of those of keys and values."""
-    with jax.set_mesh(make_mesh(1, 1, devices=jax.devices()[:1])) if has_mesh else nullcontext():
+@pytest.mark.parametrize("n_devices", [0, 1, 4])
+def test_gpus_run_our_kernels_without_a_mask(hopper, n_kv_heads, d_head, n_devices):
+    """Three of them: of the output, of the gradient of queries, and of those of keys and values.
+
+    Four devices split the heads, or the positions where two key heads have too few; 0 is without a mesh.
+    """
+    mesh = AbstractMesh((1, 1, n_devices), AXES, axis_types=(AxisType.Auto,) * 3)
+    with jax.sharding.use_abstract_mesh(mesh) if n_devices else nullcontext():
         text = attention_step("bfloat16", n_kv_heads, d_head)
     assert text.count(OURS) == 3 and "cudnn" not in text
     assert not squares(text)

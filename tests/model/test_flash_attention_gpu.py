@@ -1,6 +1,7 @@
 """GPU kernels: values and gradients, interpreted on the CPU, against the definition; blocks that they visit."""
 
 from functools import cache
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +52,7 @@ def definition(q, k, v, d_out, ranges: KeyRange) -> tuple[jax.Array, ...]:
     return out, *gradient(d_out), jax.nn.logsumexp(masked, -1).reshape(q.shape[:3])
 
 
-@pytest.mark.parametrize(("n", "k", "h"), [(2, 1, 64), (4, 2, 64), (2, 2, 64), (2, 1, 128)])
+@pytest.mark.parametrize(("n", "k", "h"), [(2, 1, 64), (3, 1, 64), (4, 2, 64), (2, 2, 64), (2, 1, 128), (2, 1, 256)])
 def test_values_and_gradients(n, k, h):
     """Of multi-query, grouped and separate heads, in each kind of row."""
     arrays = random_arrays(n, k, h)
@@ -132,5 +133,19 @@ def test_shapes_that_the_kernels_take(shape, expected):
 
 
 def test_later_versions_of_jax_may_lack_the_backend(monkeypatch):
-    monkeypatch.setattr(flash_attention_gpu, "_BACKEND", "jax.experimental.pallas.absent")
-    assert not flash_attention_gpu.fits(2048, 2048, 64, jnp.dtype("bfloat16"))
+    shape = 2048, 2048, 64, jnp.dtype("bfloat16")
+    assert flash_attention_gpu.fits(*shape)
+    monkeypatch.setattr(flash_attention_gpu, "plgpu", SimpleNamespace(CompilerParams=None))
+    assert not flash_attention_gpu.fits(*shape)
+
+
+@pytest.mark.parametrize(("t", "s", "h"), [(200, 256, 64), (256, 200, 64), (256, 256, 96)])
+def test_shapes_that_no_block_divides_are_refused(t, s, h):
+    q, k, v = (jnp.zeros(shape, "bfloat16") for shape in ((1, t, 2, h), (1, 1, s, h), (1, 1, s, h)))
+    ends = jnp.zeros((1, t), "int32"), jnp.full((1, t), s)
+    with pytest.raises(ValueError, match="expected .* with T in whole 128, S in whole 64"):
+        flash_attention_gpu.forward(q, k, v, *ends, interpret=True)
+    lengths = jnp.zeros((1, 2, t))
+    for kernel in (flash_attention_gpu.d_queries, flash_attention_gpu.d_keys):
+        with pytest.raises(ValueError, match="expected .* H one of .64, 128, 256."):
+            kernel(*ends, q, q, lengths, lengths, k, v, Blocks(128, 64, 4, 2), True)

@@ -23,6 +23,8 @@ from upalm.ul2r.symbols import BOS_ID
 
 MAX_LOGITS = 1 << 27
 """Logits of a batch: half a gigabyte in float32."""
+SHORT_TARGET = 64
+"""Tokens up to which a target has logits for its own positions alone."""
 MAX_POSITIONS = 4096
 """Positions of a batch: of activations, and of scores of attention where no kernel takes the shapes."""
 
@@ -65,7 +67,11 @@ def score(
             raise ValueError(f"example {i} has an empty target: there is nothing to score.")
         check_length(model.config, len(prompt) + len(target), f"example {i}")
     n_positions = [round_up(len(prompt) + len(target)) for prompt, target in examples]
-    n_targets = [min(n, _target_bucket(len(target))) for n, (_, target) in zip(n_positions, examples, strict=True)]
+    # a target is short, or its row has logits everywhere: two programs at most for each number of positions
+    n_targets = [
+        min(n, SHORT_TARGET) if len(target) <= SHORT_TARGET else n
+        for n, (_, target) in zip(n_positions, examples, strict=True)
+    ]
     n_rows = [
         max(1, min(batch_size, MAX_POSITIONS // n, MAX_LOGITS // (n_logits * model.config.vocab_size)))
         for n, n_logits in zip(n_positions, n_targets, strict=True)
@@ -87,13 +93,8 @@ def score(
         batch = batch if attention == "prefix" else batch.causal()
         columns = map(np.asarray, _score(model, batch, places))
         for i, *row in zip(chosen, *columns, strict=False):
-            scores[i] = Score(*(x[: len(examples[i][1])] for x in row))
+            scores[i] = Score(*(x[: len(examples[i][1])].copy() for x in row))
     return scores
-
-
-def _target_bucket(n: int) -> int:
-    """Round up to a power of two, 64 or more: each is a program."""
-    return max(64, 1 << (n - 1).bit_length())
 
 
 @jax.jit

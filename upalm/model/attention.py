@@ -230,7 +230,8 @@ def _fastest(
     kernels = {}
     if flash_attention.fits(t * n // k, s, h):
         kernels["tpu"] = tpu
-    if gpu_kernel := choose_gpu_kernel(t, s, h, k_BKSH.dtype):
+    gpu_kernel = choose_gpu_kernel(t, s, h, k_BKSH.dtype) if q_BTNH.dtype == k_BKSH.dtype else None
+    if gpu_kernel:
         kernels["cuda"] = cuda[gpu_kernel]
     return lax.platform_dependent(**kernels, default=plain) if kernels else plain()
 
@@ -265,11 +266,12 @@ def max_library_head() -> int:
 
 
 def gpu_generation() -> int:
-    """Major compute capability of this machine's NVIDIA GPU, 0 without one.
+    """Major compute capability of JAX's default device, 0 if that is no NVIDIA GPU. All GPUs of a host are alike.
 
     8 is Ampere and Ada, 9 Hopper, 10 and 12 Blackwell.
     """
-    device = jax.local_devices()[0]
+    device = jax.config.values["jax_default_device"] or jax.local_devices()[0]
+    device = jax.local_devices(backend=device)[0] if isinstance(device, str) else device
     return int(device.compute_capability.split(".")[0]) if "cuda" in device.client.platform_version else 0
 
 

@@ -9,7 +9,6 @@ Dims: B batch rows, T query positions, S key positions, N query heads, K key hea
 of one block in a kernel, and J the key blocks, I the query blocks of a row.
 """
 
-import importlib.util
 import math
 import struct
 from functools import partial
@@ -56,21 +55,32 @@ TUNING = {
     128: Tuning(forward=Blocks(64, 64, 4, 3), d_queries=Blocks(64, 64, 4, 2), d_keys=Blocks(32, 64, 4, 3)),
     256: Tuning(forward=Blocks(128, 64, 8, 2), d_queries=Blocks(128, 32, 8, 2), d_keys=Blocks(64, 32, 4, 2)),
 }
-"""Blocks for an H100 by the width of the heads. Its registers hold all sums, and its shared memory the blocks."""
+"""Blocks for Hopper by the width of the heads, measured on an H200 (docs/performance.md). Registers hold all sums, and
+shared memory the blocks."""
 
 
 def fits(n_queries: int, n_keys: int, d_head: int, dtype: Any) -> bool:
-    """Whether the kernels take these shapes: whole blocks, in bf16. JAX 0.11 deprecates its backend for them."""
+    """Whether the kernels take these shapes: whole blocks, in bf16."""
     blocks = TUNING.get(d_head, ())
     whole = all(n_queries % b.queries == 0 and n_keys % b.keys == 0 for b in blocks)
     return bool(blocks) and whole and dtype == jnp.bfloat16 and _has_backend()
 
 
-_BACKEND = "jax.experimental.pallas.triton"
-
-
 def _has_backend() -> bool:
-    return importlib.util.find_spec(_BACKEND) is not None
+    """Whether JAX has what the kernels use; version 0.11 deprecates it."""
+    try:
+        return all(hasattr(plgpu, name) for name in ("CompilerParams", "elementwise_inline_asm"))
+    except ImportError:
+        return False
+
+
+def _check(q_BTNH: Array, k_BKSH: Array, blocks: Blocks) -> None:
+    (_, t, n, h), (_, k, s, _) = q_BTNH.shape, k_BKSH.shape
+    if t % blocks.queries or s % blocks.keys or n % k or h not in TUNING:
+        raise ValueError(
+            f"queries {q_BTNH.shape} and keys {k_BKSH.shape}: expected [B, T, N, H] and [B, K, S, H] with T in whole "
+            f"{blocks.queries}, S in whole {blocks.keys}, N a multiple of K, and H one of {sorted(TUNING)}."
+        )
 
 
 def forward(
@@ -83,9 +93,14 @@ def forward(
     blocks: Blocks | None = None,
     interpret: bool = False,
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]:
-    """Attention of queries that see keys `start <= s < end`, and the log-sum-exp of their scores in fp32."""
+    """Attention of queries that see keys `start <= s < end`, and the log-sum-exp of their scores in fp32.
+
+    Raises:
+        ValueError: shapes that the blocks do not divide. Ranges are not checked: they lie within S and are not empty.
+    """
     (b, t, n, h), (_, k, s, _) = q_BTNH.shape, k_BKSH.shape
-    blocks = blocks or TUNING[h].forward
+    blocks = blocks or TUNING.get(h, TUNING[64]).forward
+    _check(q_BTNH, k_BKSH, blocks)
     n_blocks = t // blocks.queries
     # heads that share keys run together, and of a row the last queries first, because they see the most keys
     by_query = partial(_by_query, blocks.queries, h, lambda n, i, b: (b, n_blocks - 1 - i, n))
@@ -117,7 +132,7 @@ def backward(
     interpret: bool = False,
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B K S H"], Float[Array, "B K S H"]]:
     """Gradients of queries, keys and values, the last two summed in fp32 over all queries and heads."""
-    tuning = tuning or TUNING[q_BTNH.shape[3]]
+    tuning = tuning or TUNING.get(q_BTNH.shape[3], TUNING[64])
     mean_BTN = jnp.sum(d_out_BTNH.astype(jnp.float32) * out_BTNH.astype(jnp.float32), -1)
     log2_total_BNT, mean_BNT = (log_total_BTN * _LOG2_E).swapaxes(1, 2), mean_BTN.swapaxes(1, 2)
     arrays = q_BTNH, d_out_BTNH, log2_total_BNT, mean_BNT, k_BKSH, v_BKSH
@@ -138,6 +153,7 @@ def d_queries(
     interpret: bool,
 ) -> Array:
     """Gradient of the queries, given log2 of each query's total weight, and the mean gradient of its weights."""
+    _check(q_BTNH, k_BKSH, blocks)
     (b, t, n, h), (_, k, s, _) = q_BTNH.shape, k_BKSH.shape
     n_blocks = t // blocks.queries
     by_query = partial(_by_query, blocks.queries, h, lambda n, i, b: (b, n_blocks - 1 - i, n))
@@ -178,6 +194,7 @@ def d_keys(
     interpret: bool,
 ) -> tuple[Array, Array]:
     """Gradients of keys and values, by the same arguments as `d_queries`."""
+    _check(q_BTNH, k_BKSH, blocks)
     (b, t, n, h), (_, k, s, _) = q_BTNH.shape, k_BKSH.shape
     # the blocks of a key head run together, the first ones first, because the most queries see them
     bounds = pl.BlockSpec((None, None, 4), lambda j, k, b: (b, j, 0))
