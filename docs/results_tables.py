@@ -119,6 +119,8 @@ def curve_table(results: dict[str, Any]) -> str:
 
 def grid_table(results: list[dict[str, Any]]) -> str:
     """One row per fork of 220 steps; denoisers by their name and share."""
+    kinds = {"words": "1 to 4 words", "new_name": "a new word"}
+    kinds = {kind: words for kind, words in kinds.items() if all(kind in found["kinds"] for found in results)}
     rows = []
     for found in results:
         mixture = found.get("mixture", "none: the base")
@@ -128,12 +130,12 @@ def grid_table(results: list[dict[str, Any]]) -> str:
                 ", ".join(f"{name} {share}" for name, share in shares) or mixture,
                 f"{found['peak']:g}" if "peak" in found else "",
                 format_estimate(found["infill_gain"]),
-                format_estimate(found["kinds"]["words"]["gain"]),
+                *(format_estimate(found["kinds"][kind]["gain"]) for kind in kinds),
                 *(format_estimate(found[key]) for key in ("infill_bits_per_byte", "causal_bits_per_byte", "format_ok")),
             ]
         )
-    header = ["denoisers and shares", "peak rate", "gain, a line", "gain, 1 to 4 words", "a line", "left to right"]
-    return format_rows([*header, "`format_ok`"], rows)
+    gains = [f"gain, {words}" for words in ("a line", *kinds.values())]
+    return format_rows(["denoisers and shares", "peak rate", *gains, "a line", "left to right", "`format_ok`"], rows)
 
 
 def answer_ends_table(results: dict[str, Any]) -> str:
@@ -411,6 +413,7 @@ TABLES = {
         "ul2r_tiny curve with random gaps": ("ul2r_tiny_curve_random_gaps.json", curve_table),
         "ul2r_tiny curve with lines alone": ("ul2r_tiny_curve_lines.json", curve_table),
         "fork grid": ("fork_grid.json", grid_table),
+        "fork grid of lines": ("fork_grid_lines.json", grid_table),
         "answer ends": ("answer_ends.json", answer_ends_table),
         "smollm2 checkpoints": ("smollm2.json", checkpoints_table),
         "smollm2 seed 2": ("smollm2_seed_2.json", checkpoints_table),
