@@ -4,9 +4,10 @@
         --forks base ul2r causal --seeds 0 1 2 --out runs/forks/rows
     python benchmarks/pool_forks.py --rows runs/forks/rows --json docs/results/smollm2_forks.json
 
-A fork is a change of `upalm run ul2r_smollm2`; `FORKS` lists them. One JSON file per checkpoint holds the bits of every
-row, so that `pool_forks.py` can pool seeds and compare forks in pairs. A measured checkpoint is not measured again, and
-a fork whose checkpoints all are is not trained again.
+A fork is a change of `upalm run ul2r_smollm2`; `FORKS` lists them. One JSON file per checkpoint holds the bits of
+every row, so that `pool_forks.py` can pool seeds and compare forks in pairs. A measured checkpoint is not measured
+again, and a fork whose checkpoints all are is not trained again. On a GPU one process is best: its forks share
+compiled programs, and sixteen at once compiled for six minutes.
 """
 
 import json

@@ -248,6 +248,8 @@ def test_widest_head_is_the_generations(version, capability, widest, monkeypatch
     device = SimpleNamespace(compute_capability=capability, client=SimpleNamespace(platform_version=version))
     monkeypatch.setattr(jax, "local_devices", lambda: [device])
     assert max_library_head() == widest
+    with jax.default_device(jax.devices("cpu")[0]):  # on which programs run, whatever else there is
+        assert max_library_head() == 0
 
 
 def test_other_platforms_have_no_library_kernel():
