@@ -124,6 +124,9 @@ def programs(shape: tuple[int, ...], name: str, given: dict[str, Any], pool: Thr
         out, gradient = jax.vjp(lambda q, k, v: function(q, k, v, *visible), q, k, v)
         return out, *gradient(d_out)
 
+    def gradient(kernel, blocks, *arrays):
+        return kernel(ours.Given(*arrays), blocks, interpret=False)
+
     kernels = attention.GPU_KERNELS
     try:
         for path, order in PATHS.items():
@@ -144,13 +147,12 @@ def programs(shape: tuple[int, ...], name: str, given: dict[str, Any], pool: Thr
                 add(part, "pallas", partial(ours.forward, blocks=blocks), "q k v start end", "out log_total", setting)
             else:
                 outputs = "d_q" if part == "d_queries" else "d_k d_v"
-                kernel = partial(getattr(ours, part), blocks=blocks, interpret=False)
-                add(part, "pallas", kernel, kernel_inputs, outputs, setting)
+                add(part, "pallas", partial(gradient, getattr(ours, part), blocks), kernel_inputs, outputs, setting)
     return found
 
 
 def forward_results(inputs: dict[str, Any]) -> dict[str, Any]:
-    """What the backward pass is given, by the forward kernel in its default setting."""
+    """Return inputs of the backward pass that the forward kernel finds, in its default blocks."""
     import jax
     import jax.numpy as jnp
 
@@ -167,7 +169,7 @@ def forward_results(inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 def stand_ins(shape: tuple[int, ...]) -> dict[str, Any]:
-    """Shapes of what `forward_results` returns."""
+    """Return the shapes of `forward_results`."""
     import jax
 
     b, t, n, _, h = shape

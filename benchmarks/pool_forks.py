@@ -86,7 +86,7 @@ def find_reference(fork: str) -> str | None:
 
 
 def the_same(values: Iterable[str]) -> str:
-    """Return what all seeds of a fork have."""
+    """Return the one value that all seeds of a fork share."""
     found = sorted(set(values))
     if len(found) > 1:
         raise ValueError(f"seeds of one fork have {' and '.join(found)}, expected the same: pool them apart.")

@@ -13,6 +13,7 @@ from upalm.evals.infilling.gaps import Gap
 
 ROOT = Path(__file__).parent.parent
 KINDS = ("line", "short", "several", "several_whole", "prose")
+DTYPES = ("float32", "bfloat16")
 STEPS = {
     "base": (0,),
     "ul2r": (50, 300),
@@ -117,6 +118,19 @@ def test_rows_of_different_gaps_are_not_compared(pool):
     other["kinds"]["line"] = other["kinds"]["line"] | {"n_bytes": [1] * 32}
     with pytest.raises(ValueError, match="the rows of a fork and of its control differ"):
         pool([record("ul2r", 0, 300, 32), other])
+
+
+def test_seeds_of_two_precisions_are_not_pooled(pool):
+    records = [record("ul2r", seed, 300, 32) | {"compute_dtype": dtype} for seed, dtype in enumerate(DTYPES)]
+    with pytest.raises(ValueError, match="seeds of one fork have bfloat16 and float32"):
+        pool(records)
+
+
+@pytest.mark.parametrize("name", ["training_table", "generation_table", "kernels_table", "attention_table"])
+def test_tables_leave_out_what_failed_on_a_gpu(name):
+    make = runpy.run_path(str(ROOT / "docs" / "results_tables.py"))[name]
+    failed = {"part": "train", "shape": "1b", "heads": "any", "error": "out of memory"}
+    assert make([failed, failed | {"part": "generate"}]).count("\n") == 1  # the header alone
 
 
 def test_tables_of_forks_have_a_row_for_each(results):

@@ -10,7 +10,7 @@ import pytest
 
 from upalm.model import flash_attention_gpu
 from upalm.model.attention import KeyRange, attention_reference, key_range
-from upalm.model.flash_attention_gpu import Blocks, keys_seen, queries_that_see
+from upalm.model.flash_attention_gpu import Blocks, Given, keys_seen, queries_that_see
 
 T = 256
 ROWS = ("causal", "prefix", "packed", "padding alone")
@@ -148,4 +148,4 @@ def test_shapes_that_no_block_divides_are_refused(t, s, h):
     lengths = jnp.zeros((1, 2, t))
     for kernel in (flash_attention_gpu.d_queries, flash_attention_gpu.d_keys):
         with pytest.raises(ValueError, match="expected .* H one of .64, 128, 256."):
-            kernel(*ends, q, q, lengths, lengths, k, v, Blocks(128, 64, 4, 2), True)
+            kernel(Given(*ends, q, q, lengths, lengths, k, v), Blocks(128, 64, 4, 2), True)

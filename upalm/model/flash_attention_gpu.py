@@ -74,13 +74,20 @@ def _has_backend() -> bool:
         return False
 
 
-def _check(q_BTNH: Array, k_BKSH: Array, blocks: Blocks) -> None:
+def _tuning(q_BTNH: Array) -> Tuning:
+    """Blocks for the width of the heads; `_check` refuses a width that has none."""
+    return TUNING.get(q_BTNH.shape[3], TUNING[64])
+
+
+def _check(q_BTNH: Array, k_BKSH: Array, blocks: Blocks) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Shapes of queries and keys, which the blocks must divide."""
     (_, t, n, h), (_, k, s, _) = q_BTNH.shape, k_BKSH.shape
     if t % blocks.queries or s % blocks.keys or n % k or h not in TUNING:
         raise ValueError(
             f"queries {q_BTNH.shape} and keys {k_BKSH.shape}: expected [B, T, N, H] and [B, K, S, H] with T in whole "
             f"{blocks.queries}, S in whole {blocks.keys}, N a multiple of K, and H one of {sorted(TUNING)}."
         )
+    return q_BTNH.shape, k_BKSH.shape
 
 
 def forward(
@@ -98,9 +105,8 @@ def forward(
     Raises:
         ValueError: shapes that the blocks do not divide. Ranges are not checked: they lie within S and are not empty.
     """
-    (b, t, n, h), (_, k, s, _) = q_BTNH.shape, k_BKSH.shape
-    blocks = blocks or TUNING.get(h, TUNING[64]).forward
-    _check(q_BTNH, k_BKSH, blocks)
+    blocks = blocks or _tuning(q_BTNH).forward
+    (b, t, n, h), (_, k, s, _) = _check(q_BTNH, k_BKSH, blocks)
     n_blocks = t // blocks.queries
     # heads that share keys run together, and of a row the last queries first, because they see the most keys
     by_query = partial(_by_query, blocks.queries, h, lambda n, i, b: (b, n_blocks - 1 - i, n))
@@ -132,29 +138,35 @@ def backward(
     interpret: bool = False,
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B K S H"], Float[Array, "B K S H"]]:
     """Gradients of queries, keys and values, the last two summed in fp32 over all queries and heads."""
-    tuning = tuning or TUNING.get(q_BTNH.shape[3], TUNING[64])
+    tuning = tuning or _tuning(q_BTNH)
     mean_BTN = jnp.sum(d_out_BTNH.astype(jnp.float32) * out_BTNH.astype(jnp.float32), -1)
     log2_total_BNT, mean_BNT = (log_total_BTN * _LOG2_E).swapaxes(1, 2), mean_BTN.swapaxes(1, 2)
-    arrays = q_BTNH, d_out_BTNH, log2_total_BNT, mean_BNT, k_BKSH, v_BKSH
-    d_q_BTNH = d_queries(start_BT, end_BT, *arrays, tuning.d_queries, interpret)
-    return d_q_BTNH, *d_keys(start_BT, end_BT, *arrays, tuning.d_keys, interpret)
+    given = Given(start_BT, end_BT, q_BTNH, d_out_BTNH, log2_total_BNT, mean_BNT, k_BKSH, v_BKSH)
+    return d_queries(given, tuning.d_queries, interpret), *d_keys(given, tuning.d_keys, interpret)
 
 
-def d_queries(
-    start_BT: Array,
-    end_BT: Array,
-    q_BTNH: Array,
-    d_out_BTNH: Array,
-    log2_total_BNT: Array,
-    mean_BNT: Array,
-    k_BKSH: Array,
-    v_BKSH: Array,
-    blocks: Blocks,
-    interpret: bool,
-) -> Array:
-    """Gradient of the queries, given log2 of each query's total weight, and the mean gradient of its weights."""
-    _check(q_BTNH, k_BKSH, blocks)
-    (b, t, n, h), (_, k, s, _) = q_BTNH.shape, k_BKSH.shape
+class Given(NamedTuple):
+    """Arrays that the kernels of the gradients read."""
+
+    start_BT: Int[Array, "B T"]
+    end_BT: Int[Array, "B T"]
+    q_BTNH: Float[Array, "B T N H"]
+    d_out_BTNH: Float[Array, "B T N H"]
+    log2_total_BNT: Float[Array, "B N T"]
+    """Log2 of the sum of each query's exponentials."""
+    mean_BNT: Float[Array, "B N T"]
+    """Mean gradient of each query's weights."""
+    k_BKSH: Float[Array, "B K S H"]
+    v_BKSH: Float[Array, "B K S H"]
+
+
+def d_queries(given: Given, blocks: Blocks, interpret: bool) -> Array:
+    """Gradient of the queries.
+
+    Raises:
+        ValueError: shapes that the blocks do not divide.
+    """
+    (b, t, n, h), (_, k, s, _) = _check(given.q_BTNH, given.k_BKSH, blocks)
     n_blocks = t // blocks.queries
     by_query = partial(_by_query, blocks.queries, h, lambda n, i, b: (b, n_blocks - 1 - i, n))
     of_keys = pl.BlockSpec((None, None, s, h), lambda head, i, b: (b, head // (n // k), 0, 0))
@@ -164,38 +176,20 @@ def d_queries(
         grid=(n, n_blocks, b),
         in_specs=[*map(by_query, names), of_keys, of_keys],
         out_specs=by_query("BTNH"),
-        out_shape=jax.ShapeDtypeStruct(q_BTNH.shape, q_BTNH.dtype),
+        out_shape=jax.ShapeDtypeStruct(given.q_BTNH.shape, given.q_BTNH.dtype),
         **_parameters(blocks),
         interpret=interpret,
         name="flash_d_queries",
-    )(
-        keys_seen(start_BT, end_BT, blocks),
-        start_BT,
-        end_BT,
-        q_BTNH,
-        d_out_BTNH,
-        log2_total_BNT,
-        mean_BNT,
-        k_BKSH,
-        v_BKSH,
-    )
+    )(keys_seen(given.start_BT, given.end_BT, blocks), *given)
 
 
-def d_keys(
-    start_BT: Array,
-    end_BT: Array,
-    q_BTNH: Array,
-    d_out_BTNH: Array,
-    log2_total_BNT: Array,
-    mean_BNT: Array,
-    k_BKSH: Array,
-    v_BKSH: Array,
-    blocks: Blocks,
-    interpret: bool,
-) -> tuple[Array, Array]:
-    """Gradients of keys and values, by the same arguments as `d_queries`."""
-    _check(q_BTNH, k_BKSH, blocks)
-    (b, t, n, h), (_, k, s, _) = q_BTNH.shape, k_BKSH.shape
+def d_keys(given: Given, blocks: Blocks, interpret: bool) -> tuple[Array, Array]:
+    """Gradients of the keys and of the values.
+
+    Raises:
+        ValueError: shapes that the blocks do not divide.
+    """
+    (b, t, n, h), (_, k, s, _) = _check(given.q_BTNH, given.k_BKSH, blocks)
     # the blocks of a key head run together, the first ones first, because the most queries see them
     bounds = pl.BlockSpec((None, None, 4), lambda j, k, b: (b, j, 0))
     edges = pl.BlockSpec((None, t), lambda j, k, b: (b, 0))
@@ -207,21 +201,11 @@ def d_keys(
         grid=(s // blocks.keys, k, b),
         in_specs=[bounds, edges, edges, of_queries, of_queries, along, along, by_key, by_key],
         out_specs=[by_key, by_key],
-        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (k_BKSH, v_BKSH)],
+        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (given.k_BKSH, given.v_BKSH)],
         **_parameters(blocks),
         interpret=interpret,
         name="flash_d_keys",
-    )(
-        queries_that_see(start_BT, end_BT, s, blocks),
-        start_BT,
-        end_BT,
-        q_BTNH,
-        d_out_BTNH,
-        log2_total_BNT,
-        mean_BNT,
-        k_BKSH,
-        v_BKSH,
-    )
+    )(queries_that_see(given.start_BT, given.end_BT, s, blocks), *given)
 
 
 # --- Blocks that are visited ----------------------------------------------------------------------
@@ -358,13 +342,13 @@ def _over_blocks(bounds, visit, carry, n_heads=1):
 
 
 def _sees(first_key, start, end, scores, axis):
-    """Where scores are of keys in the queries' ranges; keys lie along `axis`, and start at `first_key`."""
+    """Mask of the scores whose key the query sees; keys lie along `axis`, the first of them is `first_key`."""
     key = first_key + lax.broadcasted_iota(jnp.int32, scores.shape, axis)
     return (start <= key) & (key < end)
 
 
 def _scale(x):
-    """What makes exponents of two of products of queries and keys."""
+    """Factor from products of queries and keys to exponents of two: 1 / sqrt(d_head), times log2(e)."""
     return x.shape[-1] ** -0.5 * _LOG2_E
 
 
@@ -395,7 +379,7 @@ def _product(a, b, axes):
 
 
 def _by_query(n_queries: int, d_head: int, place: Any, axes: str) -> "pl.BlockSpec":
-    """One block of queries of an array with `axes`; `place` tells row, block and head of a program."""
+    """Block spec of one block of queries in an array with `axes`; `place` tells row, block and head of a program."""
 
     def pick(*names: str):
         def index(*program: Any):
