@@ -58,7 +58,7 @@ def inputs(n: int, k: int, h: int, t: int, dtype: str) -> list[Any]:
 
 
 def values_and_gradients(function: Any, arrays: list[Any], visible: Any) -> tuple[list[np.ndarray], dict[str, int]]:
-    """Output and gradients of queries, keys and values; and the program's calls of kernels."""
+    """Return the output and the gradients of queries, keys and values, and how often the program calls kernels."""
     import jax
 
     def both(q, k, v, d_out):
@@ -70,7 +70,7 @@ def values_and_gradients(function: Any, arrays: list[Any], visible: Any) -> tupl
 
 
 def kernel_calls(program: Any) -> dict[str, int]:
-    """How often a compiled program calls cuDNN's attention (`calls`) and our kernels, forward or backward."""
+    """Count a compiled program's calls of cuDNN's attention (`calls`) and of our kernels (`own_calls`)."""
     text = program.as_text() or ""
     targets = {"calls": "__cudnn$fmha", "own_calls": "__gpu$xla.gpu.triton"}
     return {name: text.count(f'custom_call_target="{target}') for name, target in targets.items()}

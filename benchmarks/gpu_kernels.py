@@ -64,6 +64,8 @@ class Case:
 
 
 class Program(NamedTuple):
+    """A program to time, its settings, and the names of its inputs and outputs."""
+
     part: str
     """A kernel, or a pass of the whole: `forward`, `backward`, `both`."""
     path: str
@@ -71,7 +73,7 @@ class Program(NamedTuple):
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     compiled: Any
-    """What its future returns, then a function."""
+    """A future of the compiled program, then the program."""
 
 
 PRODUCTS = {"forward": 2, "both": 7, "d_queries": 3, "d_keys": 4, "backward": 5}
@@ -79,7 +81,7 @@ PRODUCTS = {"forward": 2, "both": 7, "d_queries": 3, "d_keys": 4, "backward": 5}
 
 
 def arrays(shape: tuple[int, ...], rows: str) -> dict[str, Any]:
-    """Inputs of every part by name. What the forward pass finds is added later."""
+    """Return random inputs by name; `forward_results` adds what the forward pass finds."""
     import jax.numpy as jnp
 
     from upalm.model.attention import key_range
@@ -94,7 +96,7 @@ def arrays(shape: tuple[int, ...], rows: str) -> dict[str, Any]:
 
 
 def programs(shape: tuple[int, ...], name: str, given: dict[str, Any], pool: ThreadPoolExecutor) -> list[Program]:
-    """All programs of a shape; the pool compiles them."""
+    """Lower all programs of a shape, which the pool compiles."""
     import jax
 
     from upalm.model import attention
@@ -179,7 +181,7 @@ def stand_ins(shape: tuple[int, ...]) -> dict[str, Any]:
 
 
 def timed(function: Any, arguments: list[Any], case: Case) -> tuple[list[float], Any]:
-    """Seconds per call of each repeat, and the results of a call."""
+    """Return seconds per call of each repeat, and the results of a call."""
     import jax
 
     results, seconds = jax.block_until_ready(function(*arguments)), []
@@ -201,7 +203,7 @@ def worst(found: Any, true: Any) -> float:
 
 
 def measure(program: Program, inputs: dict[str, Any], true: dict[str, Any], n_flops: float, case: Case) -> dict:
-    """Time and errors of a program."""
+    """Return a program's time, rate and errors, and whether its results repeat."""
     arguments = [inputs[x] for x in program.inputs]
     seconds, results = timed(program.compiled, arguments, case)
     named = dict(zip(program.outputs, results if isinstance(results, tuple | list) else (results,), strict=True))
@@ -220,7 +222,7 @@ def measure(program: Program, inputs: dict[str, Any], true: dict[str, Any], n_fl
 
 
 def rounded(value: Any) -> Any:
-    """Round to four digits, which are more than repeat."""
+    """Round numbers to four digits: more do not repeat from run to run."""
     if isinstance(value, dict):
         return {k: rounded(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

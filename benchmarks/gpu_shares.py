@@ -71,7 +71,7 @@ def compiled_step(case: Case):
 
 
 def attention_flops(computation: Computation, i: Instruction) -> float:
-    """FLOPs of a call of attention, 0 for other instructions. cuDNN computes all scores, our kernels causal ones."""
+    """Count the FLOPs of a call of attention, 0 for others. cuDNN computes all scores, our kernels causal ones."""
     shapes = [computation.by_name[name].result[0].shape for name in i.operands]
     if "__cudnn$fmha" in i.rest:
         q, k = shapes[:2]  # [B, T, N, H] and [B, S, K, H]

@@ -49,7 +49,7 @@ class Case:
     contenders: tuple[Contender, ...] = ("upalm", "peer")
     """Who trains."""
     paths: tuple[AttentionPath, ...] = ("pallas", "cuDNN", "plain")
-    """How upalm attends."""
+    """Paths of upalm's attention that are measured."""
     batch: int = 0
     """Rows of a training step; 0 for what fills 80 GB (FULL)."""
     seq: int = 2048
@@ -108,7 +108,7 @@ def timed(steps: dict[str, Callable[[int], Any]], case: Case) -> dict[str, list[
 
 
 def train_upalm(case: Case, name: str) -> None:
-    """All paths of attention on one state: our kernels, cuDNN's, and the plain one."""
+    """Time all paths of attention on one state: our kernels, cuDNN's, and the plain one."""
     import equinox as eqx
     import jax
     import optax

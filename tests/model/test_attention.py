@@ -138,7 +138,7 @@ def hopper(monkeypatch):
 
 @pytest.fixture
 def cudnn(hopper, monkeypatch):
-    """The same, where cuDNN is the only kernel."""
+    """A stand-in for a Hopper GPU whose only kernel of attention is cuDNN's."""
     monkeypatch.setattr(attention, "GPU_KERNELS", ("cuDNN",))
     return hopper
 
@@ -177,7 +177,7 @@ def test_cudnn_fuses_attention_without_scores(cudnn, n_kv_heads, d_head, has_mes
 @pytest.mark.parametrize(("n_kv_heads", "d_head"), [(1, 64), (2, 64), (8, 128)])
 @pytest.mark.parametrize("n_devices", [0, 1, 4])
 def test_gpus_run_our_kernels_without_a_mask(hopper, n_kv_heads, d_head, n_devices):
-    """Three of them: of the output, of the gradient of queries, and of those of keys and values.
+    """A program has three kernels: of the output, of the gradient of queries, and of those of keys and values.
 
     Four devices split the heads, or the positions where two key heads have too few; 0 is without a mesh.
     """

@@ -54,7 +54,7 @@ def definition(q, k, v, d_out, ranges: KeyRange) -> tuple[jax.Array, ...]:
 
 @pytest.mark.parametrize(("n", "k", "h"), [(2, 1, 64), (3, 1, 64), (4, 2, 64), (2, 2, 64), (2, 1, 128), (2, 1, 256)])
 def test_values_and_gradients(n, k, h):
-    """Of multi-query, grouped and separate heads, in each kind of row."""
+    """The kernels have those of the definition: multi-query, grouped and separate heads, each kind of row."""
     arrays = random_arrays(n, k, h)
     for a, b in zip(ours(*arrays, visible()), definition(*arrays, visible()), strict=True):
         for i, row in enumerate(ROWS):
@@ -63,7 +63,7 @@ def test_values_and_gradients(n, k, h):
 
 
 def test_positions_of_a_row_can_be_on_several_devices():
-    """Each has its queries and all keys."""
+    """A device with some of the queries and all keys finds its part of the result."""
     q, k, v, d_out = random_arrays(2, 1, 64)
     whole = ours(q, k, v, d_out, visible())
     parts = [
@@ -78,7 +78,7 @@ def test_positions_of_a_row_can_be_on_several_devices():
 
 
 def test_blocks_outside_every_range_are_not_read():
-    """Blocks outside are not even masked: NaN in them would spread."""
+    """Blocks of keys outside every range are not even masked: NaN in them would spread."""
     q, k, v, d_out = random_arrays(2, 1, 64)
     start, end = (
         jnp.repeat(jnp.asarray([edges] * len(ROWS)), 64, 1) for edges in ([0, 0, 128, 192], [64, 9, 180, 256])
@@ -94,7 +94,7 @@ def test_blocks_outside_every_range_are_not_read():
 @pytest.mark.parametrize("blocks", [Blocks(128, 64, 4, 2), Blocks(64, 64, 4, 2), Blocks(64, 128, 4, 2)])
 @pytest.mark.parametrize("kind", ["packed", "any"])
 def test_visited_blocks_are_those_that_are_seen(kind, blocks):
-    """All of them are visited, and those that are seen whole, and no others, are not masked."""
+    """Every block that a query sees is visited, and only those that all queries see whole are not masked."""
     ranges = visible()
     if kind == "any":
         start = np.random.default_rng(0).integers(0, T, (2, T))

@@ -33,7 +33,7 @@ _LOG2_E = math.log2(math.e)
 
 
 class Blocks(NamedTuple):
-    """How a kernel divides its work."""
+    """Positions of the blocks that a kernel works on, and the resources of one program."""
 
     queries: int
     keys: int
@@ -238,7 +238,7 @@ def queries_that_see(start_BT: Array, end_BT: Array, n_keys: int, blocks: Blocks
 
 
 def _interval(is_in_BIJ: Array) -> tuple[Array, Array]:
-    """The first index on the middle axis, and one past the last; both are 0 if there is none."""
+    """The first true index on the middle axis, and one past the last; both are 0 if none is true."""
     n = is_in_BIJ.shape[1]
     last = jnp.max(jnp.where(is_in_BIJ, jnp.arange(1, n + 1)[None, :, None], 0), 1)
     return jnp.minimum(jnp.argmax(is_in_BIJ, 1), last), last
@@ -248,7 +248,7 @@ def _interval(is_in_BIJ: Array) -> tuple[Array, Array]:
 
 
 def _forward_kernel(bounds, start, end, q, k, v, out, log_total, *, n_keys, interpret):
-    """One block of queries of one head."""
+    """Attention of one block of queries of one head."""
     q_QH, scale, power = q[...], _scale(q), partial(_power, scale=_scale(q), interpret=interpret)
     start_Q1, end_Q1 = start[...][:, None], end[...][:, None]
 
@@ -318,7 +318,7 @@ def _d_keys_kernel(bounds, start, end, q, d_out, log2_total, mean, k, v, d_k, d_
 
 
 def _over_blocks(bounds, visit, carry, n_heads=1):
-    """Visit each head's blocks that need no mask, and then those on both sides of them.
+    """Loop over each head's blocks that need no mask, and then over those on both sides of them.
 
     One loop runs over the blocks of all heads, because a loop waits for its first blocks, and reads ahead afterwards.
     """
