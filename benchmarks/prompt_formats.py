@@ -5,7 +5,8 @@
     python benchmarks/prompt_formats.py --data bench/ --suite infilling --tasks single-line random-span \\
         --checkpoints ul2r=runs/ul2r_smollm2 --formats prefix,nlu prefix,nlg --json humaneval.json
 
-The measures are those of `upalm eval --suite`; all checkpoints share one process, so that programs compile once.
+The measures are those of `upalm eval --suite`; all checkpoints share one process, so that programs compile once. Beside
+the measures of a suite's task the file has `by_question`, the headline of each question, for comparisons in pairs.
 """
 
 import json
@@ -23,7 +24,9 @@ from upalm.evals import suites
 from upalm.evals.bootstrap import to_json
 from upalm.evals.infilling import humaneval
 from upalm.evals.infilling.suite import NAME as INFILLING
+from upalm.evals.runner import score_records
 from upalm.evals.scorer import PromptFormat, Scorer
+from upalm.evals.task import Task
 from upalm.files import write_atomically
 from upalm.inference.config import Attention, Mode
 
@@ -46,6 +49,8 @@ class Case:
     """ATTENTION,MODE of each prompt format."""
     limit: int = 200
     """Questions of each task: the first ones; of infilling, evenly spaced ones."""
+    records: Path | None = None
+    """Folder that keeps the answers to a suite, so that the same command goes on where it was stopped."""
 
 
 def parse_format(text: str) -> tuple[Attention, Mode]:
@@ -56,19 +61,48 @@ def parse_format(text: str) -> tuple[Attention, Mode]:
     return formats[text]
 
 
-def run_suite(args: Case, checkpoint: Checkpoint, attention: Attention, mode: Mode) -> dict[str, Any]:
+def run_suite(args: Case, name: str, checkpoint: Checkpoint, attention: Attention, mode: Mode) -> dict[str, Any]:
     """Score the questions of a suite's tasks that have files."""
     suite = suites.find_suite(args.suite).select(args.tasks)
     scorer = Scorer(checkpoint.model, checkpoint.tokenizer, PromptFormat(attention, mode))
-    with tempfile.TemporaryDirectory() as records:
-        result = suites.run_suite(scorer, suite, args.data, Path(records), limit=args.limit)
-    return {
-        name: {"metrics": to_json(r.estimates), "chance": r.chance, "n_shots": r.n_shots}
-        for name, r in result.results.items()
-    }
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = args.records / f"{name}_{attention}_{mode}" if args.records is not None else Path(temporary)
+        progress = Progress()
+        result = suites.run_suite(scorer, suite, args.data, folder, limit=args.limit, progress=progress)
+        return {
+            task.name: {
+                "metrics": to_json((r := result.results[task.name]).estimates),
+                "chance": r.chance,
+                "n_shots": r.n_shots,
+                "by_question": score_questions(args, task, folder),
+            }
+            for task in suite.tasks
+            if task.name in result.results
+        }
 
 
-def run_infilling(args: Case, checkpoint: Checkpoint, attention: Attention, mode: Mode) -> dict[str, Any]:
+class Progress:
+    """Prints how many questions are answered, once a minute."""
+
+    def __init__(self):
+        self._next = time.monotonic() + 60
+
+    def __call__(self, task: str, n: int, n_all: int) -> None:
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + 60
+            print(f"{task}: {n} of {n_all} questions", flush=True)
+
+
+def score_questions(args: Case, task: Task, folder: Path) -> list[float]:
+    """Read the headline of each question alone from its record."""
+    questions = task.load(args.data, args.limit).questions
+    _, *lines = (folder / f"{task.name}.jsonl").read_text("utf-8").splitlines()
+    records = sorted(map(json.loads, lines), key=lambda record: record["i"])
+    alone = (score_records(task, [q], [record])[0] for q, record in zip(questions, records, strict=True))
+    return [next(iter(estimates.values())).mean for estimates in alone]
+
+
+def run_infilling(args: Case, name: str, checkpoint: Checkpoint, attention: Attention, mode: Mode) -> dict[str, Any]:
     """Fill gaps of HumanEval."""
     if attention != "prefix":
         raise ValueError(f"format {attention},{mode}: gaps are filled under prefix attention.")
@@ -93,7 +127,7 @@ def main(args: Case) -> None:
         checkpoint = load_model(folder)
         for attention, mode in formats:
             started = time.monotonic()
-            scores = results.setdefault(name, {})[f"{attention}, {mode}"] = run(args, checkpoint, attention, mode)
+            scores = results.setdefault(name, {})[f"{attention}, {mode}"] = run(args, name, checkpoint, attention, mode)
             first = {task: next(iter(score["metrics"].values()))["mean"] for task, score in scores.items()}
             shown = " ".join(f"{task} {mean:.3f}" for task, mean in first.items())
             print(f"{name}, {attention}, {mode}: {shown}, {time.monotonic() - started:.0f} s", flush=True)

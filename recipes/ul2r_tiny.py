@@ -6,7 +6,7 @@ Paper:    U-PaLM (arXiv:2210.11399) section 2.4, at tiny size.
 Command:  upalm run ul2r_tiny ul2r
 Hardware: 2 CPU cores, 6 to 20 minutes.
 Result:   OUT/export holds bf16 weights, tokenizer, log and manifest.
-Expected: docs/results.md. Measure with: upalm run quickstart --checkpoint runs/ul2r_tiny --n-steps 1
+Expected: docs/results.md. Measure with: python benchmarks/curve.py --run runs/ul2r_tiny --json curve.json
 """
 
 from dataclasses import replace
