@@ -158,6 +158,69 @@ def test_record_pins_commit_and_content(tmp_path):
     assert "is at commit abc, and fetched.json pins c0ffee" in fetch(files, other, mirror)[files[0]].note
 
 
+@pytest.mark.parametrize("n_writes", range(4))
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_fetch_that_is_killed_leaves_no_file_without_record(n_writes, moment, tmp_path, monkeypatch):
+    """A kill before or after any write; two files are two writes each."""
+    files = ["nlp/piqa.jsonl", "nlp/boolq.jsonl"]
+    mirror, bench = write_mirror(tmp_path / "hub", files), tmp_path / "bench"
+    write, calls = hub.write_atomically, []
+
+    def killed(path, content):
+        calls.append(path)
+        if moment == "before" and len(calls) > n_writes:
+            raise KeyboardInterrupt
+        write(path, content)
+        if len(calls) > n_writes:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hub, "write_atomically", killed)
+        with pytest.raises(KeyboardInterrupt):
+            fetch(files, bench, mirror)
+    assert len(calls) == n_writes + 1
+    fetch(files, bench, mirror)
+    outcomes = fetch(files, bench, mirror)
+    assert {(o.status, o.note) for o in outcomes.values()} == {("kept", "as fetched, licence mit")}
+    record = json.loads((bench / "fetched.json").read_text())
+    assert record.keys() == set(files) and {entry["commit"] for entry in record.values()} == {"c0ffee"}
+
+
+class MovingHub(hub.LocalHub):
+    """Local data sets whose branch has another commit whenever it is asked for."""
+
+    def __init__(self, root):
+        super().__init__(root)
+        self.resolved = []
+
+    def resolve(self, repo):
+        self.resolved.append(repo)
+        return f"commit {len(self.resolved)}", "mit"
+
+    def download(self, repo, commit, folder):
+        return sorted((self._root / repo / folder).glob("*.parquet"))
+
+
+def test_files_of_a_data_set_have_one_commit(tmp_path):
+    files = hub.list_files(suites.find_suite("mmlu"))
+    place = MovingHub(write_mirror(tmp_path / "hub", files))
+    assert {o.status for o in hub.fetch(files, tmp_path / "bench", place)} == {"fetched"}
+    assert place.resolved == ["cais/mmlu"]
+    record = json.loads((tmp_path / "bench/fetched.json").read_text())
+    assert {entry["commit"] for entry in record.values()} == {"commit 1"} and len(record) == len(files)
+
+
+def test_fetch_that_resumes_keeps_the_pinned_commit(tmp_path):
+    files = hub.list_files(suites.find_suite("mmlu"))[:3]
+    mirror, bench = write_mirror(tmp_path / "hub", files), tmp_path / "bench"
+    assert [o.status for o in hub.fetch(files[:1], bench, MovingHub(mirror))] == ["fetched"]
+    place = MovingHub(mirror)
+    place.resolved.append("")  # the branch has moved on
+    assert [o.status for o in hub.fetch(files, bench, place)] == ["kept", "fetched", "fetched"]
+    record = json.loads((bench / "fetched.json").read_text())
+    assert {entry["commit"] for entry in record.values()} == {"commit 1"} and place.resolved == [""]
+
+
 def test_changed_columns_and_damaged_files_are_named(tmp_path):
     files = ["nlp/piqa.jsonl"]
     mirror = write_mirror(tmp_path / "hub", files)
@@ -213,6 +276,7 @@ def test_online_hub_reads_the_parquet_branch(monkeypatch, tmp_path):
     assert all(options["revision"] == "abc" for name, options in calls if name != "dataset_info")
     with pytest.raises(hub.HubError, match="o/n has no default/dev/"):
         online.download("o/n", "abc", "default/dev")
+    assert [name for name, _ in calls].count("list_repo_files") == 1  # MMLU has 114 files
 
 
 def test_hub_that_cannot_be_reached_is_named(monkeypatch):

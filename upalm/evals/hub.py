@@ -6,6 +6,7 @@ every file, and a copy of that record makes another folder fetch the same bytes.
 """
 
 import gzip
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -69,6 +70,7 @@ class OnlineHub:
         except ImportError as e:
             raise ValueError(_NEEDS) from e
         self._api = huggingface_hub.HfApi()
+        self._names: dict[tuple[str, str], list[str]] = {}  # by data set and commit, so that each is listed once
 
     def resolve(self, repo: str) -> tuple[str, str]:
         commit = self._ask(repo, lambda: self._api.dataset_info(repo, revision=BRANCH)).sha
@@ -77,8 +79,10 @@ class OnlineHub:
         return str(commit), licence if isinstance(licence, str) else ", ".join(licence)
 
     def download(self, repo: str, commit: str, folder: str) -> list[Path]:
-        files = self._ask(repo, lambda: self._api.list_repo_files(repo, revision=commit, repo_type="dataset"))
-        names = sorted(n for n in files if n.rpartition("/")[0] == folder and n.endswith(".parquet"))
+        if (repo, commit) not in self._names:
+            listed = self._ask(repo, lambda: self._api.list_repo_files(repo, revision=commit, repo_type="dataset"))
+            self._names[repo, commit] = sorted(name for name in listed if name.endswith(".parquet"))
+        names = [name for name in self._names[repo, commit] if name.rpartition("/")[0] == folder]
         download = partial(self._api.hf_hub_download, repo, revision=commit, repo_type="dataset")
         return [Path(self._ask(repo, partial(download, name))) for name in _check_found(names, repo, folder)]
 
@@ -122,6 +126,8 @@ class Outcome(NamedTuple):
 def fetch(files: Iterable[str], folder: Path, hub: Hub) -> Iterator[Outcome]:
     """Fetch benchmark files that the folder does not have, and yield what became of each.
 
+    A data set is read at one commit: the one that `fetched.json` pins, else the newest when its first file is fetched.
+
     Args:
         files: paths below the data folder, such as those of `list_files`.
         folder: data folder.
@@ -131,6 +137,7 @@ def fetch(files: Iterable[str], folder: Path, hub: Hub) -> Iterator[Outcome]:
         ValueError: `fetched.json` is damaged, or a file differs from what it records.
     """
     record = _read_record(folder / RECORD)
+    pins = {entry.repo: (entry.commit, entry.licence) for entry in record.values()}
     for file in files:
         path, entry = folder / file, record.get(file)
         if path.is_file():
@@ -140,33 +147,47 @@ def fetch(files: Iterable[str], folder: Path, hub: Hub) -> Iterator[Outcome]:
             yield Outcome(file, "missing", next(hints, "it is not on the hub"))
         else:
             try:
-                commit, licence = (entry.commit, entry.licence) if entry else hub.resolve(SOURCES[file].repo)
-                fetched = _fetch_file(SOURCES[file], path, hub, commit, licence)
+                fetched = _fetch_file(file, folder, hub, record, pins)
             except HubError as e:
                 yield Outcome(file, "failed", str(e))
                 continue
-            if entry is None:
-                record[file] = fetched
-                _write_record(folder / RECORD, record)
-            elif entry.sha256 != fetched.sha256:
-                path.unlink()
-                raise ValueError(f"{file} was fetched with another content than {folder / RECORD} records.")
             yield Outcome(file, "fetched", f"{fetched.n_rows:,} rows of {fetched.repo}, licence {fetched.licence}")
 
 
-def _fetch_file(source: HubSource, path: Path, hub: Hub, commit: str, licence: str) -> Fetched:
+def _fetch_file(
+    file: str, folder: Path, hub: Hub, record: dict[str, Fetched], pins: dict[str, tuple[str, str]]
+) -> Fetched:
+    """Fetch a file, at the commit of `record` or `pins`; what is new is added to them."""
+    source, path, entry = SOURCES[file], folder / file, record.get(file)
+    if entry is None and source.repo not in pins:
+        pins[source.repo] = hub.resolve(source.repo)
+    commit, licence = (entry.commit, entry.licence) if entry else pins[source.repo]
+    content, n_rows = _read_source(source, path, hub, commit)
+    fetched = Fetched(source.repo, commit, licence, hashlib.sha256(content).hexdigest(), n_rows)
+    if entry is not None and entry.sha256 != fetched.sha256:
+        raise ValueError(
+            f"{file} was fetched with another content than {folder / RECORD} records: delete its entry to take it."
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if entry is None:  # before the file, because a file without an entry would pass for one of the user's
+        record[file] = fetched
+        _write_record(folder / RECORD, record)
+    write_atomically(path, content)
+    return fetched
+
+
+def _read_source(source: HubSource, path: Path, hub: Hub, commit: str) -> tuple[bytes, int]:
+    """Return the content of our file, in the format of its name, and the number of its rows."""
     try:
         table = _read_parquet(hub.download(source.repo, commit, source.split))
         rows = [source.convert(row) for row in source.gather(table)]
     except (KeyError, IndexError, TypeError, AttributeError) as e:
         raise HubError(f"{source.repo}, {source.split}: its columns have changed ({e!r})") from e
-    path.parent.mkdir(parents=True, exist_ok=True)
     if ".jsonl" in path.name:
         content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
     else:
         content = json.dumps(rows, ensure_ascii=False, indent=1).encode()
-    write_atomically(path, gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
-    return Fetched(source.repo, commit, licence, sha256_file(path), len(rows))
+    return gzip.compress(content, mtime=0) if path.suffix == ".gz" else content, len(rows)
 
 
 def _read_parquet(paths: list[Path]) -> Iterator[dict[str, Any]]:
