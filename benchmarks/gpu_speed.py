@@ -108,7 +108,7 @@ def timed(steps: dict[str, Callable[[int], Any]], case: Case) -> dict[str, list[
 
 
 def train_upalm(case: Case, name: str) -> None:
-    """Time all paths of attention on one state: our kernels, cuDNN's, and the plain one."""
+    """Time all paths of attention: our kernels, cuDNN's, and the plain one. All begin with the same weights."""
     import equinox as eqx
     import jax
     import optax
@@ -139,11 +139,13 @@ def train_upalm(case: Case, name: str) -> None:
             } | kernel_calls(programs[path])
             print(name, path, facts[path], file=sys.stderr, flush=True)
 
-    def fresh_state() -> TrainState:
-        model = eqx.filter_jit(Decoder)(config, key=jax.random.key(0))
-        return TrainState(model, jax.jit(optimizer.init)(model))
+    state: Any = None
 
-    state = fresh_state()
+    def renew_state() -> None:
+        nonlocal state
+        state = None  # first, because a device may have no room for two
+        model = eqx.filter_jit(Decoder)(config, key=jax.random.key(0))
+        state = TrainState(model, jax.jit(optimizer.init)(model))
 
     def run(program: Any, n_steps: int) -> float:
         nonlocal state
@@ -158,12 +160,12 @@ def train_upalm(case: Case, name: str) -> None:
     ready, before = {}, 0  # a process has one peak for its whole life: the path with the higher one comes last
     for path in sorted(programs, key=lambda path: facts[path]["planned"]):
         with case.caught(path=path):
+            renew_state()  # so that the losses of all paths are of the same steps
             facts[path]["loss"] = [run(programs[path], 1) for _ in range(3)][-1]
             before, facts[path]["peak"] = peak(), peak() if peak() > before else None
             ready[path] = partial(run, programs[path])
-        if path not in ready:  # the step that failed took the state with it
-            state = None
-            state = fresh_state()
+    if ready:
+        renew_state()  # a step that failed took the state with it
     for path, seconds in timed(ready, case).items():
         record_training(case, name, device.device_kind, seconds, path=path, remat=case.remat, **facts[path])
 
@@ -293,15 +295,20 @@ def gib(x: float | None) -> str:
     return f"{x / GIB:.1f}" if x else ""
 
 
+def like_cases(record: dict[str, Any]) -> tuple[Any, ...]:
+    """Return what two measures of training must share to be compared, as in docs/results_tables.py."""
+    return tuple(record[key] for key in ("shape", "rows", "seq", "device"))
+
+
 def print_tables(records: list[dict[str, Any]]) -> None:
     def of(part: str) -> list[dict[str, Any]]:
         return [record for record in records if record["part"] == part and "error" not in record]
 
     header = ("shape", "batch", "who", "ms per step (range)", "tokens/s", "MFU", "of the peer", "peak GiB", "planned")
-    peers = {(r["shape"], r["rows"], r["seq"]): r["tokens_per_s"] for r in of("train") if r["contender"] == "peer"}
+    peers = {like_cases(r): r["tokens_per_s"] for r in of("train") if r["contender"] == "peer"}
     rows = []
     for r in of("train"):
-        ms, peer = [1e3 * s for s in r["seconds"]], peers.get((r["shape"], r["rows"], r["seq"]))
+        ms, peer = [1e3 * s for s in r["seconds"]], peers.get(like_cases(r))
         speed = f"{statistics.median(ms):.1f} ({min(ms):.1f} to {max(ms):.1f})", f"{r['tokens_per_s']:.0f}"
         ratio = "" if peer is None else f"{r['tokens_per_s'] / peer:.2f}"
         memory = gib(r.get("peak")), gib(r.get("planned"))

@@ -12,6 +12,7 @@ from statistics import median
 from typing import Any
 
 HERE = Path(__file__).parent
+PALM_TINY = HERE.parent / "upalm" / "assets" / "palm_tiny"
 ORDER = (
     "infill_bits_per_byte",
     "left_only_bits_per_byte",
@@ -76,6 +77,20 @@ def low_memory_table(records: list[dict[str, Any]]) -> str:
     header = ["before", *(names.get(r["contender"], r["contender"]) for r in records)]
     losses = [records[0]["validation"][0], *(r["validation"][1] for r in records)]
     return format_rows(header, [[f"{loss:.3f}" for loss in losses]])
+
+
+# --- The base -------------------------------------------------------------------------------------
+
+
+def base_loss_table(records: list[dict[str, Any]]) -> str:
+    """One row per validation of the base: those whose steps double, and the last three."""
+    run = json.loads((PALM_TINY / "config.json").read_text("utf-8"))["run"]
+    tokens_per_step = run["data"]["batch_size"] * run["data"]["seq_len"]
+    losses = {r["step"]: r["validation_loss"] for r in records if "validation_loss" in r}
+    doubled = {run["eval_every"] * 2**i for i in range(len(losses))}
+    steps = [step for step in losses if step in doubled or step in list(losses)[-3:]]
+    rows = [[str(step), f"{step * tokens_per_step / 1e6:.0f}", f"{losses[step]:.3f}"] for step in steps]
+    return format_rows(["step", "million tokens", "validation loss, nats per token"], rows)
 
 
 # --- Quickstart -----------------------------------------------------------------------------------
@@ -248,14 +263,14 @@ def ablated_table(results: dict[str, Any]) -> str:
 
 
 def cuts_table(results: dict[str, Any]) -> str:
-    """One row per kind of gap: rows whose spans all lie between borders of tokens, and cost for one model."""
+    """One row per kind of gap: rows whose spans all lie between borders of tokens, costs and gains for one model."""
     estimates = results["checkpoints"]["base@0"]["estimates"]
     rows = []
     for kind in (kind for kind in KINDS if f"{kind}/between_borders" in estimates):
         share = estimates[f"{kind}/between_borders"]
-        cells = [format_estimate(estimates[f"{kind}/{name}"]) for name in ORDER[:3]]
+        cells = [format_estimate(estimates[f"{kind}/{name}"]) for name in ORDER[:4]]
         rows.append([f"`{kind}`", f"{share['mean'] * share['n']:.0f} of {share['n']}", *cells])
-    return format_rows(["gaps", "rows between borders", *(f"`{name}`" for name in ORDER[:3])], rows)
+    return format_rows(["gaps", "rows between borders", *(f"`{name}`" for name in ORDER[:4])], rows)
 
 
 # --- Scaling --------------------------------------------------------------------------------------
@@ -326,14 +341,24 @@ PATHS = {"pallas": "our kernels", "cuDNN": "cuDNN", "plain": "plain"}
 """Words for the paths of attention."""
 
 
+def format_share(x: float | None) -> str:
+    """Write a share in per cent; nothing for one that is not known, as on a device without a data sheet."""
+    return "" if x is None else f"{x:.1%}"
+
+
+def like_cases(record: dict[str, Any]) -> tuple[Any, ...]:
+    """Return what two measures of training must share to be compared, as in `gpu_speed.py`."""
+    return tuple(record[key] for key in ("shape", "rows", "seq", "device"))
+
+
 def training_table(records: list[dict[str, Any]]) -> str:
     """One row per shape and contender: time, throughput and memory of a training step."""
     records = [r for r in records if r["part"] == "train" and "error" not in r]
-    peers = {r["shape"]: r["tokens_per_s"] for r in records if r["contender"] == "peer"}
+    peers = {like_cases(r): r["tokens_per_s"] for r in records if r["contender"] == "peer"}
     rows = []
     for r in sorted(records, key=lambda r: [x["shape"] for x in records].index(r["shape"])):
         ms = [1000 * seconds for seconds in r["seconds"]]
-        peer, memory = peers.get(r["shape"]), [r["peak"] / 2**30, r["planned"] / 2**30 if "planned" in r else None]
+        peer, memory = peers.get(like_cases(r)), [r.get(key) for key in ("peak", "planned")]
         remat = "" if r.get("remat", "matmuls") == "matmuls" else f", remat {r['remat']}"
         rows.append(
             [
@@ -341,9 +366,9 @@ def training_table(records: list[dict[str, Any]]) -> str:
                 f"upalm, {PATHS[r['path']]}{remat}" if "path" in r else "transformers",
                 f"{median(ms):.1f} ({min(ms):.1f} to {max(ms):.1f})",
                 f"{r['tokens_per_s']:,.0f}",
-                f"{r['mfu']:.1%}",
+                format_share(r["mfu"]),
                 f"{r['tokens_per_s'] / peer:.2f}" if peer else "",
-                *("" if x is None else f"{x:.1f}" for x in memory),
+                *("" if x is None else f"{x / 2**30:.1f}" for x in memory),
             ]
         )
     header = ["shape, rows x tokens", "attention", "ms per step (range)", "tokens/s", "MFU", "ratio to transformers"]
@@ -361,8 +386,8 @@ def generation_table(records: list[dict[str, Any]]) -> str:
                 str(r["rows"]),
                 f"{r['tokens_per_s']:,.0f}",
                 f"{ms:.2f} ({low:.2f} to {high:.2f})",
-                f"{r['of_data_sheet']:.1%}",
-                f"{r['of_copy']:.1%}",
+                format_share(r["of_data_sheet"]),
+                format_share(r["of_copy"]),
             ]
         )
     header = ["shape", "rows", "tokens/s", "ms per step (range)", "of the data sheet's bandwidth", "of a copy's"]
@@ -407,6 +432,7 @@ KERNELS = ("forward", "d_queries", "d_keys")
 
 TABLES = {
     "results.md": {
+        "base loss": ("metrics.jsonl", base_loss_table),
         "quickstart": ("quickstart.json", quickstart_table),
         "quickstart differences": ("quickstart.json", quickstart_differences_table),
         "ul2r_tiny curve": ("ul2r_tiny_curve.json", curve_table),
@@ -459,7 +485,7 @@ def with_tables(name: str) -> str:
     """Return a page of docs with every table replaced by that of its numbers."""
     page = (HERE / name).read_text("utf-8")
     for marker, (pattern, make) in TABLES[name].items():
-        files = sorted((HERE / "results").glob(pattern))
+        files = sorted((PALM_TINY if make is base_loss_table else HERE / "results").glob(pattern))
         if not files:
             continue  # not measured yet
         table = make(reduce(merged, map(read_numbers, files)))

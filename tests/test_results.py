@@ -6,10 +6,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from xml.etree import ElementTree
 
+import jax
 import numpy as np
 import pytest
 
 from upalm.evals.infilling.gaps import Gap
+from upalm.model import attention
 
 ROOT = Path(__file__).parent.parent
 KINDS = ("line", "short", "several", "several_whole", "prose")
@@ -110,7 +112,9 @@ def test_rows_between_borders_are_counted(results):
     share = results["checkpoints"]["base@0"]["estimates"]["several/between_borders"]
     assert share["mean"] == 0.5 and share["n"] == 32
     table = runpy.run_path(str(ROOT / "docs" / "results_tables.py"))["cuts_table"](results)
-    assert "| `several_whole` | 16 of 32 |" in table
+    assert (
+        "| `several_whole` | 16 of 32 |" in table and "| -0.500 [-0.500, -0.500] | -1.000 [-1.000, -1.000] |" in table
+    )
 
 
 def test_rows_of_different_gaps_are_not_compared(pool):
@@ -131,6 +135,55 @@ def test_tables_leave_out_what_failed_on_a_gpu(name):
     make = runpy.run_path(str(ROOT / "docs" / "results_tables.py"))[name]
     failed = {"part": "train", "shape": "1b", "heads": "any", "error": "out of memory"}
     assert make([failed, failed | {"part": "generate"}]).count("\n") == 1  # the header alone
+
+
+def training_record(contender, rows, **fields):
+    size = {"shape": "1b", "rows": rows, "seq": 2048, "device": "H200"}
+    speed = {"seconds": [0.1], "tokens_per_s": 20480.0 * rows, "mfu": 0.5, "peak": 2**30}
+    return {"part": "train", "contender": contender} | size | speed | fields
+
+
+def test_a_path_without_a_peak_of_its_own_has_a_row():
+    make = runpy.run_path(str(ROOT / "docs" / "results_tables.py"))["training_table"]
+    row = make([training_record("upalm", 8, path="pallas", peak=None, planned=2**31, mfu=None)]).splitlines()[-1]
+    assert row == "| 1b, 8 x 2048 | upalm, our kernels | 100.0 (100.0 to 100.0) | 163,840 |  |  |  | 2.0 |"
+
+
+def test_speed_is_compared_among_like_cases(monkeypatch, capsys):
+    """In the page and in the script's own table: with the rows, the tokens and the device."""
+    records = [training_record("peer", 8)]
+    records += [
+        training_record("upalm", n, path="plain", device=d) for n, d in ((8, "H200"), (16, "H200"), (8, "H100"))
+    ]
+    make = runpy.run_path(str(ROOT / "docs" / "results_tables.py"))["training_table"]
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    runpy.run_path(str(ROOT / "benchmarks" / "gpu_speed.py"))["print_tables"](records)
+    assert [row.split(" | ")[5] for row in make(records).splitlines()[2:]] == ["1.00", "1.00", "", ""]
+    assert [line.count("1.00") for line in capsys.readouterr().out.splitlines() if " x 2048" in line] == [1, 1, 0, 0]
+
+
+def test_every_path_on_a_gpu_trains_from_the_same_state(monkeypatch, tmp_path):
+    """Here on a CPU, where both paths are the plain one and so have the same loss."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    script = runpy.run_path(str(ROOT / "benchmarks" / "gpu_speed.py"))
+    monkeypatch.setitem(script["train_upalm"].__globals__, "wait_for_turn", lambda: None)
+    monkeypatch.setattr(jax, "clear_caches", lambda: None)
+    monkeypatch.setattr(attention, "GPU_KERNELS", attention.GPU_KERNELS)
+    sizes = {"batch": 2, "seq": 32, "rounds": 1, "steps": 1}
+    case = script["Case"](
+        shapes=("smoke",), paths=("pallas", "plain"), out=tmp_path / "out.jsonl", worker="train:smoke:upalm", **sizes
+    )
+    script["train_upalm"](case, "smoke")
+    records = [json.loads(line) for line in case.out.read_text().splitlines()]
+    assert [r["path"] for r in records] == ["pallas", "plain"] and records[0]["loss"] == records[1]["loss"]
+
+
+def test_losses_of_the_base_are_those_of_its_log():
+    make = runpy.run_path(str(ROOT / "docs" / "results_tables.py"))["base_loss_table"]
+    log = [{"step": step, "loss": 1.0} | {"validation_loss": 9.0 - step / 1000} for step in range(180, 1441, 180)]
+    rows = [row.split(" | ") for row in make([{"step": 28, "loss": 6.6}, *log]).splitlines()[2:]]
+    assert [row[0] for row in rows] == ["| 180", "| 360", "| 720", "| 1080", "| 1260", "| 1440"]
+    assert rows[0][1:] == ["12", "8.820 |"]
 
 
 def test_tables_of_forks_have_a_row_for_each(results):
