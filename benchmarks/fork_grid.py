@@ -4,24 +4,28 @@
     python benchmarks/fork_grid.py --out grid.json --mixtures ul2r_eos causal --peaks 1e-2 --batches 4x512x220 8x256x220
     python benchmarks/fork_grid.py --out part1.json --part 1 4      (one of four processes that share the grid)
 
-The rate is an input of the step, so all forks of one batch shape run one compiled program. Each fork is a line of the
-result as soon as it is measured. Kinds of gaps beside the quickstart's lines: a few words within a line, a new
-word (`new_name`), and three lines. A mixture is a name, or denoisers as `upalm.ul2r.mixture` reads them.
+The rate is an input of the step, so all forks of one batch shape run one compiled program. Each fork is an entry of the
+result as soon as it is measured; its time is printed alone, since it is another in every run. Kinds of gaps beside the
+quickstart's lines: a few words within a line, a new word (`new_name`), and three lines. A mixture is a name, or
+denoisers as `upalm.ul2r.mixture` reads them.
 """
 
-import argparse
 import itertools
 import json
 import random
+import re
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
+import tyro
 
 import upalm
 from upalm import ul2r
@@ -30,12 +34,14 @@ from upalm.checkpoints.lineage import CheckpointInfo
 from upalm.data import sources
 from upalm.data.config import DataConfig
 from upalm.data.loader import Loader
+from upalm.data.readers import Document
 from upalm.data.tokenizer import Tokenizer
 from upalm.data.tokens import Tokens, encode
 from upalm.distributed.runtime import enable_compilation_cache
 from upalm.evals.infilling import scores
 from upalm.evals.infilling.gaps import Gap
 from upalm.evals.infilling.held_out import cut_gaps, cut_kinds, measure
+from upalm.files import write_atomically
 from upalm.inference.config import Attention, Mode
 from upalm.inference.prompts import prompt_ids
 from upalm.model.palm import Decoder
@@ -44,6 +50,45 @@ from upalm.training.optim import Schedule, scale_by_layer_rms
 
 N_BLOCK_LINES = 3
 LEFT_ONLY: tuple[tuple[Mode, Attention], ...] = (("none", "causal"), ("none", "prefix"), ("s2s", "prefix"))
+
+
+@dataclass(frozen=True)
+class Case:
+    """Forks of a base over mixtures, rates, batches and steps."""
+
+    out: Path
+    """File for the numbers."""
+    checkpoint: Path = upalm.PALM_TINY
+    """The base."""
+    data: str = sources.STDLIB
+    """Text whose held-out documents are measured."""
+    train_data: str = ""
+    """Text of the forks; empty for that of `data`."""
+    mixtures: tuple[str, ...] = ("ul2r_eos", "ul2r_infill", "ul2", "causal")
+    """Names, or denoisers."""
+    peaks: tuple[float, ...] = (3e-3, 1e-2, 2e-2)
+    """Peaks of the learning rate."""
+    batches: tuple[str, ...] = ("8x256x280",)
+    """ROWSxTOKENSxSTEPS."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds of each fork."""
+    base: bool = True
+    """Measure the base, too."""
+    n_rows: int = 160
+    """Gaps of each kind."""
+    n_decoded: int = 48
+    """Lines that are also decoded."""
+    part: tuple[int, int] = (0, 1)
+    """Number of this process, from 0, and of all that share the grid."""
+    export: Path | None = None
+    """Folder for the weights of each fork; they are not kept without it."""
+
+    def __post_init__(self):
+        for shape in self.batches:
+            if not re.fullmatch(r"\d+x\d+x\d+", shape):
+                raise ValueError(f"--batches {shape}: expected ROWSxTOKENSxSTEPS, such as 8x256x280.")
+        for mixture in self.mixtures:
+            ul2r.mixture(mixture)  # before hours of training
 
 
 @partial(jax.jit, static_argnames="n_denoisers", donate_argnames=("model", "state"))
@@ -111,89 +156,79 @@ def gain(model: Decoder, tokenizer: Tokenizer, rows: Sequence[Gap], modes, input
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, default=upalm.PALM_TINY)
-    parser.add_argument("--data", default=sources.STDLIB)
-    parser.add_argument("--train-data", help="text of the forks; --data if not given")
-    parser.add_argument("--mixtures", nargs="+", default=["ul2r_eos", "ul2r_infill", "ul2", "causal"])
-    parser.add_argument("--peaks", nargs="+", type=float, default=[3e-3, 1e-2, 2e-2])
-    parser.add_argument("--batches", nargs="+", default=["8x256x280"], help="ROWSxTOKENSxSTEPS")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--n-rows", type=int, default=160)
-    parser.add_argument("--n-decoded", type=int, default=48)
-    parser.add_argument("--part", nargs=2, type=int, default=(0, 1))
-    parser.add_argument("--export", type=Path, help="folder for the weights of each fork")
-    parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
-
-    enable_compilation_cache()
-    base, tokenizer, info = load_model(args.checkpoint)
-    corpus = sources.load(args.data)
-    held_out = corpus.validation
+def cut_rows(
+    args: Case, base: Decoder, tokenizer: Tokenizer, documents: Sequence[Document]
+) -> tuple[list[Gap], list[Gap], dict[str, list[Gap]]]:
+    """Cut lines, three gaps at once, and further kinds."""
     longest = min(base.config.seq_len, 256)
-    lines, threes = cut_gaps(held_out, tokenizer, longest, args.n_rows, inputs_eos=True)
-    further = cut_kinds(held_out, tokenizer, longest, threes, inputs_eos=True)
-    kinds = {"words": further["few_words"], "new_name": further["new_name"], "block": cut_blocks(held_out, args.n_rows)}
+    lines, threes = cut_gaps(documents, tokenizer, longest, args.n_rows, inputs_eos=True)
+    further = cut_kinds(documents, tokenizer, longest, threes, inputs_eos=True)
+    kinds = {
+        "words": further["few_words"],
+        "new_name": further["new_name"],
+        "block": cut_blocks(documents, args.n_rows),
+    }
     kinds = {
         kind: [row for row in rows if len(prompt_ids(tokenizer, row.parts, "nlg", True)) + 80 < base.config.seq_len]
         for kind, rows in kinds.items()
     }
-    tokens = encode(tokenizer, (sources.load(args.train_data) if args.train_data else corpus).train)
+    return lines, threes, kinds
 
-    def measured(model: Decoder, mixture: str | None) -> dict:
-        inputs_eos = any(d.inputs_eos for d in ul2r.mixture(mixture)) if mixture else info.inputs_eos
+
+def show(fork: Sequence[Any], record: dict[str, Any], seconds: float) -> None:
+    gains = " ".join(f"{kind} {found['gain']['mean']:+.3f}" for kind, found in record["kinds"].items())
+    print(
+        *fork,
+        f"line {record['infill_bits_per_byte']['mean']:.3f} gain {record['infill_gain']['mean']:+.3f}",
+        gains,
+        f"causal {record['causal_bits_per_byte']['mean']:.3f} format {record['format_ok']['mean']:.2f} "
+        f"exact {record['line_exact_match']['mean']:.2f} {seconds:.0f} s",
+        flush=True,
+    )
+
+
+def main(args: Case) -> None:
+    enable_compilation_cache()
+    base, tokenizer, info = load_model(args.checkpoint)
+    corpus = sources.load(args.data)
+    tokens = encode(tokenizer, (sources.load(args.train_data) if args.train_data else corpus).train)
+    lines, threes, kinds = cut_rows(args, base, tokenizer, corpus.validation)
+
+    def measured(model: Decoder, inputs_eos: bool) -> dict[str, Any]:
         found = measure(
-            *(model, tokenizer, held_out, lines, threes),
-            seq_len=longest,
+            *(model, tokenizer, corpus.validation, lines, threes),
+            seq_len=min(base.config.seq_len, 256),
             n_decoded=args.n_decoded,
             inputs_eos=inputs_eos,
         )
-        others = {k: gain(model, tokenizer, rows, ("none", "nlu", "nlg"), inputs_eos) for k, rows in kinds.items()}
-        fills = [
-            {"before": row.parts[0][-160:], "missing": row.spans[0], "filled": found.prediction(i)}
-            for i, row in enumerate(lines[: min(8, args.n_decoded)])
-        ]
         return {
             "mode": found.infill_mode,
             **{name: estimate._asdict() for name, estimate in found.estimates().items()},
-            "kinds": others,
-            "fills": fills,
+            "kinds": {k: gain(model, tokenizer, rows, ("none", "nlu", "nlg"), inputs_eos) for k, rows in kinds.items()},
         }
 
     grid = list(itertools.product(args.batches, args.mixtures, args.peaks, args.seeds))
-    grid = [None, *grid][args.part[0] :: args.part[1]]
     results = []
-    for fork in grid:
+    for fork in [*([None] if args.base else []), *grid][args.part[0] :: args.part[1]]:
         started = time.monotonic()
         if fork is None:
-            record = {"base": str(args.checkpoint), **measured(base, None)}
+            record = measured(base, info.inputs_eos)
         else:
             shape, mixture, peak, seed = fork
             n_rows, seq_len, n_steps = map(int, shape.split("x"))
             data = DataConfig(args.data, mixture, seq_len=seq_len, batch_size=n_rows, joint_budget=True)
             model, loss = train(base, tokenizer, tokens, data, peak, n_steps, seed)
-            trained = time.monotonic() - started
+            eos = any(d.inputs_eos for d in ul2r.mixture(mixture))
             record = {"mixture": mixture, "peak": peak, "rows": n_rows, "seq_len": seq_len, "n_steps": n_steps}
-            record |= {"seed": seed, "loss": loss, "train_seconds": trained, **measured(model, mixture)}
+            record |= {"seed": seed, "loss": loss, **measured(model, eos)}
             if args.export:
-                eos = any(d.inputs_eos for d in ul2r.mixture(mixture))
                 run = {"n_steps": n_steps, "seed": seed, "data": {"mixture": mixture}}
                 folder = args.export / f"{mixture}_{shape}_{peak}_{seed}"
                 export(folder, model, tokenizer, run, CheckpointInfo(inputs_eos=eos, gaps_trained=mixture != "causal"))
-        record["seconds"] = time.monotonic() - started
         results.append(record)
-        args.out.write_text(json.dumps(results, indent=1) + "\n")
-        kinds_shown = " ".join(f"{k} {v['gain']['mean']:+.3f}" for k, v in record["kinds"].items())
-        print(
-            *(fork or ("base",)),
-            f"line {record['infill_bits_per_byte']['mean']:.3f} gain {record['infill_gain']['mean']:+.3f}",
-            kinds_shown,
-            f"causal {record['causal_bits_per_byte']['mean']:.3f} format {record['format_ok']['mean']:.2f} "
-            f"exact {record['line_exact_match']['mean']:.2f} {record['seconds']:.0f} s",
-            flush=True,
-        )
+        write_atomically(args.out, json.dumps(results, indent=1) + "\n")
+        show(fork or ("base",), record, time.monotonic() - started)
 
 
 if __name__ == "__main__":
-    main()
+    main(tyro.cli(Case, description=__doc__))

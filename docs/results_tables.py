@@ -432,7 +432,7 @@ KERNELS = ("forward", "d_queries", "d_keys")
 
 TABLES = {
     "results.md": {
-        "base loss": ("metrics.jsonl", base_loss_table),
+        "base loss": ("../../upalm/assets/palm_tiny/metrics.jsonl", base_loss_table),
         "quickstart": ("quickstart.json", quickstart_table),
         "quickstart differences": ("quickstart.json", quickstart_differences_table),
         "ul2r_tiny curve": ("ul2r_tiny_curve.json", curve_table),
@@ -485,7 +485,7 @@ def with_tables(name: str) -> str:
     """Return a page of docs with every table replaced by that of its numbers."""
     page = (HERE / name).read_text("utf-8")
     for marker, (pattern, make) in TABLES[name].items():
-        files = sorted((PALM_TINY if make is base_loss_table else HERE / "results").glob(pattern))
+        files = sorted((HERE / "results").glob(pattern))
         if not files:
             continue  # not measured yet
         table = make(reduce(merged, map(read_numbers, files)))

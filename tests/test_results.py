@@ -9,7 +9,10 @@ from xml.etree import ElementTree
 import jax
 import numpy as np
 import pytest
+import tyro
 
+from upalm.data.readers import Document
+from upalm.evals.bootstrap import Estimate
 from upalm.evals.infilling.gaps import Gap
 from upalm.model import attention
 
@@ -208,6 +211,58 @@ def test_tables_of_suites_merge_their_files():
     files = [{"base": {"prefix, none": {task: score}, "causal, none": {task: score}}} for task in ("copa", "piqa")]
     table = tables["suite_table"](tables["merged"](*files))
     assert table.count("1-shot | 200 | 50.0 ± 9.8 | 50.0 ± 9.8 |") == 2
+
+
+ESTIMATES = (
+    *("causal_bits_per_byte", "infill_bits_per_byte", "left_only_bits_per_byte", "infill_gain", "infill_gain_shuffled"),
+    *("suffix_use", "multi_span_bits_per_byte", "format_ok", "line_exact_match"),
+)
+
+
+@pytest.mark.parametrize("base", [True, False])
+def test_grid_writes_what_is_kept_of_it(base, monkeypatch, tmp_path):
+    """The same fields in the same order: nothing is cut by hand. Training and measures are stand-ins."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    script = runpy.run_path(str(ROOT / "benchmarks" / "fork_grid.py"))
+    found = SimpleNamespace(infill_mode="nlu", prediction=str)
+    found.estimates = lambda: {name: Estimate(0.5, 0.4, 0.6, 4, 0.1) for name in ESTIMATES}
+    paths = sorted((ROOT / "upalm").rglob("*.py"))
+    documents = [Document(str(path), path.read_text("utf-8")) for path in paths]
+    stand_ins = {
+        "enable_compilation_cache": lambda: None,
+        "sources": SimpleNamespace(load=lambda _: SimpleNamespace(train=documents[:2], validation=documents)),
+        "train": lambda base, *_: (base, 2.0),
+        "measure": lambda *_, **__: found,
+        "gain": lambda *_: {"infill": 1.0, "left": 2.0, "gain": Estimate(1.0, 0.9, 1.1, 4, 0.1)._asdict()},
+    }
+    for name, stand_in in stand_ins.items():
+        monkeypatch.setitem(script["main"].__globals__, name, stand_in)
+    options = ["--out", str(tmp_path / "grid.json"), "--mixtures", "ul2r_gaps", "causal", "--peaks", "7e-3"]
+    options += ["--batches", "8x256x220", "--n-rows", "4", "--n-decoded", "4", "--base" if base else "--no-base"]
+    script["main"](tyro.cli(script["Case"], args=options))
+    records = json.loads((tmp_path / "grid.json").read_text())
+    assert len(records) == 2 + base
+
+    def fields(record):
+        return [list(record), *(list(x) for x in record.values() if isinstance(x, dict) and "mean" in x)]
+
+    for name in ("fork_grid", "fork_grid_lines"):
+        kept = json.loads((ROOT / "docs" / "results" / f"{name}.json").read_text("utf-8"))
+        for record in kept:
+            if base or "mixture" in record:
+                assert fields(record) == fields(records[0 if "mixture" not in record else -1])
+
+
+def test_grid_refuses_at_once_what_it_cannot_train(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    case = runpy.run_path(str(ROOT / "benchmarks" / "fork_grid.py"))["Case"]
+    with pytest.raises(ValueError, match="--batches 8x256: expected ROWSxTOKENSxSTEPS"):
+        case(Path("grid.json"), batches=("8x256",))
+    with pytest.raises(ValueError, match="no mixture 'ul3'"):
+        case(Path("grid.json"), mixtures=("ul3",))
+    for name in ("fork_grid", "fork_grid_lines"):
+        kept = json.loads((ROOT / "docs" / "results" / f"{name}.json").read_text("utf-8"))
+        assert case(Path("grid.json"), mixtures=tuple(record["mixture"] for record in kept if "mixture" in record))
 
 
 def test_figures_of_forks_hold_every_curve_and_row(results):
