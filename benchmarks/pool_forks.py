@@ -5,7 +5,9 @@
 An interval is a bootstrap over rows of the mean over seeds; `by_seed` has the seeds one by one. Pairs have the same
 rows, seed and step: a longer list of rows begins with the shorter one, so the first rows of both are compared.
 `on_shared_rows` has the estimates of a checkpoint on the rows that every checkpoint was measured on, where it has more;
-not those with the text after another gap, which is another text in a longer list.
+not those with the text after another gap, which is another text in a longer list. Records of different settings,
+checkpoints, precisions or rows are refused; those of earlier versions, which state no settings, are pooled among
+themselves.
 """
 
 import json
@@ -53,6 +55,8 @@ LABELS = {
 
 SHUFFLED = ("infill_gain_shuffled", "suffix_use")
 """Ends of the names of metrics with the text after another gap."""
+BY_FORK = ("n_rows", "kinds", "training")
+"""Settings in which forks and steps may differ."""
 COMPARED = ("infill_bits_per_byte", "infill_gain", "causal_bits_per_byte", "format_ok", "exact_grammar")
 """Ends of the names of metrics that are compared in pairs."""
 
@@ -85,12 +89,61 @@ def find_reference(fork: str) -> str | None:
     return "short" if fork.startswith("short_") else REFERENCES.get(fork)
 
 
-def the_same(values: Iterable[str]) -> str:
-    """Return the one value that all seeds of a fork share."""
-    found = sorted(set(values))
+def the_same(what: str, values: Iterable[Any]) -> Any:
+    """Return the one value that all records have of something."""
+    found = {json.dumps(value, sort_keys=True): value for value in values}
     if len(found) > 1:
-        raise ValueError(f"seeds of one fork have {' and '.join(found)}, expected the same: pool them apart.")
-    return found[0]
+        raise ValueError(f"{what}: there are {' and '.join(sorted(found))}, expected the same: pool them apart.")
+    return next(iter(found.values()))
+
+
+def joined(values: Iterable[str]) -> str:
+    """Return the one value of several records, or all of them."""
+    return ", ".join(sorted(set(values)))
+
+
+def shared_settings(records: Sequence[Record]) -> dict[str, Any]:
+    """Return the settings that decide what all forks are measured on; records of earlier versions state none.
+
+    Raises:
+        ValueError: records of different settings, checkpoints or precisions; or one of which that cannot be told.
+    """
+    for key, default in (("n_params", None), ("matmul_precision", None), ("compute_dtype", "float32")):
+        the_same(key, (record.get(key, default) for record in records))  # older records lack the dtype
+    stating = {"settings" in record: record for record in records}
+    if len(stating) > 1:
+        names = [f"{r['fork']}, seed {r['seed']}, step {r['step']}" for r in (stating[True], stating[False])]
+        raise ValueError(
+            f"{names[0]} states its settings and {names[1]} does not: pool them apart, or measure it again."
+        )
+    if not stating.get(True):
+        return {}
+    keys = dict.fromkeys(key for record in records for key in record["settings"] if key not in BY_FORK)
+    return {key: the_same(f"setting {key}", (record["settings"].get(key) for record in records)) for key in keys}
+
+
+def check_seeds(fork: str, step: int, seeds: Iterable[Record]) -> None:
+    """Refuse seeds of a fork that were not trained alike, or have other kinds or numbers of rows."""
+    seeds = list(seeds)
+    the_same(f"training of {fork}@{step}", (record.get("settings", {}).get("training") for record in seeds))
+    counts = [{kind: len(found["n_bytes"]) for kind, found in record["kinds"].items()} for record in seeds]
+    texts = [{"causal": len(r["causal"]["bits"]), "decoded": len(r["decoded"]["format_ok"])} for r in seeds]
+    the_same(f"rows of {fork}@{step}", (a | b for a, b in zip(counts, texts, strict=True)))
+
+
+def check_rows(found: Mapping[str, Sums]) -> None:
+    """Refuse records whose first rows are not the same gaps and texts."""
+    longest: dict[str, tuple[str, np.ndarray]] = {}
+    for record, metrics in found.items():
+        for name, (_, sizes) in metrics.items():
+            other, expected = longest.setdefault(name, (record, sizes))
+            n = min(len(sizes), len(expected))
+            if not np.array_equal(sizes[:n], expected[:n]):
+                raise ValueError(
+                    f"{name}: the rows of {record} and {other} differ, expected the same: pool them apart."
+                )
+            if len(sizes) > n:
+                longest[name] = record, sizes
 
 
 def sums(record: Record) -> Sums:
@@ -138,8 +191,6 @@ def compare(ours: Sequence[Sums], control: Sequence[Sums]) -> dict[str, Any]:
         pairs = []
         for a, b in zip(ours, control, strict=True):
             n = min(len(a[name][0]), len(b[name][0]))
-            if not np.array_equal(a[name][1][:n], b[name][1][:n]):
-                raise ValueError(f"{name}: the rows of a fork and of its control differ, expected the same gaps.")
             pairs.append((a[name][0][:n] - b[name][0][:n], a[name][1][:n]))
         differences[name] = estimate(pairs)
     bits = [(a["causal_bits_per_byte"][0], b["causal_bits_per_byte"][0]) for a, b in zip(ours, control, strict=True)]
@@ -150,21 +201,39 @@ def compare(ours: Sequence[Sums], control: Sequence[Sums]) -> dict[str, Any]:
 
 def pool(records: Sequence[Record]) -> dict[str, Any]:
     """Pool the seeds of every fork and step, and compare each with the base, its control and its reference."""
+    settings = shared_settings(records)
     groups: dict[tuple[str, int], dict[int, Record]] = defaultdict(dict)
     for record in records:
-        groups[record["fork"], record["step"]][record["seed"]] = record
+        group = groups[record["fork"], record["step"]]
+        if record["seed"] in group:
+            raise ValueError(
+                f"{record['fork']}, seed {record['seed']}, step {record['step']} is there twice: keep one."
+            )
+        group[record["seed"]] = record
+    for (fork, step), group in groups.items():
+        check_seeds(fork, step, group.values())
     by_row = {key: {seed: sums(record) for seed, record in group.items()} for key, group in groups.items()}
+    check_rows({f"{key[0]}-s{seed}-{key[1]}": some for key, group in by_row.items() for seed, some in group.items()})
     every = [found for group in by_row.values() for found in group.values()]
     metrics = [name for name in every[0] if not name.endswith(SHUFFLED) and all(name in found for found in every)]
     shared = {name: min(len(found[name][0]) for found in every) for name in metrics}
     labels = {fork: label for fork, label in LABELS.items() if any(fork == name for name, _ in groups)}
-    results: dict[str, Any] = {"settings": {}, "labels": labels, "checkpoints": {}, "differences": {}}
+    packages = dict.fromkeys(package for record in records for package in record["versions"])
+    versions = {p: joined(r["versions"][p] for r in records if p in r["versions"]) for p in packages}
+    results: dict[str, Any] = {
+        "settings": {"versions": versions} | settings,
+        "labels": labels,
+        "checkpoints": {},
+        "differences": {},
+    }
     for (fork, step), group in sorted(groups.items()):
         first, seeds = next(iter(group.values())), sorted(group)
         ours = [by_row[fork, step][seed] for seed in seeds]
         results["checkpoints"][f"{fork}@{step}"] = {
-            **{key: first[key] for key in ("fork", "step", "tokens", "n_params", "device", "matmul_precision")},
-            "compute_dtype": the_same(r.get("compute_dtype", "float32") for r in group.values()),  # older rows lack it
+            **{key: first[key] for key in ("fork", "step", "tokens", "n_params")},
+            "device": joined(r["device"] for r in group.values()),
+            "matmul_precision": first["matmul_precision"],
+            "compute_dtype": first.get("compute_dtype", "float32"),
             "seeds": seeds,
             "modes": {kind: [group[s]["kinds"][kind]["mode"] for s in seeds] for kind in first["kinds"]},
             "estimates": {name: estimate([x[name] for x in ours]) for name in ours[0]},
@@ -186,7 +255,6 @@ def pool(records: Sequence[Record]) -> dict[str, Any]:
                 pairs = [theirs[0] if name == "base" else theirs[seed] for seed in paired]
                 found = compare([by_row[fork, step][seed] for seed in paired], pairs)
                 results["differences"][f"{fork}@{step} minus {other[0]}@{other[1]}"] = found
-        results["settings"] |= {"versions": first["versions"]}
     return results
 
 

@@ -5,38 +5,42 @@
     python benchmarks/pool_forks.py --rows runs/forks/rows --json docs/results/smollm2_forks.json
 
 A fork is a change of `upalm run ul2r_smollm2`; `FORKS` lists them. One JSON file per checkpoint holds the bits of
-every row, so that `pool_forks.py` can pool seeds and compare forks in pairs. A measured checkpoint is not measured
-again, and a fork whose checkpoints all are is not trained again. On a GPU one process is best: its forks share
-compiled programs, and sixteen at once compiled for six minutes.
+every row, so that `pool_forks.py` can pool seeds and compare forks in pairs, and the settings that decide them. A
+measured checkpoint is not measured again, and a fork whose checkpoints all are is not trained again. Files of other
+settings in `out` are refused before anything is trained. On a GPU one process is best: its forks share compiled
+programs, and sixteen at once compiled for six minutes.
 """
 
+import hashlib
 import json
 import os
 import random
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import tyro
 
 from upalm import ul2r
-from upalm.checkpoints.folder import load_model, open_checkpoint
+from upalm.checkpoints.arrays import checksums, to_arrays
+from upalm.checkpoints.folder import load_model
 from upalm.data.readers import Document
-from upalm.data.shards import Shards
+from upalm.data.shards import Shards, manifest_hash
 from upalm.data.tokenizer import Tokenizer
 from upalm.distributed.runtime import enable_compilation_cache, versions
 from upalm.evals import text_metrics
 from upalm.evals.infilling import gaps, prose, scores
 from upalm.evals.infilling.gaps import Gap
 from upalm.evals.infilling.held_out import MAX_SPAN_TOKENS, cut_gaps, cut_kinds, measure_gaps
-from upalm.files import write_atomically
+from upalm.files import sha256_file, write_atomically
 from upalm.inference.config import Attention
+from upalm.model.palm import Decoder
 from upalm.training import loop, recipes
 from upalm.training.config import CheckpointConfig, Continue, TrainConfig
 from upalm.training.feed import Feed
@@ -248,6 +252,92 @@ def widen_to_tokens(tokenizer: Tokenizer, row: Gap) -> Gap:
     return Gap(tuple(texts[0::2]), tuple(texts[1::2]))
 
 
+# --- Settings -------------------------------------------------------------------------------------
+
+Settings = dict[str, Any]
+"""What decides the rows of a file, by name; text and weights by their hash."""
+
+
+def hash_text(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def shared_settings(args: Case, base: Decoder, tokenizer: Tokenizer, documents: Sequence[Document]) -> Settings:
+    """Return the settings that all files of a run of this script share."""
+    weights = {name: int(x) for name, x in checksums(to_arrays(base)).items()}
+    return {
+        "checkpoint": hash_text(json.dumps([asdict(base.config), weights])),
+        "tokenizer": tokenizer.hash,
+        "data": manifest_hash(str(args.data))[:16],
+        "held_out": hash_text("\0".join(document.text for document in documents)),
+        "prose": sha256_file(args.prose)[:16],
+        "seq_len": args.seq_len,
+        "n_decoded": args.n_decoded,
+        "shrink": args.shrink,
+        "kinds": list(args.kinds),
+    }
+
+
+class File(NamedTuple):
+    """Place of the measures of a checkpoint, and their settings."""
+
+    path: Path
+    settings: Settings
+
+
+def list_files(args: Case, name: str, seed: int, shared: Settings) -> dict[int, File]:
+    """Return the files of a fork by step; the base has one, of step 0."""
+    if name == "base":
+        return {0: File(args.out / "base-s0-0.json", shared | {"n_rows": args.n_rows, "training": {}})}
+    config, fork = fork_config(args, name, seed), FORKS[name]
+    training = {
+        "mixture": ", ".join(map(repr, ul2r.mixture(config.data.mixture))),  # a name may come to mean another one
+        "batch": f"{config.data.batch_size} x {config.data.seq_len}",
+        "n_steps": config.n_steps,
+        "optimizer": repr(config.optimizer),
+        "mask": fork.mask,
+    }
+    found = {}
+    for step in sorted({max(step // args.shrink, 1) for step in fork.steps}):
+        n_rows = args.n_rows if step == config.n_steps else args.n_rows_before
+        settings = shared | {"n_rows": n_rows, "training": training}
+        found[step] = File(args.out / f"{name}-s{seed}-{step}.json", settings)
+    return found
+
+
+def by_name(settings: Settings, packages: dict[str, str]) -> Settings:
+    """Return all that decides the numbers of a file, one by one."""
+    alone = {key: value for key, value in settings.items() if key != "training"}
+    training = {f"training's {key}": value for key, value in settings["training"].items()}
+    return alone | training | {f"version of {package}": x for package, x in packages.items()}
+
+
+def is_measured(file: File) -> bool:
+    """Return whether a file is there; it may have more kinds of gaps.
+
+    Raises:
+        ValueError: it has other settings or fewer kinds, or does not say: it would pass for what is asked, or be lost.
+    """
+    if not file.path.is_file():
+        return False
+    record = json.loads(file.path.read_text("utf-8"))
+    if "settings" not in record:
+        raise ValueError(
+            f"{file.path} does not say with which settings it was measured: it is of an earlier version. "
+            "Choose another --out; pool_forks.py still reads it."
+        )
+    kept, now = by_name(record["settings"], record["versions"]), by_name(file.settings, versions())
+    if set(now["kinds"]) <= set(kept["kinds"]):
+        now["kinds"] = kept["kinds"]
+    differences = [f"{key} {kept.get(key)}, now {now.get(key)}" for key in kept | now if kept.get(key) != now.get(key)]
+    if differences:
+        raise ValueError(
+            f"{file.path} is of other settings ({'; '.join(differences)}): choose another --out, and another --work if "
+            "the forks are of another checkpoint, data or training."
+        )
+    return True
+
+
 # --- Measures -------------------------------------------------------------------------------------
 
 
@@ -299,7 +389,7 @@ def measure(args: Case, folder: Path, rows: Rows, mask: Attention) -> dict:
     }
 
 
-def save(args: Case, path: Path, name: str, seed: int, step: int, tokens: int, found: dict, seconds: float) -> None:
+def save(file: File, name: str, seed: int, step: int, tokens: int, found: dict, seconds: float) -> None:
     about = {
         "fork": name,
         "seed": seed,
@@ -308,14 +398,15 @@ def save(args: Case, path: Path, name: str, seed: int, step: int, tokens: int, f
         "device": jax.devices()[0].device_kind,
         "matmul_precision": jax.config.values["jax_default_matmul_precision"] or "default",
         "versions": versions(),
+        "settings": file.settings,
         "seconds": round(seconds, 1),
     }
-    write_atomically(path, json.dumps(about | found) + "\n")
+    write_atomically(file.path, json.dumps(about | found) + "\n")
     bits = {k: sum(v["infill"]) / sum(v["n_bytes"]) for k, v in found["kinds"].items()}
     gain = {k: sum(v["left_only"]) / sum(v["n_bytes"]) - bits[k] for k, v in found["kinds"].items()}
     ok = np.mean(found["decoded"]["format_ok"])
     shown = " ".join(f"{k} {bits[k]:.3f} gain {gain[k]:+.3f};" for k in bits)
-    print(f"{path.stem}: {shown} format_ok {ok:.2f}, {seconds:.0f} s", flush=True)
+    print(f"{file.path.stem}: {shown} format_ok {ok:.2f}, {seconds:.0f} s", flush=True)
 
 
 # --- Forks ----------------------------------------------------------------------------------------
@@ -331,11 +422,10 @@ class CausalFeed(Feed):
         return (batch.causal() for batch in super().validation())
 
 
-def train(args: Case, name: str, seed: int) -> tuple[Path, TrainConfig]:
-    """Train a fork, unless it is done."""
-    fork = FORKS[name]
-    config, k = fork.config, args.shrink
-    config = replace(
+def fork_config(args: Case, name: str, seed: int) -> TrainConfig:
+    """Return the run of a fork from this checkpoint on these data."""
+    config, k = FORKS[name].config, args.shrink
+    return replace(
         config,
         out=args.work / f"{name}-s{seed}",
         start=Continue(args.checkpoint),
@@ -346,35 +436,40 @@ def train(args: Case, name: str, seed: int) -> tuple[Path, TrainConfig]:
         checkpoints=CheckpointConfig(last=99),
         seed=seed,
     )
-    loop.Feed = CausalFeed if fork.mask == "causal" else Feed  # the objective has no such choice
+
+
+def train(config: TrainConfig, mask: Attention) -> None:
+    """Train a fork, unless it is done."""
+    loop.Feed = CausalFeed if mask == "causal" else Feed  # the objective has no such choice
     run_once(config)
-    return config.out, config
 
 
-def is_measured(args: Case, path: Path) -> bool:
-    """Return whether a file has all kinds of gaps that are asked for."""
-    return path.is_file() and set(args.kinds) <= set(json.loads(path.read_text("utf-8"))["kinds"])
-
-
-def run_fork(args: Case, name: str, seed: int, rows: Callable[[int], Rows]) -> None:
+def run_fork(args: Case, name: str, seed: int, files: dict[int, File], rows: Callable[[int], Rows]) -> None:
     """Train a fork, measure its checkpoints and delete those that are no longer needed."""
-    fork = FORKS[name]
-    steps = sorted({max(step // args.shrink, 1) for step in fork.steps})
-    paths = {step: args.out / f"{name}-s{seed}-{step}.json" for step in steps}
-    if all(is_measured(args, path) for path in paths.values()):
+    files = {step: file for step, file in files.items() if not is_measured(file)}
+    if not files:
         return
+    config, mask = fork_config(args, name, seed), FORKS[name].mask
     started = time.monotonic()
-    folder, config = train(args, name, seed)
+    train(config, mask)
     print(f"{name}-s{seed}: trained in {time.monotonic() - started:.0f} s", flush=True)
-    shutil.copy(folder / "metrics.jsonl", args.out / f"{name}-s{seed}.metrics.jsonl")
-    for step, path in paths.items():
-        started, n = time.monotonic(), args.n_rows if step == config.n_steps else args.n_rows_before
-        found = measure(args, folder / "steps" / str(step), rows(n), fork.mask)
+    shutil.copy(config.out / "metrics.jsonl", args.out / f"{name}-s{seed}.metrics.jsonl")
+    for step, file in files.items():
+        started = time.monotonic()
+        found = measure(args, config.out / "steps" / str(step), rows(file.settings["n_rows"]), mask)
         tokens = step * config.data.batch_size * config.data.seq_len
-        save(args, path, name, seed, step, tokens, found, time.monotonic() - started)
-    for checkpoint in (folder / "steps").iterdir():
+        save(file, name, seed, step, tokens, found, time.monotonic() - started)
+    for checkpoint in (config.out / "steps").iterdir():
         if not args.keep or checkpoint.name != str(config.n_steps):
             shutil.rmtree(checkpoint)
+
+
+def run_base(args: Case, file: File, rows: Callable[[int], Rows]) -> None:
+    """Measure the checkpoint that the forks start from."""
+    if not is_measured(file):
+        started = time.monotonic()
+        found = measure(args, args.checkpoint, rows(args.n_rows), "prefix")
+        save(file, "base", 0, 0, 0, found, time.monotonic() - started)
 
 
 def main(args: Case) -> None:
@@ -382,17 +477,20 @@ def main(args: Case) -> None:
         raise ValueError(f"no forks {sorted(unknown)}: expected base or some of {', '.join(FORKS)}.")
     enable_compilation_cache()
     args.out.mkdir(parents=True, exist_ok=True)
-    _, tokenizer, _ = open_checkpoint(args.checkpoint)
+    base, tokenizer, _ = load_model(args.checkpoint)
     documents = held_out_documents(args.data, tokenizer)
+    shared = shared_settings(args, base, tokenizer, documents)
+    del base
     rows = lru_cache(lambda n: cut_rows(args, tokenizer, documents, n))
-    for seed in args.seeds:
-        for name in args.forks:
-            if name != "base":
-                run_fork(args, name, seed, rows)
-            elif not is_measured(args, path := args.out / "base-s0-0.json"):
-                started = time.monotonic()
-                found = measure(args, args.checkpoint, rows(args.n_rows), "prefix")
-                save(args, path, name, 0, 0, 0, found, time.monotonic() - started)
+    files = {(seed, name): list_files(args, name, seed, shared) for seed in args.seeds for name in args.forks}
+    for some in files.values():
+        for file in some.values():
+            is_measured(file)  # what is refused is refused before hours of training
+    for (seed, name), some in files.items():
+        if name == "base":
+            run_base(args, some[0], rows)
+        else:
+            run_fork(args, name, seed, some, rows)
 
 
 if __name__ == "__main__":

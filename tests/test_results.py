@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tyro
 
+import upalm
 from upalm.data.readers import Document
 from upalm.evals.bootstrap import Estimate
 from upalm.evals.infilling.gaps import Gap
@@ -123,13 +124,166 @@ def test_rows_between_borders_are_counted(results):
 def test_rows_of_different_gaps_are_not_compared(pool):
     other = record("causal", 0, 300, 32)
     other["kinds"]["line"] = other["kinds"]["line"] | {"n_bytes": [1] * 32}
-    with pytest.raises(ValueError, match="the rows of a fork and of its control differ"):
+    with pytest.raises(ValueError, match="line/.*: the rows of causal-s0-300 and ul2r-s0-300 differ"):
         pool([record("ul2r", 0, 300, 32), other])
+    with pytest.raises(ValueError, match="the rows of ul2r-s1-300 and ul2r-s0-300 differ"):
+        pool([record("ul2r", 0, 300, 32), other | {"fork": "ul2r", "seed": 1}])
+
+
+SETTINGS = {"checkpoint": "a", "seq_len": 512, "n_rows": 32, "kinds": list(KINDS), "training": {"n_steps": 300}}
+
+
+def settled(fork, seed=0, step=300, n_rows=32, **settings):
+    return record(fork, seed, step, n_rows) | {"settings": SETTINGS | settings}
+
+
+def test_records_of_different_settings_are_not_pooled(pool):
+    mixed = {
+        'setting checkpoint: there are "a" and "b"': settled("causal", checkpoint="b"),
+        "setting seq_len: there are 256 and 512": settled("causal", seq_len=256),
+        "n_params: there are 1 and 2": settled("causal") | {"n_params": 2},
+        'compute_dtype: there are "bfloat16" and "float32"': settled("causal") | {"compute_dtype": "bfloat16"},
+        "matmul_precision": settled("causal") | {"matmul_precision": "highest"},
+        "training of ul2r@300": settled("ul2r", 1, training={"n_steps": 400}),
+        "rows of ul2r@300": settled("ul2r", 1, n_rows=16),
+        "ul2r, seed 0, step 300 is there twice": settled("ul2r"),
+        "ul2r, seed 0, step 300 states its settings and causal, seed 0, step 300 does not": record(
+            "causal", 0, 300, 32
+        ),
+    }
+    for message, other in mixed.items():
+        with pytest.raises(ValueError, match=message):
+            pool([settled("ul2r"), other])
+
+
+def test_pooled_records_state_what_they_share(pool):
+    other = settled("causal", 1, 50, 16, training={}, kinds=["line"]) | {"versions": {"jax": "2"}, "device": "gpu"}
+    found = pool([settled("causal", 0, 50, 16, training={}) | {"versions": {"jax": "1"}}, other, settled("ul2r")])
+    assert found["settings"] == {"versions": {"jax": "1, 2"}, "checkpoint": "a", "seq_len": 512}
+    assert found["checkpoints"]["causal@50"]["device"] == "cpu, gpu"
+
+
+@pytest.fixture
+def forks(monkeypatch, tmp_path):
+    """The script, whose rows, training and measures are stand-ins; it counts what it trains."""
+    script = runpy.run_path(str(ROOT / "benchmarks" / "smollm2_forks.py"))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "manifest.json").write_text("{}")
+    (tmp_path / "prose.txt").write_text("prose")
+    trained, measured = [], []
+
+    def measure(args, folder, rows, mask):
+        measured.append(folder.name)
+        kinds = {kind: {"infill": [1.0], "left_only": [2.0], "n_bytes": [1]} for kind in args.kinds}
+        return {"n_params": 1, "kinds": kinds, "decoded": {"format_ok": [1]}}
+
+    def run_once(config):
+        trained.append(config.out.name)
+        for step in (config.n_steps // 2, config.n_steps):
+            (config.out / "steps" / str(step)).mkdir(parents=True, exist_ok=True)
+        (config.out / "metrics.jsonl").write_text("")
+
+    stand_ins = {
+        "enable_compilation_cache": lambda: None,
+        "held_out_documents": lambda folder, _: [Document("0", (folder / "manifest.json").read_text())],
+        "cut_rows": lambda args, *_: args.kinds,
+        "measure": measure,
+        "run_once": run_once,
+    }
+    for name, stand_in in stand_ins.items():
+        monkeypatch.setitem(script["main"].__globals__, name, stand_in)
+    settings = {"checkpoint": upalm.PALM_TINY, "data": tmp_path / "data", "prose": tmp_path / "prose.txt"}
+    settings |= {
+        "out": tmp_path / "rows",
+        "work": tmp_path / "work",
+        "forks": ("base", "short"),
+        "kinds": ("line", "short"),
+    }
+    return SimpleNamespace(
+        trained=trained,
+        measured=measured,
+        folder=tmp_path,
+        globals=script["main"].__globals__,
+        measure=lambda **changes: script["main"](script["Case"](**settings | changes)),
+        records=lambda: {path.name: json.loads(path.read_text()) for path in (tmp_path / "rows").glob("*.json")},
+    )
+
+
+def test_measured_forks_are_not_trained_again(forks):
+    forks.measure()
+    assert forks.trained == ["short-s0"] and forks.records().keys() == {"base-s0-0.json", "short-s0-100.json"}
+    forks.measure()
+    forks.measure(kinds=("line",))  # they have more
+    assert forks.trained == ["short-s0"]
+    settings = forks.records()["short-s0-100.json"]["settings"]
+    assert settings["training"]["batch"] == "4 x 256" and settings["n_rows"] == 256
+
+
+def test_checkpoints_that_are_measured_are_left_when_others_lack(forks):
+    forks.measure(forks=("ul2r",), shrink=3)
+    (path,) = forks.folder.glob("rows/ul2r-s0-66.json")
+    path.unlink()
+    forks.measure(forks=("ul2r",), shrink=3)
+    assert forks.trained == ["ul2r-s0"] * 2 and len(forks.records()) == 4
+    assert forks.measured == ["16", "33", "66", "100", "66"]
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"n_rows": 8}, "n_rows 256, now 8"),
+        ({"n_decoded": 8}, "n_decoded 64, now 8"),
+        ({"seq_len": 64}, "seq_len 512, now 64"),
+        ({"checkpoint": upalm.UPALM_TINY}, "checkpoint .*, now "),
+        ({"kinds": ("line", "short", "prose")}, r"kinds \['line', 'short'\], now \['line', 'short', 'prose'\]"),
+        ({"shrink": 4, "forks": ("base",)}, "shrink 1, now 4"),
+    ],
+    ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",
+)
+def test_forks_measured_otherwise_are_refused(changes, message, forks):
+    forks.measure()
+    before = forks.records()
+    with pytest.raises(ValueError, match=rf"-s0-\d+.json is of other settings \(.*{message}.*choose another --out"):
+        forks.measure(**changes)
+    assert forks.trained == ["short-s0"] and forks.records() == before
+
+
+def test_forks_of_another_text_version_or_run_are_refused(forks, monkeypatch):
+    forks.measure()
+    (forks.folder / "data" / "manifest.json").write_text('{"other": 1}')
+    with pytest.raises(ValueError, match="data .*, now .*held_out .*, now "):
+        forks.measure()
+    (forks.folder / "data" / "manifest.json").write_text("{}")
+    (forks.folder / "prose.txt").write_text("other prose")
+    with pytest.raises(ValueError, match="prose .*, now "):
+        forks.measure()
+    (forks.folder / "prose.txt").write_text("prose")
+    monkeypatch.setitem(forks.globals["FORKS"], "short", forks.globals["FORKS"]["short_gaps"])
+    with pytest.raises(ValueError, match="short-s0-100.json is of other settings .training's mixture Span.*, now Span"):
+        forks.measure()
+    assert forks.trained == ["short-s0"]
+
+
+def test_forks_of_another_version_are_refused(forks, monkeypatch):
+    forks.measure()
+    monkeypatch.setitem(forks.globals, "versions", lambda: {"jax": "9"})
+    with pytest.raises(ValueError, match="version of jax .*, now 9"):
+        forks.measure()
+
+
+def test_files_without_settings_are_refused_for_more_training(forks):
+    forks.measure()
+    path = forks.folder / "rows" / "short-s0-100.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "settings"}))
+    before = forks.records()
+    with pytest.raises(ValueError, match="short-s0-100.json does not say with which settings it was measured"):
+        forks.measure(forks=("short_gaps", "short"))
+    assert forks.trained == ["short-s0"] and forks.records() == before
 
 
 def test_seeds_of_two_precisions_are_not_pooled(pool):
     records = [record("ul2r", seed, 300, 32) | {"compute_dtype": dtype} for seed, dtype in enumerate(DTYPES)]
-    with pytest.raises(ValueError, match="seeds of one fork have bfloat16 and float32"):
+    with pytest.raises(ValueError, match='compute_dtype: there are "bfloat16" and "float32"'):
         pool(records)
 
 
