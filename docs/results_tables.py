@@ -11,6 +11,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
+
 HERE = Path(__file__).parent
 PALM_TINY = HERE.parent / "upalm" / "assets" / "palm_tiny"
 ORDER = (
@@ -68,6 +70,28 @@ def healing_table(results: dict[str, Any]) -> str:
         "spans that end before the limit",
     )
     header = ["gaps", *(x for measure in measures for x in (f"{measure}: without, with healing", "difference"))]
+    return format_rows(header, rows)
+
+
+def character_cuts_table(results: dict[str, Any]) -> str:
+    """One row per kind of gap: measures of the forks whose gaps lie between tokens and, half, between characters."""
+    measures = {
+        "span_bits_per_byte": "bits per byte",
+        "closing_nll": "end of the gap, nats",
+        "start, plain": "share begun, no healing",
+        "start, healed": "share begun, healing",
+    }
+    rows = []
+    for kind, found in results.items():
+        row = [f"{kind}, {found['n']}"]
+        for name in measures:
+            if name in found:
+                row += [f"{found[name]['reference']['mean']:.3f}, {found[name]['ours']['mean']:.3f}"]
+                row += [format_estimate(found[name]["difference"])]
+            else:
+                row += ["", ""]
+        rows.append(row)
+    header = ["gaps", *(x for measure in measures.values() for x in (f"{measure}: tokens, characters", "difference"))]
     return format_rows(header, rows)
 
 
@@ -318,7 +342,36 @@ def suite_table(results: dict[str, Any]) -> str:
                 *(f"{100 * x['mean']:.1f} ± {196 * x['se']:.1f}" for x in first),
             ]
         )
+    means = [np.mean([next(iter(x["metrics"].values()))["mean"] for x in results[a][b].values()]) for a, b in columns]
+    rows.append(["mean over tasks", "", *(f"{100 * mean:.1f}" for mean in means)])
     return format_rows(["task", "questions", *(f"{name}: {how}" for name, how in columns)], rows)
+
+
+def suite_pairs_table(results: dict[str, Any]) -> str:
+    """One row per pair on the same questions: the last checkpoint under each format, minus each other one, causal.
+
+    The mean counts tasks equally; its interval is 1.96 standard errors over the questions.
+    """
+    *others, ours = results
+    rows = []
+    for how, tasks in results[ours].items():
+        for other in others:
+            differences = [
+                np.subtract(found["by_question"], results[other]["causal, none"][task]["by_question"])
+                for task, found in tasks.items()
+            ]
+            means = np.array([x.mean() for x in differences])
+            errors = np.array([x.std() / np.sqrt(len(x)) for x in differences])
+            error = np.sqrt((errors**2).sum()) / len(means)
+            clear = [int((sign * means > 1.96 * errors).sum()) for sign in (1, -1)]
+            rows.append(
+                [
+                    f"{ours} ({how}) minus {other} (causal, none)",
+                    f"{100 * means.mean():+.1f} ± {196 * error:.1f}",
+                    f"{clear[0]}, {clear[1]} of {len(means)}",
+                ]
+            )
+    return format_rows(["the same questions", "mean over tasks, points", "tasks clearly better, clearly worse"], rows)
 
 
 def humaneval_table(results: dict[str, Any]) -> str:
@@ -453,9 +506,14 @@ TABLES = {
         "scaling open": ("scaling_open.json", savings_table),
         "upalm_tiny cuts": ("upalm_tiny_cuts.json", cuts_table),
         "smollm2 english": ("smollm2_english*.json", suite_table),
+        "smollm2 english in pairs": ("smollm2_english*.json", suite_pairs_table),
         "smollm2 humaneval": ("smollm2_humaneval*.json", humaneval_table),
     },
-    "infilling.md": {"healing": ("healing.json", healing_table)},
+    "infilling.md": {
+        "healing": ("healing.json", healing_table),
+        "healing smollm2": ("healing_smollm2.json", healing_table),
+        "character cuts": ("character_cuts.json", character_cuts_table),
+    },
     "training.md": {"low memory": ("low_memory.jsonl", low_memory_table)},
     "performance.md": {
         "gpu training": ("gpu_speed.jsonl", training_table),

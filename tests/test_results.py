@@ -365,6 +365,17 @@ def test_tables_of_suites_merge_their_files():
     files = [{"base": {"prefix, none": {task: score}, "causal, none": {task: score}}} for task in ("copa", "piqa")]
     table = tables["suite_table"](tables["merged"](*files))
     assert table.count("1-shot | 200 | 50.0 ± 9.8 | 50.0 ± 9.8 |") == 2
+    assert table.endswith("| mean over tasks |  | 50.0 | 50.0 |")
+
+
+def test_pairs_of_suites_are_of_the_same_questions():
+    """Answers that differ in half of the questions: 50 points, with the error of a difference and not of two means."""
+    make = runpy.run_path(str(ROOT / "docs" / "results_tables.py"))["suite_pairs_table"]
+    few, all_right = {"by_question": [0.0, 1.0] * 50}, {"by_question": [1.0] * 100}
+    before = {"causal, none": {"copa": few, "piqa": few}}
+    table = make({"before": before, "ul2r": {"prefix, s2s": {"copa": all_right, "piqa": few}}})
+    row = "| ul2r (prefix, s2s) minus before (causal, none) | +25.0 ± 4.9 | 1, 0 of 2 |"
+    assert table.splitlines()[2:] == [row]
 
 
 ESTIMATES = (
