@@ -88,9 +88,11 @@ def score_spans(
 
 
 def infill_gain(left_only: Bits, both_sides: Bits) -> Estimate:
-    """Estimate the bits per byte that the text after the gap saves, minus the cost of the infilling form.
+    """Estimate the bits per byte that filling saves against continuing the text before the gap.
 
-    Above 0, the text after the gap helps. With `shuffle_suffixes` for `both_sides` the gain must vanish.
+    Above 0, filling costs less. Whether the text after the gap is used is another question, which `suffix_use` of
+    `held_out.GapBits` answers: the form of a prompt with a gap has a cost of its own, too. With `shuffle_suffixes` for
+    `both_sides` the gain is below 0 as a rule: above 0 there, it would not come from the text after the gap.
     """
     return ratio(left_only.bits - both_sides.bits, both_sides.n_bytes)
 
