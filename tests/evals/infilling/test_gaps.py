@@ -55,6 +55,14 @@ def test_shuffled_suffixes_change_the_right_side_only(source_text):
         assert other.parts[-1] != row.parts[-1]
 
 
+def test_suffixes_are_exchanged_between_two_distinct_rows_at_least(source_text):
+    rows = gaps.cut_lines(documents(source_text), 2, lambda row: True)
+    assert [row.parts[1] for row in gaps.shuffle_suffixes(rows)] == [row.parts[1] for row in rows[::-1]]
+    for some in ([], rows[:1], rows[:1] * 3):
+        with pytest.raises(ValueError, match=rf"{len(some)} drawn, \d distinct, expected at least 2 distinct ones"):
+            gaps.shuffle_suffixes(some)
+
+
 def test_gaps_that_do_not_fit_are_told_from_text_without_gaps(source_text):
     with pytest.raises(ValueError, match="none of .* gaps with 400 bytes before and 200 after them fits"):
         gaps.cut_lines(documents(source_text), 1, lambda row: False)

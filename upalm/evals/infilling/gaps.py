@@ -158,9 +158,33 @@ def _cut_name(text: str, rng: random.Random) -> Gap | None:
     return rng.choice(found) if found else None
 
 
+def check_distinct(rows: Sequence[Gap], kind: str = "gaps") -> None:
+    """Refuse rows of which no two differ, since `shuffle_suffixes` would give a row its own text back.
+
+    Args:
+        rows: of one kind.
+        kind: its name, for the error.
+
+    Raises:
+        ValueError: there are fewer than two distinct rows.
+    """
+    if (n_distinct := len(set(rows))) < 2:
+        raise ValueError(
+            f"{kind}: {len(rows)} drawn, {n_distinct} distinct, expected at least 2 distinct ones, because the text "
+            "after each is exchanged for another's: ask for more rows, and give more text or longer rows."
+        )
+
+
 def shuffle_suffixes(rows: Sequence[Gap]) -> list[Gap]:
-    """Give every row the text after the last gap of another row, half the list away: the control of `infill_gain`."""
-    shift = max(len(rows) // 2, 1)
+    """Give every row the text after the last gap of another row, half the list away: the control of `infill_gain`.
+
+    Of several gaps, the text after the last alone is exchanged: the text between them stays.
+
+    Raises:
+        ValueError: see `check_distinct`.
+    """
+    check_distinct(rows)
+    shift = len(rows) // 2
     return [Gap((*row.parts[:-1], rows[(i + shift) % len(rows)].parts[-1]), row.spans) for i, row in enumerate(rows)]
 
 
