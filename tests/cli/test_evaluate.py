@@ -7,6 +7,7 @@ import pytest
 
 from upalm.cli.evaluate import _format_suite
 from upalm.evals.bootstrap import mean
+from upalm.evals.infilling.gaps import Gap
 from upalm.evals.runner import Result
 from upalm.evals.suites import SUITES, SuiteResult
 
@@ -106,6 +107,18 @@ def test_results_are_saved_whatever_the_names(upalm, monkeypatch, capsys, checkp
     upalm("eval", "-c", str(folder), "--data", str(tmp_path / "text.txt"), "--json", str(numbers))
     assert json.loads(numbers.read_text())["gain"]["mean"] == 1
     assert "ck[/b][red] on " in (out := capsys.readouterr().out) and "True" in out
+
+
+def test_few_and_repeated_gaps_are_told(upalm, monkeypatch, capsys, checkpoint, tmp_path, source_text):
+    (tmp_path / "text.txt").write_text(source_text * 3)
+    row = Gap(("a", "b"), ("c",))
+    found = SimpleNamespace(estimates=lambda: {"gain": mean(np.ones(3))}, infill_mode="nlu", left_only_format="none")
+    monkeypatch.setattr("upalm.evals.infilling.held_out.cut_gaps", lambda *_, **__: ([row] * 3, [row] * 2))
+    monkeypatch.setattr("upalm.evals.infilling.held_out.measure", lambda *_, **__: found)
+    upalm("eval", "-c", checkpoint, "--data", tmp_path / "text.txt", "--n-rows", 3, "--n-decoded", 3)
+    out = capsys.readouterr().out
+    assert "fewer gaps than asked for: 2 of 3 three gaps at once." in out
+    assert "1 of 3 single lines, 1 of 2 three gaps at once are distinct." in out
 
 
 def test_held_out_text_is_chosen_and_counted(upalm, monkeypatch, capsys, checkpoint, tmp_path, source_text):

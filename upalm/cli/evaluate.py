@@ -108,6 +108,9 @@ class Eval:
             print(note)
         seq_len = min(self.seq_len, model.config.seq_len)
         lines, words = held_out.cut_gaps(documents, tokenizer, seq_len, self.n_rows, info.inputs_eos)
+        rows = {"line": lines, "multi_span": words}
+        if shortfall := held_out.describe_shortfall(rows, self.n_rows, self.n_decoded, seq_len):
+            print(shortfall)
         measurement = held_out.measure(
             model,
             tokenizer,
@@ -125,6 +128,8 @@ class Eval:
         print(
             f"mode token {measurement.infill_mode} for gaps, {measurement.left_only_format} for continuations: its best"
         )
+        if repeats := held_out.describe_repeats(rows):
+            print(repeats)
 
     def _run_suite(self) -> None:
         suite = None if self.suite == INFILLING else suites.find_suite(self.suite, _OTHERS).select(self.tasks)

@@ -19,6 +19,13 @@ from upalm.model.palm import Decoder
 MODES: tuple[Mode, ...] = ("none", "nlu", "nlg")
 MAX_SPAN_TOKENS = 40
 """Longest fill of a gap."""
+KINDS = {
+    "line": "single lines",
+    "new_name": "new words",
+    "few_words": "1 to 4 words",
+    "multi_span": "three gaps at once",
+}
+"""Words for the kinds of gaps."""
 _LEFT_ONLY_FORMATS: tuple[tuple[Mode, Attention], ...] = (("none", "causal"), ("none", "prefix"), ("s2s", "prefix"))
 
 
@@ -66,6 +73,40 @@ def cut_kinds(
     """
     names = gaps.cut_names(documents, len(words), _room(tokenizer, seq_len, inputs_eos))
     return {"new_name": names, "few_words": gaps.fill_all_but_middle(words), "multi_span": words}
+
+
+def describe_shortfall(rows: Mapping[str, Sequence[Gap]], n: int, n_decoded: int, seq_len: int) -> str:
+    """Say of which kinds fewer gaps were found than asked for; "" if of none.
+
+    Args:
+        rows: gaps by kind, with the names of `KINDS`.
+        n: gaps of each kind that were asked for.
+        n_decoded: single lines that were to be decoded.
+        seq_len: most tokens of a prompt with its answer.
+    """
+    found = [f"{len(some)} of {n} {KINDS[kind]}" for kind, some in rows.items() if len(some) < n]
+    if not found:
+        return ""
+    n_lines = len(rows["line"])
+    decoded = f", so that {n_lines} lines are decoded instead of {n_decoded}" if n_lines < n_decoded else ""
+    return (
+        f"fewer gaps than asked for: {', '.join(found)}{decoded}. Those that fit rows of {seq_len} tokens are the "
+        "short ones: longer rows or more text give more."
+    )
+
+
+def describe_repeats(rows: Mapping[str, Sequence[Gap]]) -> str:
+    """Say of which kinds some gaps repeat others, which intervals do not know of; "" if of none.
+
+    Args:
+        rows: gaps by kind, with the names of `KINDS`.
+    """
+    repeated = [
+        f"{len(set(some))} of {len(some)} {KINDS[kind]}" for kind, some in rows.items() if len(set(some)) < len(some)
+    ]
+    if not repeated:
+        return ""
+    return f"Some gaps are drawn twice or more, so that intervals are too narrow: {', '.join(repeated)} are distinct."
 
 
 def _room(tokenizer: Tokenizer, seq_len: int, inputs_eos: bool) -> Callable[[Gap], bool]:
@@ -128,8 +169,9 @@ def measure_gaps(
         attention: mask of prompts with gaps, as the model was trained.
 
     Raises:
-        ValueError: no gap fits the model's rows with the text after another gap.
+        ValueError: fewer than two distinct gaps, or none fits the model's rows with the text after another gap.
     """
+    shuffled = gaps.shuffle_suffixes(rows)
 
     def score(some: Sequence[Gap], mode: Mode) -> scores.Bits:
         return scores.score_spans(model, tokenizer, some, mode, inputs_eos, attention).bits
@@ -140,7 +182,6 @@ def measure_gaps(
         f"{m}, {mask}": scores.score_left_only(model, tokenizer, rows, m, mask) for m, mask in _LEFT_ONLY_FORMATS
     }
     left_only_format = min(left_only, key=lambda f: left_only[f].bits.sum())
-    shuffled = gaps.shuffle_suffixes(rows)
     fitting = [i for i, row in enumerate(shuffled) if _count_tokens(tokenizer, row, mode, inputs_eos) <= seq_len]
     if not fitting:
         raise ValueError(f"no gap fits rows of {seq_len} tokens with the text after another gap: give longer text.")
@@ -195,6 +236,9 @@ def compare(ours: Measurement, control: Measurement) -> dict[str, Estimate]:
     """Estimate paired differences in bits per byte, ours minus control, on the same rows; below 0, ours is better.
 
     Both have the same `kinds`.
+
+    Raises:
+        ValueError: they are of different rows.
     """
     pairs = {
         "infill_bits_per_byte": (ours.infill, control.infill),
@@ -202,7 +246,18 @@ def compare(ours: Measurement, control: Measurement) -> dict[str, Estimate]:
         **{f"{kind}_bits_per_byte": (ours.kinds[kind].infill, control.kinds[kind].infill) for kind in ours.kinds},
         "causal_bits_per_byte": (ours.causal, control.causal),
     }
+    for name, (a, b) in pairs.items():
+        if not np.array_equal(a.n_bytes, b.n_bytes):
+            raise ValueError(
+                f"{name}: measured on {_describe_lengths(a)} and on {_describe_lengths(b)}, expected the same rows: "
+                "cut them once, with one tokenizer and seq_len, and measure both models on them."
+            )
     return {name: ratio(a.bits - b.bits, a.n_bytes) for name, (a, b) in pairs.items()}
+
+
+def _describe_lengths(bits: scores.Bits) -> str:
+    first = ", ".join(f"{n:.0f}" for n in bits.n_bytes[:3])
+    return f"{len(bits.n_bytes)} rows of {first}{', ...' if len(bits.n_bytes) > 3 else ''} bytes"
 
 
 def measure(
@@ -232,7 +287,7 @@ def measure(
             more of `words`.
 
     Raises:
-        ValueError: no gap fits the model's rows with the text after another gap.
+        ValueError: see `measure_gaps`.
     """
     texts = list(gaps.take_excerpts(documents, len(lines), lambda x: len(tokenizer.encode(x)) <= seq_len))
     score = partial(measure_gaps, model, tokenizer, seq_len=seq_len, inputs_eos=inputs_eos)
