@@ -8,15 +8,19 @@ The measures are those of `upalm eval`. Differences are each checkpoint minus th
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
+from typing import NamedTuple
 
 import tyro
 
-from upalm.checkpoints.folder import load_model
+from upalm.checkpoints.folder import load_model, open_checkpoint
 from upalm.data import sources
+from upalm.data.readers import Document
 from upalm.distributed.runtime import enable_compilation_cache
+from upalm.evals.infilling.gaps import Gap
 from upalm.evals.infilling.held_out import Measurement, compare, cut_gaps, measure
 from upalm.files import write_atomically
 
@@ -32,21 +36,45 @@ class Case:
     data: str = sources.STDLIB
     """Text, of which the held-out tenth is measured."""
     seq_len: int = 512
-    """Longest prompt with its answer, and longest excerpt, in tokens."""
+    """Longest prompt with its answer, and longest excerpt, in tokens; the checkpoint with the shortest rows limits it."""
     n_rows: int = 64
     """Gaps of each kind."""
     n_decoded: int = 24
     """Single-line gaps that are also decoded."""
 
 
-def measure_checkpoint(args: Case, folder: Path) -> tuple[Measurement, int]:
+class Rows(NamedTuple):
+    """What every checkpoint is measured on."""
+
+    documents: list[Document]
+    lines: list[Gap]
+    words: list[Gap]
+    seq_len: int
+
+
+def cut_rows(args: Case, folders: Mapping[str, Path]) -> Rows:
+    """Cut rows that fit every checkpoint.
+
+    Raises:
+        ValueError: the checkpoints have different tokenizers, by name.
+    """
+    opened = {name: open_checkpoint(folder) for name, folder in folders.items()}
+    hashes = {name: tokenizer.hash for name, (_, tokenizer, _) in opened.items()}
+    if len(set(hashes.values())) > 1:
+        found = ", ".join(f"{name} {digest}" for name, digest in hashes.items())
+        raise ValueError(f"the checkpoints have different tokenizers ({found}): give those of one tokenizer.")
+    seq_len = min(args.seq_len, *(config.seq_len for config, *_ in opened.values()))
+    tokenizer = next(iter(opened.values()))[1]
+    documents = sources.load(args.data).validation
+    # rows must fit whichever checkpoint fills them, so all have room for EOS
+    return Rows(documents, *cut_gaps(documents, tokenizer, seq_len, args.n_rows, inputs_eos=True), seq_len)
+
+
+def measure_checkpoint(args: Case, folder: Path, rows: Rows) -> tuple[Measurement, int]:
     """Measure one checkpoint; returns its parameters, too."""
     model, tokenizer, info = load_model(folder)
-    documents, seq_len = sources.load(args.data).validation, min(args.seq_len, model.config.seq_len)
-    # rows must fit whichever checkpoint fills them, so all have room for EOS
-    lines, words = cut_gaps(documents, tokenizer, seq_len, args.n_rows, inputs_eos=True)
-    settings = {"seq_len": seq_len, "n_decoded": args.n_decoded, "inputs_eos": info.inputs_eos}
-    return measure(model, tokenizer, documents, lines, words, **settings), model.config.n_params
+    settings = {"seq_len": rows.seq_len, "n_decoded": args.n_decoded, "inputs_eos": info.inputs_eos}
+    return measure(model, tokenizer, rows.documents, rows.lines, rows.words, **settings), model.config.n_params
 
 
 def describe(found: Measurement, n_params: int) -> dict:
@@ -62,11 +90,12 @@ def describe(found: Measurement, n_params: int) -> dict:
 
 def main(args: Case) -> None:
     enable_compilation_cache()
-    folders = dict(pair.split("=", 1) for pair in args.checkpoints)
+    folders = {name: Path(folder) for name, folder in (pair.split("=", 1) for pair in args.checkpoints)}
+    rows = cut_rows(args, folders)
     measured, report = {}, {}
     for name, folder in folders.items():
         started = time.monotonic()
-        measured[name], n_params = measure_checkpoint(args, Path(folder))
+        measured[name], n_params = measure_checkpoint(args, folder, rows)
         report[name] = describe(measured[name], n_params)
         print(f"{name}: {time.monotonic() - started:.0f} s", flush=True)
         for key, estimate in measured[name].estimates().items():
@@ -77,7 +106,7 @@ def main(args: Case) -> None:
         }
         for earlier, later in combinations(measured, 2)
     }
-    settings = {"data": args.data, "seq_len": args.seq_len, "n_rows": args.n_rows, "n_decoded": args.n_decoded}
+    settings = {"data": args.data, "seq_len": rows.seq_len, "n_rows": args.n_rows, "n_decoded": args.n_decoded}
     results = {"settings": settings, "checkpoints": report, "differences": differences}
     write_atomically(args.json, json.dumps(results, indent=1, allow_nan=False) + "\n")
     for pair, estimates in differences.items():

@@ -2,6 +2,7 @@
 
 import json
 import runpy
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from xml.etree import ElementTree
@@ -10,9 +11,13 @@ import jax
 import numpy as np
 import pytest
 import tyro
+from support.runs import MODEL
 
 import upalm
+from upalm.checkpoints.folder import describe
+from upalm.checkpoints.lineage import CheckpointInfo
 from upalm.data.readers import Document
+from upalm.data.tokenizer import SentencePiece
 from upalm.evals.bootstrap import Estimate
 from upalm.evals.infilling.gaps import Gap
 from upalm.model import attention
@@ -110,6 +115,21 @@ def test_spans_are_widened_to_whole_tokens_and_characters():
     row = Gap(("x ", "ö", "b"), ("y", "a"))
     assert widen(tokenizer, row) == Gap(("x", "", "b"), (" y", "öa"))
     assert widen(tokenizer, widen(tokenizer, row)) == widen(tokenizer, row)
+
+
+def test_checkpoints_are_compared_on_rows_that_fit_the_shortest(tmp_path, tokenizer, source_text):
+    (tmp_path / "my.txt").write_text(source_text)
+    for name, seq_len in (("long", 1024), ("short", 512)):
+        describe(tmp_path / name, replace(MODEL, seq_len=seq_len), tokenizer, {"imported": "a"}, CheckpointInfo())
+    describe(tmp_path / "other", MODEL, SentencePiece.train([source_text[:50_000]], 512), {}, CheckpointInfo())
+    folders = {name: tmp_path / name for name in ("long", "short")}
+    compare = runpy.run_path(str(ROOT / "benchmarks" / "compare_checkpoints.py"))
+    args = SimpleNamespace(data=str(tmp_path / "my.txt"), seq_len=2048, n_rows=2)
+    rows = compare["cut_rows"](args, folders)
+    assert rows.seq_len == 512 and len(rows.lines) == len(rows.words) == 2
+    assert compare["cut_rows"](args, dict(list(folders.items())[:1])).seq_len == 1024
+    with pytest.raises(ValueError, match=r"different tokenizers \(long \w+, other \w+\): give those of one"):
+        compare["cut_rows"](args, {"long": tmp_path / "long", "other": tmp_path / "other"})
 
 
 def test_rows_between_borders_are_counted(results):
