@@ -90,8 +90,10 @@ def test_held_out_text_that_is_trained_on_is_left_out_and_counted(tmp_path):
     text = TextSource(str(tmp_path))
     held_out = load_held_out(text)
     assert text.repeated and not {d.text for d in held_out} & set(words)
+    note = f"{len(text.repeated)} held-out documents are also in the training text, word for word"
+    assert text.notes()[-1].startswith(f"{note}, and left out: ")
     assert len(held_out) + len(text.repeated) == len(text.load().validation)
-    assert f"{len(text.repeated)} held-out documents are also in the training text" in text.notes()[-1]
+    assert text.notes()[-1].startswith(f"{note}: ")  # as `load` keeps them by itself
     (tmp_path / "a.jsonl").write_text("\n".join(rows[:1] * 100))
     with pytest.raises(ValueError, match="all .* held-out documents of .* are also in its training text"):
         load_held_out(TextSource(str(tmp_path)))

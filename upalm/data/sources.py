@@ -89,6 +89,8 @@ class TextSource:
     """Files, rows and documents that `documents` left out, each with the reason."""
     repeated: list[str] = field(init=False, repr=False, default_factory=list)
     """Held-out documents that `load` found in the training text, too; see `Corpus.find_repeated`."""
+    drops_repeated: bool = field(init=False, repr=False, default=False)
+    """Whether `load` left them out."""
 
     def __post_init__(self):
         if isinstance(self.source, os.PathLike):
@@ -147,14 +149,16 @@ class TextSource:
             left_out = f" (left out: {', '.join(self.skipped[:3])})" if self.skipped else ""
             raise ValueError(f"no text in {self.source!r}: its {len(self.files)} files are empty{left_out}.")
 
-    def load(self, check: Check = no_check) -> Corpus:
+    def load(self, check: Check = no_check, *, keep_repeated: bool = True) -> Corpus:
         """Read all documents and split them by name.
 
         Args:
             check: see `documents`.
+            keep_repeated: keep held-out documents that are also in the training text, word for word.
 
         Raises:
-            ValueError: as `documents`; or too little text to hold any out for validation.
+            ValueError: as `documents`; or too little text to hold any out for validation; or all that is held out is
+                left out.
         """
         documents = list(self.documents(check))
         is_held_out = choose_held_out(documents)
@@ -162,8 +166,18 @@ class TextSource:
         validation = [d for d in documents if is_held_out(d.name)]
         check_splits(self.source, len(train), len(validation))
         corpus = Corpus(train, validation, self.skipped)
-        self.repeated = corpus.find_repeated()
-        return corpus
+        self.repeated, self.drops_repeated = corpus.find_repeated(), not keep_repeated
+        return corpus if keep_repeated else self._drop_repeated(corpus)
+
+    def _drop_repeated(self, corpus: Corpus) -> Corpus:
+        repeated = set(self.repeated)
+        validation = [d for d in corpus.validation if d.name not in repeated]
+        if not validation:
+            raise ValueError(
+                f"all {len(self.repeated)} held-out documents of {self.source!r} are also in its training text: give "
+                "text whose documents differ."
+            )
+        return corpus._replace(validation=validation)
 
     def checksums(self) -> dict[str, str]:
         """Return the SHA-256 of each file, by its name."""
@@ -189,8 +203,9 @@ class TextSource:
             notes.append(f"left out {len(self.skipped)} texts: {'; '.join(self.skipped[:5])}{more}")
         if self.repeated:
             more = ", ..." if len(self.repeated) > 5 else ""
+            left_out = ", and left out" if self.drops_repeated else ""
             notes.append(
-                f"{len(self.repeated)} held-out documents are also in the training text, word for word: "
+                f"{len(self.repeated)} held-out documents are also in the training text, word for word{left_out}: "
                 f"{', '.join(self.repeated[:5])}{more}"
             )
         return notes
