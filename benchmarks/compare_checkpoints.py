@@ -36,7 +36,7 @@ class Case:
     data: str = sources.STDLIB
     """Text, of which the held-out tenth is measured."""
     seq_len: int = 512
-    """Longest prompt with its answer, and longest excerpt, in tokens; the checkpoint with the shortest rows limits it."""
+    """Longest prompt with its answer, and longest excerpt, in tokens; at most what the rows of all checkpoints hold."""
     n_rows: int = 64
     """Gaps of each kind."""
     n_decoded: int = 24
