@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,26 +21,38 @@ import tyro
 
 import upalm
 from upalm import ul2r
-from upalm.checkpoints.folder import load_model
+from upalm.checkpoints.folder import load_model, open_checkpoint
 from upalm.checkpoints.lineage import stages
 from upalm.data import sources
 from upalm.data.config import DataConfig
 from upalm.data.loader import Loader
+from upalm.data.readers import Document
+from upalm.data.tokenizer import Tokenizer
 from upalm.data.tokens import encode, spelling_problem
 from upalm.distributed.runtime import enable_compilation_cache
 from upalm.evals import report, text_table
 from upalm.evals.bootstrap import Estimate
 from upalm.evals.infilling import gaps
-from upalm.evals.infilling.held_out import Measurement, compare, cut_gaps, cut_kinds, measure
+from upalm.evals.infilling.held_out import (
+    KINDS,
+    Measurement,
+    compare,
+    cut_gaps,
+    cut_kinds,
+    describe_repeats,
+    describe_shortfall,
+    measure,
+)
 from upalm.evals.infilling.scores import decode_rows
 from upalm.files import write_atomically
 from upalm.model.attention import key_range
+from upalm.model.palm import Decoder
 from upalm.training import config as train
 from upalm.training import metrics, progress, recipes
-from upalm.training.launch import run
+from upalm.training.launch import prepare
 from upalm.training.loop import fit
 from upalm.training.optim import Adafactor, Schedule
-from upalm.training.resume import check_folder
+from upalm.training.resume import LazyModel, check_folder
 
 SHIPPED = upalm.PALM_TINY
 FORKS = ("causal", "ul2r")
@@ -56,6 +68,10 @@ GAINS = {
     "few_words_gain": "1 to 4 missing words",
     "multi_span_gain": "three gaps at once",
     "infill_gain": "a missing line",
+}
+SUFFIX_USES = {
+    "suffix_use" if metric == "infill_gain" else metric.replace("_gain", "_suffix_use"): words
+    for metric, words in GAINS.items()
 }
 ON_SCREEN = {
     "infill_bits_per_byte": ("a missing line", ".3f"),
@@ -74,6 +90,8 @@ CAPTIONS = {
 FILLS = """<p>Grey: the missing text. Below it, what each model wrote from both sides;
 <mark class="same">green</mark> where it agrees with the missing text, <mark>yellow</mark> elsewhere.</p>"""
 N_SHOWN = 8
+TEXT_OPTIONS = ("--include", "--skip-undecodable")
+"""Options that hints on the text may name."""
 
 WHAT = """
 <p class="lead">{verdict}</p>
@@ -92,11 +110,11 @@ over the models, since a base that never saw a gap uses it, too.</p>
 equal compute UL2R costs a tiny model some left-to-right quality (causal bits/byte), and exact whole lines are
 rare.</p>
 <p>Intervals: 95%, bootstrap over rows (1000 draws); they do not include the spread over training seeds. Each model is
-measured at its best on these rows ({modes}). Gains are left_only minus infill: above 0, the text after the gap helps
-more than the infilling form costs; the end of the answer is not counted. Words are cut without the space before them,
-which raises the gain, since left_only suffers more from it (docs/results.md). <code>suffix_use</code>: bits/byte lost
-when the text after the gap is exchanged for another row's. <code>format_ok</code>: unconstrained decoding gives the gap
-one span and ends.</p>
+measured at its best on these rows ({modes}). {on_rows} Gains are left_only minus infill: above 0, filling a gap costs
+less than continuing the text before it; the end of the answer is not counted. Words are cut without the space before
+them, which raises the gain, since left_only suffers more from it (docs/results.md). <code>suffix_use</code>: bits/byte
+lost when the text after the gap (of several, after the last) is exchanged for another row's. <code>format_ok</code>:
+unconstrained decoding gives the gap one span and ends.</p>
 """
 
 
@@ -111,7 +129,11 @@ class Quickstart:
     checkpoint: Annotated[Path, tyro.conf.arg(aliases=("-c",))] = SHIPPED
     """Checkpoint to fork; the shipped one was made by `upalm run palm_tiny base`."""
     from_scratch: bool = False
-    """Pretrain a base first, on `data`: that of `upalm run palm_tiny tiny` (about an hour on 2 cores)."""
+    """Pretrain a base first, on `data`: that of `upalm run palm_tiny tiny` (about an hour on 2 cores). It takes the
+    place of `checkpoint`."""
+    include: tuple[str, ...] = ()
+    """Patterns such as '*.py': exactly the matching files of a folder are read, as plain text if their kind is not
+    known."""
     skip_undecodable: bool = False
     """Leave out text that is not UTF-8, or that the tokenizer cannot spell, and list it, instead of stopping."""
     mixture: str = "ul2r_gaps"
@@ -137,19 +159,35 @@ class Quickstart:
             raise ValueError(
                 f"n_decoded is {self.n_decoded} of n_rows {self.n_rows}, expected at least 1 and at most n_rows."
             )
+        if self.from_scratch and self.checkpoint != SHIPPED:
+            raise ValueError(
+                f"checkpoint is {self.checkpoint}, which --from-scratch would not use: leave one of the two out."
+            )
 
-    def fork(self, name: str, base: Path) -> train.TrainConfig:
+    @property
+    def base(self) -> Path:
+        """Folder of the base, which --from-scratch makes."""
+        return self.out / "base" if self.from_scratch else self.checkpoint
+
+    def pretraining(self) -> train.TrainConfig:
+        """The run that makes the base from scratch."""
+        config = recipes.config("palm_tiny", "tiny")
+        data = replace(config.data, source=self.data, include=self.include, skip_undecodable=self.skip_undecodable)
+        return replace(config, out=self.base, data=data, seed=self.seed)
+
+    def fork(self, name: str) -> train.TrainConfig:
         """The run of a fork: the two differ in their mixture alone."""
         mixture = "causal" if name == "causal" else self.mixture
         return train.TrainConfig(
             out=self.out / name,
-            start=train.Continue(base),
+            start=train.Continue(self.base),
             data=DataConfig(
                 source=self.data,
                 mixture=mixture,
                 seq_len=self.seq_len,
                 batch_size=self.batch_size,
                 joint_budget=True,
+                include=self.include,
                 skip_undecodable=self.skip_undecodable,
             ),
             optimizer=self.optimizer,
@@ -168,52 +206,32 @@ class Quickstart:
 def main(args: Quickstart) -> None:
     started = time.monotonic()
     enable_compilation_cache()
-    base_folder = pretrain(args) if args.from_scratch else args.checkpoint
-    base, tokenizer, info = load_model(base_folder)
-    if args.seq_len > base.config.seq_len:
-        raise ValueError(
-            f"seq_len is {args.seq_len}, but {base_folder} was made for rows of {base.config.seq_len} tokens: "
-            f"give --seq-len {base.config.seq_len}."
-        )
-    forks = {name: args.fork(name, base_folder) for name in FORKS}
-    for config in forks.values():  # before anything is trained
-        check_folder(config)
-    options = ("--skip-undecodable",)
-    text = sources.TextSource(args.data, (), args.skip_undecodable, options)
-    corpus = text.load(partial(spelling_problem, tokenizer))
-    # gaps must fit the longest form of a prompt, whichever model fills them
-    lines, words = cut_gaps(corpus.validation, tokenizer, args.seq_len, args.n_rows, inputs_eos=True)
-    kinds = cut_kinds(corpus.validation, tokenizer, args.seq_len, words, inputs_eos=True)
-    if corpus.skipped:
-        print(f"left out {len(corpus.skipped)} texts: {'; '.join(corpus.skipped)}")
+    forks = {name: args.fork(name) for name in FORKS}
+    check_runs(args, forks)
+    text = sources.TextSource(args.data, args.include, args.skip_undecodable, TEXT_OPTIONS)
+    untrained, tokenizer = prepare_base(args, text)
+    # of stdlib, the published figures have all held-out modules, one of which, of 97 bytes, is also trained on
+    corpus = text.load(partial(spelling_problem, tokenizer), keep_repeated=args.data == sources.STDLIB)
+    for note in text.notes():
+        print(note)
+    rows = cut_rows(args, corpus.validation, tokenizer)
+    if shortfall := describe_shortfall(rows, args.n_rows, args.n_decoded, args.seq_len):
+        print(shortfall)
     tokens, held_out = (encode(tokenizer, documents) for documents in (corpus.train, corpus.validation))
+    if untrained is not None:
+        pretraining = args.pretraining()
+        print(f"pretraining {pretraining.n_steps} steps: about an hour on 2 CPU cores; Ctrl-C and run again to resume")
+        fit(pretraining, untrained, tokenizer, tokens, held_out, title="base")
+    base, _, info = load_model(args.base)
     models = {"base": base}
     for name, config in forks.items():
         print(f"\n{name}: {args.n_steps} steps of {args.batch_size} x {config.data.seq_len} tokens", flush=True)
         models[name] = fit(config, base, tokenizer, tokens, held_out, title=name)
 
-    measurements: dict[str, Measurement] = {}
-    filled_names: dict[str, list[str]] = {}
-    with progress.Bar("evaluate", len(models)) as bar:
-        for i, (name, model) in enumerate(models.items()):
-            inputs_eos = ends_inputs(forks[name].data) if name in forks else info.inputs_eos
-            measurements[name] = measure(
-                model,
-                tokenizer,
-                corpus.validation,
-                lines,
-                words,
-                seq_len=args.seq_len,
-                n_decoded=args.n_decoded,
-                inputs_eos=inputs_eos,
-                kinds=kinds,
-            )
-            mode = measurements[name].kinds["new_name"].infill_mode
-            fills = decode_rows(model, tokenizer, kinds["new_name"][:N_SHOWN], mode, inputs_eos=inputs_eos)
-            filled_names[name] = [span for (span,) in fills.spans]
-            bar.update(i + 1)
-    share = extra_compute(base_folder, forks["ul2r"])
-    save_results(args.out / "results.json", measurements, share)
+    ends = {"base": info.inputs_eos} | {name: ends_inputs(config.data) for name, config in forks.items()}
+    measurements, fills = evaluate(args, models, tokenizer, corpus.validation, rows, ends)
+    share = extra_compute(args.base, forks["ul2r"])
+    save_results(args.out / "results.json", measurements, share, {k: list_fills(rows[k], fills[k]) for k in fills})
     figures = {
         "metrics": draw_metrics(measurements),
         "loss": report.draw_loss_curves({n: metrics.read(c.out / "metrics.jsonl") for n, c in forks.items()}),
@@ -225,12 +243,63 @@ def main(args: Quickstart) -> None:
         mixture=args.mixture,
         verdict=verdict(measurements),
     )
-    filled_lines = {name: [m.prediction(i) for i in range(len(m.exact))] for name, m in measurements.items()}
-    examples = format_fills(lines, filled_lines) + format_fills(kinds["new_name"], filled_names)
-    write_report(args.out, what, measurements, examples, figures)
-    print(summarise(measurements, share))
+    repeats = describe_repeats(rows)
+    examples = "".join(format_fills(rows[kind], fills[kind]) for kind in fills)
+    write_report(args.out, what, measurements, examples, figures, f"{shortfall} {repeats}")
+    print(summarise(measurements, share, repeats))
     print(f"\nreport: {args.out / 'report.html'} ({time.monotonic() - started:.0f} s)")
     print(f"try: upalm infill -c {args.out / 'ul2r'} --text 'def add(a, b):<extra_id_0>return c'")
+
+
+# --- Before training ------------------------------------------------------------------------------
+
+
+def check_runs(args: Quickstart, forks: dict[str, train.TrainConfig]) -> None:
+    """Refuse rows that are longer than the base's, and folders that hold something else.
+
+    Raises:
+        ValueError: what does not fit.
+    """
+    if args.from_scratch:
+        pretraining = args.pretraining()
+        assert isinstance(pretraining.start, train.Scratch)
+        shape = pretraining.start.model
+        check_folder(pretraining)
+    else:
+        shape = open_checkpoint(args.base)[0]
+    if args.seq_len > shape.seq_len:
+        raise ValueError(
+            f"seq_len is {args.seq_len}, but the base, {args.base}, has rows of {shape.seq_len} tokens: "
+            f"give --seq-len {shape.seq_len}."
+        )
+    for config in forks.values():
+        check_folder(config)
+
+
+def prepare_base(args: Quickstart, text: sources.TextSource) -> tuple[LazyModel | None, Tokenizer]:
+    """Return the base as it is before it is pretrained, or None if it is given, and its tokenizer.
+
+    Raises:
+        ValueError: text that cannot be read.
+    """
+    if not args.from_scratch:
+        return None, open_checkpoint(args.base)[1]
+    text.load()  # refuses it in the words of this recipe, before a tokenizer is trained on it
+    return prepare(args.pretraining())
+
+
+def cut_rows(args: Quickstart, documents: Sequence[Document], tokenizer: Tokenizer) -> dict[str, Sequence[gaps.Gap]]:
+    """Cut held-out gaps, by kind, that fit the longest form of a prompt, whichever model fills them.
+
+    Raises:
+        ValueError: there are fewer than two distinct gaps of a kind.
+    """
+    lines, words = cut_gaps(documents, tokenizer, args.seq_len, args.n_rows, inputs_eos=True)
+    kinds = cut_kinds(documents, tokenizer, args.seq_len, words, inputs_eos=True)
+    rows = {"line": lines, **kinds}
+    for kind, some in rows.items():
+        gaps.check_distinct(some, KINDS[kind])
+    return rows
 
 
 def ends_inputs(data: DataConfig) -> bool:
@@ -238,15 +307,49 @@ def ends_inputs(data: DataConfig) -> bool:
     return any(denoiser.inputs_eos for denoiser in ul2r.mixture(data.mixture))
 
 
-def pretrain(args: Quickstart) -> Path:
-    config = recipes.config("palm_tiny", "tiny")
-    data = replace(config.data, source=args.data, skip_undecodable=args.skip_undecodable)
-    config = replace(config, out=args.out / "base", data=data, seed=args.seed)
-    print(f"pretraining {config.n_steps} steps: about an hour on 2 CPU cores; Ctrl-C and run again to resume")
-    return run(config)
-
-
 # --- Results --------------------------------------------------------------------------------------
+
+
+def evaluate(
+    args: Quickstart,
+    models: dict[str, Decoder],
+    tokenizer: Tokenizer,
+    documents: Sequence[Document],
+    rows: dict[str, Sequence[gaps.Gap]],
+    ends: dict[str, bool],
+) -> tuple[dict[str, Measurement], dict[str, dict[str, list[str]]]]:
+    """Measure each model, and fill the first gaps of two kinds: by kind and model.
+
+    Args:
+        args: settings.
+        models: by name.
+        tokenizer: of all models.
+        documents: held-out text.
+        rows: gaps by kind.
+        ends: whether a model's inputs end with EOS.
+    """
+    measurements: dict[str, Measurement] = {}
+    fills: dict[str, dict[str, list[str]]] = {"line": {}, "new_name": {}}
+    kinds = {kind: some for kind, some in rows.items() if kind != "line"}
+    with progress.Bar("evaluate", len(models)) as bar:
+        for i, (name, model) in enumerate(models.items()):
+            measurements[name] = found = measure(
+                model,
+                tokenizer,
+                documents,
+                rows["line"],
+                rows["multi_span"],
+                seq_len=args.seq_len,
+                n_decoded=args.n_decoded,
+                inputs_eos=ends[name],
+                kinds=kinds,
+            )
+            fills["line"][name] = [found.prediction(i) for i in range(min(N_SHOWN, len(found.exact)))]
+            mode = found.kinds["new_name"].infill_mode
+            words = decode_rows(model, tokenizer, rows["new_name"][:N_SHOWN], mode, inputs_eos=ends[name])
+            fills["new_name"][name] = [span for (span,) in words.spans]
+            bar.update(i + 1)
+    return measurements, fills
 
 
 def extra_compute(base_folder: Path, fork: train.TrainConfig) -> float | None:
@@ -261,13 +364,13 @@ def format_share(share: float | None) -> str:
     return f"{share:.1%} of the base's own" if share is not None else "the base does not say what share of its own"
 
 
-def summarise(measurements: dict[str, Measurement], share: float | None) -> str:
-    """Return seven rows and two sentences of text, within 80 columns."""
+def summarise(measurements: dict[str, Measurement], share: float | None, repeats: str = "") -> str:
+    """Return seven rows and two sentences of text, or three where gaps repeat, within 80 columns."""
     estimates = [m.estimates() for m in measurements.values()]
     rows = [(label, *(f"{e[metric].mean:{form}}" for e in estimates)) for metric, (label, form) in ON_SCREEN.items()]
     title = f"The same extra compute ({format_share(share)}), spent in two ways"
     table = text_table.format_table(("held-out Python, bits per byte", *measurements), rows)
-    return f"\n{title}\n\n{table}\n\n{textwrap.fill(verdict(measurements), 80)}"
+    return f"\n{title}\n\n{table}\n\n{textwrap.fill(f'{verdict(measurements)} {repeats}', 80)}"
 
 
 def verdict(measurements: dict[str, Measurement]) -> str:
@@ -294,11 +397,17 @@ def describe_gains(estimates: dict[str, Estimate]) -> str:
     )
 
 
-def save_results(path: Path, measurements: dict[str, Measurement], share: float | None) -> None:
+def save_results(
+    path: Path,
+    measurements: dict[str, Measurement],
+    share: float | None,
+    fills: dict[str, list[dict[str, Any]]],
+) -> None:
     results = {
         "extra_compute": share,
         "models": {name: {k: e._asdict() for k, e in m.estimates().items()} for name, m in measurements.items()},
         "differences": {k: e._asdict() for k, e in compare(measurements["ul2r"], measurements["causal"]).items()},
+        "fills": fills,
     }
     write_atomically(path, json.dumps(results, indent=1, allow_nan=False) + "\n")
 
@@ -309,8 +418,9 @@ def write_report(
     measurements: dict[str, Measurement],
     examples: str,
     figures: dict[str, report.Figure],
+    on_rows: str = "",
 ) -> None:
-    """Write each figure as PNG, and report.html."""
+    """Write each figure as PNG, and report.html; `on_rows` says which gaps are few or repeat."""
     for name, figure in figures.items():
         report.save_figure(out / f"{name}.png", figure)
     images = {name: report.format_figure(figure, CAPTIONS[name]) for name, figure in figures.items()}
@@ -322,7 +432,7 @@ def write_report(
         ("What came of it", images["metrics"]),
         ("The first eight gaps of two kinds, not selected", FILLS + examples),
         ("All measures", report.format_estimates({name: m.estimates() for name, m in measurements.items()})),
-        ("What it means", LIMITS.format(modes=modes)),
+        ("What it means", LIMITS.format(modes=modes, on_rows=on_rows.strip())),
         ("Training", images["loss"] + images["masks"]),
     ]
     report.save_html(out / "report.html", "UL2R on a laptop", sections)
@@ -332,8 +442,9 @@ def draw_metrics(measurements: dict[str, Measurement]) -> report.Figure:
     differences = compare(measurements["ul2r"], measurements["causal"])
     estimates = {name: m.estimates() for name, m in measurements.items()}
 
-    def by_model(*metrics: str) -> dict[str, dict[str, Estimate]]:
-        return {metric.replace("_", " "): {name: e[metric] for name, e in estimates.items()} for metric in metrics}
+    def by_model(words: dict[str, str]) -> dict[str, dict[str, Estimate]]:
+        rows = {textwrap.fill(label, 26): metric for metric, label in words.items()}
+        return {label: {name: e[metric] for name, e in estimates.items()} for label, metric in rows.items()}
 
     return report.draw_estimates(
         [
@@ -343,11 +454,21 @@ def draw_metrics(measurements: dict[str, Measurement]) -> report.Figure:
                 "left of zero: UL2R needs fewer bits",
             ),
             report.Panel(
-                "Use of the text after a gap, bits per byte",
-                by_model(*GAINS, "suffix_use", "new_name_suffix_use"),
-                "right of zero: the text after the gap helps",
+                "Both sides against continuing from the left, bits per byte",
+                by_model(GAINS),
+                "right of zero: filling costs less than continuing from the left",
             ),
-            report.Panel("Unconstrained answers, share", by_model("format_ok", "line_exact_match"), "", (-0.03, 1.03)),
+            report.Panel(
+                "Use of the text after the gap, bits per byte",
+                by_model(SUFFIX_USES),
+                "right of zero: the text after the gap lowers its cost",
+            ),
+            report.Panel(
+                "Answers, share",
+                by_model({"format_ok": "in the right form, without the grammar", "line_exact_match": "exact lines"}),
+                "",
+                (-0.03, 1.03),
+            ),
         ]
     )
 
@@ -358,9 +479,18 @@ def draw_masks(loader: Loader) -> report.Figure:
     return report.draw_masks(batch, np.asarray(visible), [d.name for d in loader.mixture])
 
 
+def list_fills(rows: Sequence[gaps.Gap], fills: dict[str, list[str]]) -> list[dict[str, Any]]:
+    """Return the first missing texts, each with every model's fill, for JSON."""
+    n = min(map(len, fills.values()))
+    return [
+        {"missing": row.spans[0], "filled": {name: spans[i] for name, spans in fills.items()}}
+        for i, row in enumerate(rows[:n])
+    ]
+
+
 def format_fills(rows: Sequence[gaps.Gap], fills: dict[str, list[str]]) -> str:
     """Return the first gaps, good or bad, with each model's fill, as HTML."""
-    n = min(N_SHOWN, *map(len, fills.values()))
+    n = min(map(len, fills.values()))
     return "".join(
         report.format_fills(
             "\n".join(row.parts[0].split("\n")[-4:]),

@@ -3,8 +3,10 @@
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +19,10 @@ from support.recipe_files import load_recipe
 from upalm.checkpoints.folder import export, load_model
 from upalm.checkpoints.lineage import CheckpointInfo
 from upalm.data import sources
-from upalm.evals.infilling.held_out import cut_gaps, measure_gaps
+from upalm.evals.bootstrap import Estimate
+from upalm.evals.infilling.gaps import Gap
+from upalm.evals.infilling.held_out import cut_gaps, describe_repeats, measure_gaps
+from upalm.evals.report import Figure
 from upalm.model.config import ModelConfig
 from upalm.model.palm import Decoder
 
@@ -70,6 +75,171 @@ def test_text_that_the_tokenizer_cannot_spell_is_named(inputs, tmp_path, monkeyp
         begin()
 
 
+class Training(Exception):
+    """Raised in place of training."""
+
+
+@pytest.fixture
+def begin(inputs, tmp_path, monkeypatch):
+    """Run the recipe in this process up to its first training, and return that run."""
+    module = load_recipe("quickstart")
+
+    def refuse(config, *_, **__):
+        raise Training(config)
+
+    monkeypatch.setattr(module, "fit", refuse)
+    sizes = {"data": str(inputs / "my.txt"), "checkpoint": inputs / "base", "n_rows": 6, "n_decoded": 3}
+
+    def call(**changes):
+        with pytest.raises(Training) as e:
+            module.main(module.Quickstart(tmp_path / "out", **sizes | changes))
+        return e.value.args[0]
+
+    return call
+
+
+def test_repeated_text_is_left_out_and_said_so(begin, tmp_path, monkeypatch, capsys, source_text):
+    for i in range(30):
+        for folder in ("pkg", "build/lib"):
+            (tmp_path / "text" / folder).mkdir(parents=True, exist_ok=True)
+            (tmp_path / "text" / folder / f"{i}.txt").write_text(source_text[i * 3000 :][:3000])
+    (tmp_path / "text" / "README.md").write_text("No text of these.")
+    (tmp_path / "text" / "alone.txt").write_text(source_text[-6000:])
+    measured = []
+
+    def cut_gaps(documents, *_, **__):
+        measured.extend(documents)
+        raise Training(None)
+
+    monkeypatch.setattr(sys.modules["quickstart"], "cut_gaps", cut_gaps)
+    monkeypatch.setattr(sources, "is_validation", lambda name: name.startswith(("alone", "pkg/1")))
+    begin(data=str(tmp_path / "text"))
+    out = capsys.readouterr().out
+    assert {d.name.partition(":")[0] for d in measured} == {"alone.txt"}
+    assert "left out 1 files of other kinds (.md 1)" in out
+    assert "11 held-out documents are also in the training text, word for word, and left out: pkg/1.txt" in out
+
+
+def test_files_are_chosen_by_pattern(begin, tmp_path, source_text):
+    for i in range(20):
+        (tmp_path / "text").mkdir(exist_ok=True)
+        (tmp_path / "text" / f"{i}.py").write_text(source_text[i * 4000 :][:4000])
+    with pytest.raises(ValueError, match=re.escape("is read with --include '*.py'.")):
+        begin(data=str(tmp_path / "text"))
+    config = begin(data=str(tmp_path / "text"), include=("*.py",))
+    assert config.data.include == ("*.py",) and config.out.name == "causal"
+
+
+def test_few_gaps_are_told_before_training(begin, monkeypatch, capsys):
+    """Few lines by fewer draws; of new words, few fit."""
+
+    def cut_fewer(*args, **how):
+        lines, words = cut_gaps(*args, **how)
+        return lines[:30], words
+
+    monkeypatch.setattr(sys.modules["quickstart"], "cut_gaps", cut_fewer)
+    begin(seq_len=210, n_rows=40, n_decoded=39)
+    [said] = [line for line in capsys.readouterr().out.split("\n") if "Fewer gaps" in line]
+    assert re.search(r"30 of 40 single lines, \d+ of 40 new words, so that 30 lines are decoded instead of 39", said)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"n_rows": 1, "n_decoded": 1, "seq_len": 512},
+            "single lines: 1 drawn, 1 distinct, expected at least 2 distinct ones",
+        ),
+        ({"seq_len": 64}, "none of .* gaps .* fits the model's rows"),
+        ({"seq_len": 513}, "seq_len is 513, but the base, .*base, has rows of 512 tokens: give --seq-len 512"),
+    ],
+)
+def test_rows_that_do_not_serve_stop_before_training(begin, changes, message):
+    with pytest.raises(ValueError, match=message):
+        begin(**changes)
+
+
+def test_a_base_is_pretrained_once_all_is_checked(begin, tmp_path, inputs, monkeypatch):
+    small = load_model(inputs / "base")
+    shape = {"seq_len": 256, "vocab_size": 512}
+    config = sys.modules["quickstart"].recipes.config("palm_tiny", "tiny")
+    config = replace(config, start=replace(config.start, model=replace(config.start.model, **shape)))
+    monkeypatch.setattr(sys.modules["quickstart"].recipes, "config", lambda *_: config)
+    scratch = {"from_scratch": True, "checkpoint": sys.modules["quickstart"].SHIPPED}
+    begun = begin(**scratch)
+    assert begun.out == tmp_path / "out" / "base" and begun.data.source == str(inputs / "my.txt")
+    assert not (tmp_path / "out").exists() and small.model.config.seq_len > 256
+    for change, message in (
+        ({"seq_len": 257}, "seq_len is 257, but the base, .*out/base, has rows of 256 tokens"),
+        ({"seq_len": 64}, "none of .* gaps .* fits"),
+        ({"data": "/nowhere.txt"}, "no such file or folder"),
+        ({"checkpoint": inputs / "base"}, "checkpoint is .*base, which --from-scratch would not use: leave one"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            begin(**scratch | change)
+    (tmp_path / "out" / "ul2r").mkdir(parents=True)
+    (tmp_path / "out" / "ul2r" / "notes.md").write_text("mine")
+    with pytest.raises(ValueError, match=r"ul2r holds other files, such as notes\.md"):
+        begin(**scratch)
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The recipe, and measurements that have the published numbers."""
+    module, published = load_recipe("quickstart"), Path(__file__).parent.parent / "docs/results/quickstart.json"
+    numbers = json.loads(published.read_text("utf-8"))
+    assert "fills" not in numbers
+
+    def read(estimates):
+        return {name: Estimate(**values) for name, values in estimates.items()}
+
+    monkeypatch.setattr(module, "compare", lambda *_: read(numbers["differences"]))
+    how = {"infill_mode": "nlg", "left_only_format": "none, causal"}
+    models = numbers["models"].items()
+    return module, {name: SimpleNamespace(estimates=partial(read, found), **how) for name, found in models}
+
+
+def test_repeated_gaps_are_told_on_the_screen_and_in_the_report(drawn, tmp_path):
+    module, measurements = drawn
+    row = Gap(("a", "b"), ("c",))
+    repeats = describe_repeats({"line": [row] * 160, "new_name": [row] * 160})
+    screen = module.summarise(measurements, 0.002, repeats)
+    sentences = screen.split("\n\n")[-1].replace("\n", " ")
+    assert sentences.endswith("1 of 160 single lines, 1 of 160 new words are distinct.")
+    assert max(map(len, screen.split("\n"))) <= 80
+    figures = {name: Figure() for name in module.CAPTIONS}
+    module.write_report(tmp_path, "what", measurements, "examples", figures, repeats)
+    assert repeats in (tmp_path / "report.html").read_text()
+
+
+def test_the_figure_tells_gains_from_use_of_the_text_after_a_gap(drawn):
+    module, measurements = drawn
+    figure = module.draw_metrics(measurements)
+    _, gains, use, _ = (
+        (axis, [label.get_text().replace("\n", " ") for label in axis.get_yticklabels()]) for axis in figure.axes
+    )
+    assert gains[0].get_title(loc="left").startswith("Both sides against continuing from the left")
+    assert use[0].get_title(loc="left").startswith("Use of the text after the gap")
+    assert gains[1] == use[1] == list(module.GAINS.values())
+    values = [[bar.lines[0].get_xdata()[0] for bar in axis.containers] for axis, _ in (gains, use)]
+    assert min(values[1]) > 0 > min(values[0])
+
+
+def test_results_have_the_fills_beside_the_missing_text(drawn, tmp_path, monkeypatch):
+    module, measurements = drawn
+    rows = [Gap(("a", "b"), (f"c{i}",)) for i in range(9)]
+    filled = {name: [f"{name}{i}" for i in range(8)] for name in measurements}
+    module.save_results(tmp_path / "r.json", measurements, None, {"line": module.list_fills(rows, filled)})
+    stored = json.loads((tmp_path / "r.json").read_text())
+    assert len(stored["fills"]["line"]) == 8
+    assert stored["fills"]["line"][1] == {
+        "missing": "c1",
+        "filled": {"base": "base1", "causal": "causal1", "ul2r": "ul2r1"},
+    }
+    tables = runpy.run_path(str(Path(__file__).parent.parent / "docs/results_tables.py"))
+    assert tables["quickstart_table"](stored).count("\n") == len(stored["models"]["base"]) + 1
+
+
 @pytest.mark.slow
 def test_quickstart_reports_and_repeats_itself(inputs, tmp_path):
     done = quickstart(tmp_path / "a", inputs / "base", inputs / "my.txt")
@@ -88,6 +258,11 @@ def test_quickstart_reports_and_repeats_itself(inputs, tmp_path):
     page = (tmp_path / "a" / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 3 and 'src="http' not in page
     assert len(list((tmp_path / "a").glob("*.png"))) == 3
+    fills = results["fills"]
+    assert [row["missing"] for row in fills["line"]] == [row.spans[0] for row in lines[:3]] and len(
+        fills["new_name"]
+    ) == 6
+    assert all(row["filled"].keys() == {"base", "causal", "ul2r"} for kind in fills.values() for row in kind)
     _, screen = done.stdout.split("The same extra compute")
     table, sentence = screen.split("\n\n")[1:3]
     assert len(table.split("\n")) == 8 and sentence.startswith("UL2R fills a missing line with")
@@ -104,7 +279,7 @@ def test_quickstart_reports_and_repeats_itself(inputs, tmp_path):
         (("--data", "/nowhere.txt"), "no such file or folder"),
         (("--checkpoint", "/nowhere"), "no checkpoint at /nowhere"),
         (("--batch-size", "0"), "batch_size"),
-        (("--seq-len", "1024"), "seq_len is 1024, but .* was made for rows of 512 tokens: give --seq-len 512"),
+        (("--seq-len", "1024"), "seq_len is 1024, but .* has rows of 512 tokens: give --seq-len 512"),
         (("--n-decoded", "0"), "n_decoded is 0 of n_rows 6, expected at least 1"),
     ],
 )

@@ -117,7 +117,7 @@ def test_few_and_repeated_gaps_are_told(upalm, monkeypatch, capsys, checkpoint, 
     monkeypatch.setattr("upalm.evals.infilling.held_out.measure", lambda *_, **__: found)
     upalm("eval", "-c", checkpoint, "--data", tmp_path / "text.txt", "--n-rows", 3, "--n-decoded", 3)
     out = capsys.readouterr().out
-    assert "fewer gaps than asked for: 2 of 3 three gaps at once." in out
+    assert "Fewer gaps than asked for: 2 of 3 three gaps at once." in out
     assert "1 of 3 single lines, 1 of 2 three gaps at once are distinct." in out
 
 
