@@ -90,7 +90,7 @@ def describe_shortfall(rows: Mapping[str, Sequence[Gap]], n: int, n_decoded: int
     n_lines = len(rows["line"])
     decoded = f", so that {n_lines} lines are decoded instead of {n_decoded}" if n_lines < n_decoded else ""
     return (
-        f"fewer gaps than asked for: {', '.join(found)}{decoded}. Those that fit rows of {seq_len} tokens are the "
+        f"Fewer gaps than asked for: {', '.join(found)}{decoded}. Those that fit rows of {seq_len} tokens are the "
         "short ones: longer rows or more text give more."
     )
 
