@@ -205,7 +205,8 @@ class TextSource:
             more = ", ..." if len(self.repeated) > 5 else ""
             left_out = ", and left out" if self.drops_repeated else ""
             notes.append(
-                f"{len(self.repeated)} held-out documents are also in the training text, word for word{left_out}: "
+                f"{len(self.repeated)} held-out document{'s are' if len(self.repeated) > 1 else ' is'} also in the "
+                f"training text, word for word{left_out}: "
                 f"{', '.join(self.repeated[:5])}{more}"
             )
         return notes
