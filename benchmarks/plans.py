@@ -40,11 +40,6 @@ PAGE = Path(__file__).parent.parent / "docs" / "plans.md"
 BEGIN, END = "<!-- made by benchmarks/plans.py: begin -->", "<!-- end -->"
 
 
-def title(request: Request) -> str:
-    slices = f"{request.n_slices} x " if request.n_slices > 1 else ""
-    return " ".join([request.recipe, request.config, *request.overrides, "on", slices + request.topology])
-
-
 def table(found: dict[str, dict]) -> str:
     lines = [
         "| recipe and slice | chips | mesh | GiB per chip | to spare | step, s | bound by | MFU | nothing overlaps, s "
@@ -66,7 +61,7 @@ def table(found: dict[str, dict]) -> str:
 def main(words: list[str]) -> None:
     kept = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
     for request in ROWS:
-        name = title(request)
+        name = str(request)
         if words and not all(word in name for word in words):
             continue
         try:
@@ -75,10 +70,10 @@ def main(words: list[str]) -> None:
             print(f"{name}: {e}")
             continue
         print(json.dumps({k: v for k, v in kept[name].items() if k != "collectives"}))
-        rows = {title(r): kept[title(r)] for r in ROWS if title(r) in kept}
+        rows = {str(r): kept[str(r)] for r in ROWS if str(r) in kept}
         GOLDEN.parent.mkdir(exist_ok=True)
         GOLDEN.write_text(json.dumps(rows, indent=1) + "\n")
-    rows = {title(r): kept[title(r)] for r in ROWS if title(r) in kept}
+    rows = {str(r): kept[str(r)] for r in ROWS if str(r) in kept}
     if PAGE.exists():
         before, after = PAGE.read_text().split(BEGIN)[0], PAGE.read_text().split(END)[1]
         made = f"{BEGIN}\n\nlibtpu {version('libtpu')}, jax {version('jax')}.\n\n{table(rows)}\n\n{END}"

@@ -299,6 +299,29 @@ def test_killed_compiler_is_an_error_with_advice(monkeypatch):
         search.plan_in_subprocess(Request("palm_tiny", "tiny", (), "here", 1))
 
 
+def _variables(_: Request) -> dict[str, str | None]:
+    return {name: os.environ.get(name) for name in search.WITHOUT_TPU}
+
+
+def test_environment_of_the_caller_stays_as_it_was(monkeypatch):
+    """A plan for TPUs keeps its own process from them. JAX in this one may still look for a GPU or a TPU."""
+    monkeypatch.setattr(search, "build_plan", _variables)
+    monkeypatch.delenv("TPU_WORKER_HOSTNAMES", raising=False)
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda,cpu")
+    before = dict(os.environ)
+    assert search.plan_in_subprocess(Request("palm_tiny", "tiny", (), "v4:2x2x1", 1)) == search.WITHOUT_TPU
+    assert dict(os.environ) == before
+    here = search.plan_in_subprocess(Request("palm_tiny", "tiny", (), "here", 1))
+    assert here == {name: before.get(name) for name in search.WITHOUT_TPU}
+
+
+def test_requests_are_printed_whole():
+    words = ("--mesh.model", "16")
+    assert str(Request("ul2r_540b", "540b", words, "v4:8x8x8", 1)) == "ul2r_540b 540b --mesh.model 16 on v4:8x8x8"
+    assert str(Request("ul2r_8b", "8b", (), "v6e:8x8", 2)) == "ul2r_8b 8b on 2 x v6e:8x8"
+    assert str(Request("ul2r_8b", "8b", (), "v4:4x4x4", 1, 256)) == "ul2r_8b 8b on v4:4x4x4, decoding 256 rows"
+
+
 def test_memory_of_a_refused_program_is_read():
     for error in (
         "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 41.25G of 30.75G hbm.",

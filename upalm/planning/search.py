@@ -1,10 +1,12 @@
 """Make one plan in its own process, or plans for every mesh that divides."""
 
 import os
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -34,7 +36,9 @@ class Request(NamedTuple):
     """Rows of a decoding step; 0 plans a training step."""
 
     def __str__(self) -> str:
-        return " ".join([self.recipe, self.config, *self.overrides, "on", self.topology])
+        slices = f"{self.n_slices} x " if self.n_slices > 1 else ""
+        words = " ".join([self.recipe, self.config, *self.overrides, "on", slices + self.topology])
+        return f"{words}, decoding {self.n_decoded} rows" if self.n_decoded else words
 
 
 # --- Planning -------------------------------------------------------------------------------------
@@ -117,11 +121,10 @@ def plan_in_subprocess(request: Request, report: Report = lambda line: None) -> 
 
 
 def _in_subprocess(function: Callable[[Request], T], request: Request, report: Report) -> T:
-    if request.topology != "here":
-        os.environ |= WITHOUT_TPU
     start = time.monotonic()
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        future = pool.submit(function, request)
+        with _environment({} if request.topology == "here" else WITHOUT_TPU):
+            future = pool.submit(function, request)  # starts the only process, which has the variables from its start
         try:
             while not future.done():
                 report(f"compiling {request}: {time.monotonic() - start:.0f} s (a minute or two in all)")
@@ -133,6 +136,25 @@ def _in_subprocess(function: Callable[[Request], T], request: Request, report: R
                 "one with more (540B took 2 GiB), or close what else uses it."
             ) from e
 
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set variables for processes that start inside, which may import JAX at once, and put back the caller's."""
+    with _ENVIRONMENT_LOCK:
+        before = {name: os.environ.get(name) for name in variables}
+        os.environ |= variables
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
+
+
+_ENVIRONMENT_LOCK = threading.Lock()
+"""Held by the thread that changes the environment: another would take the changed one for the caller's."""
 
 WITHOUT_TPU = {
     "JAX_PLATFORMS": "cpu",
