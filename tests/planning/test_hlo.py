@@ -91,6 +91,48 @@ def test_tpu_programs_are_read():
     assert work.flops == 1234 + 2 * 64 * 32 * 3 * 16
 
 
+_ASYNC = """HloModule a_step, is_scheduled=true
+
+%negates (x: f32[1024]) -> f32[1024] {
+  %x = f32[1024]{0} parameter(0)
+  ROOT %negate.1 = f32[1024]{0} negate(%x)
+}
+
+%multiplies (y: f32[16,16]) -> f32[16,16] {
+  %y = f32[16,16]{1,0} parameter(0)
+  ROOT %dot.1 = f32[16,16]{1,0} dot(%y, %y), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+
+ENTRY %main (p: f32[1024]) -> f32[1024] {
+  %p = f32[1024]{0} parameter(0)
+  %q = bf16[1024]{0} parameter(1)
+  %m = f32[16,16]{1,0} parameter(2)
+  START
+  ROOT %r = f32[1024]{0} parameter(3)
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("start", "memory_bytes", "sent"),
+    [
+        ("((f32[1024]{0}), f32[1024]{0}, u32[]{:S(2)}) async-start(%p), calls=%negates", 8192, 0),
+        ("((f32[1024]{0}), f32[1024]{0}, s32[]) negate-start(%p)", 8192, 0),
+        ("(bf16[1024]{0}, bf16[4096]{0}) all-gather-start(%q), replica_groups={{0,1,2,3}}", 10_240, 3 * 2048),
+        ("f32[1024]{0} all-reduce-start(%p), replica_groups={{0,1,2,3}}", 8192, 2 * 4096 * 3 // 4),
+        ("((f32[1024]{0}), f32[256]{0}, u32[]) reduce-scatter-start(%p), replica_groups={{0,1,2,3}}", 5120, 3072),
+        ("(bf16[1024]{0}, bf16[1024]{0}, u32[], u32[]) collective-permute-start(%q), source_target_pairs={{0,1}}",
+         4096, 2048),
+        ("((f32[16,16]{1,0}), f32[16,16]{1,0}, s32[]) fusion-start(%m), calls=%multiplies", 2048, 0),
+    ],
+)  # fmt: skip
+def test_asynchronous_operations_count_once(start, memory_bytes, sent):
+    """The tuple of a start repeats the operands, which are read once; the computation that it calls is counted."""
+    work = Program.parse(_ASYNC.replace("START", f"%s = {start}")).work({"data": 4})
+    assert (work.memory_bytes, work.collective_bytes) == (memory_bytes, sent)
+    assert work.flops == (2 * 16**3 if "fusion" in start else 0)
+
+
 def test_text_without_a_program_is_refused():
     with pytest.raises(ValueError, match="no ENTRY"):
         Program.parse("nothing")

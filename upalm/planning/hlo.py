@@ -14,8 +14,10 @@ import numpy as np
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 _BITS = {"pred": 8, "bf16": 16, "c64": 64, "c128": 128, "token": 0}
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "iota"}
-_FREE |= {"after-all", "partition-id", "replica-id", "copy-done", "slice-done", "async-done", "optimization-barrier"}
+_FREE |= {"after-all", "partition-id", "replica-id", "copy-done", "slice-done", "optimization-barrier"}
+_FREE |= {"async-start", "async-update", "async-done"}  # the computation that they call is counted
 _SLICES = ("dynamic-slice", "slice", "gather")
+_CALLERS = ("fusion", "fusion-start", "async-start")
 
 
 class Buffer(NamedTuple):
@@ -184,8 +186,8 @@ class Program:
             yield computation, instruction, n, within_fusion
             if instruction.opcode == "while":
                 yield from self._run(_called(instruction, "body"), n * (self._trips(computation, instruction) or 1))
-            elif instruction.opcode in ("fusion", "async-start") and (called := _called(instruction, "calls")):
-                yield from self._run(called, n, within_fusion or instruction.opcode == "fusion")
+            elif instruction.opcode in _CALLERS and (called := _called(instruction, "calls")):
+                yield from self._run(called, n, within_fusion or instruction.opcode != "async-start")
             elif instruction.opcode == "call":
                 yield from self._run(_called(instruction, "to_apply"), n)
             elif instruction.opcode == "conditional":
@@ -262,20 +264,21 @@ class Program:
             moved = i.result[1:2]
             ends = [*operands[0][:1], *moved] if operands else [*moved]
             return sum(moved[0].n_bytes for b in ends if b.space == 0) if moved else 0.0
-        if i.opcode in _SLICES:
-            return sum(2 * _main(b) for b in i.result)
-        if i.opcode == "dynamic-update-slice":
+        opcode, results = i.opcode.removesuffix("-start"), _results(i, operands)
+        if opcode in _SLICES:
+            return sum(2 * _main(b) for b in results)
+        if opcode == "dynamic-update-slice":
             return 2.0 * sum(_main(b) for b in operands[1])
-        if i.opcode == "fusion":
-            return self._fusion_bytes(operands, i)
-        return float(sum(map(_main, i.result)) + sum(_main(b) for buffers in operands for b in buffers))
+        if opcode == "fusion":
+            return self._fusion_bytes(operands, results, i)
+        return float(sum(map(_main, results)) + sum(_main(b) for buffers in operands for b in buffers))
 
-    def _fusion_bytes(self, operands, i: Instruction) -> float:
+    def _fusion_bytes(self, operands, results: tuple[Buffer, ...], i: Instruction) -> float:
         inner = self.computations[_called(i, "calls")]
         parameters = {p.constant: p for p in inner.by_name.values() if p.opcode == "parameter"}
         updated, total = set(), 0.0
         outputs = [inner.by_name[n] for n in inner.root.operands] if inner.root.opcode == "tuple" else [inner.root]
-        for buffer, producer in zip(i.result, outputs, strict=False):
+        for buffer, producer in zip(results, outputs, strict=False):
             while producer.opcode in ("bitcast", "copy", "convert") and producer.operands[0] in inner.by_name:
                 producer = inner.by_name[producer.operands[0]]
             if producer.opcode == "dynamic-update-slice":
@@ -308,6 +311,14 @@ class Program:
         places = np.array(np.unravel_index(group, tuple(mesh_shape.values())))
         axes = tuple(a for a, along in zip(mesh_shape, places, strict=True) if len(set(along.tolist())) > 1)
         return Collective(kind, axes, n, sent)
+
+
+def _results(i: Instruction, operands: list[tuple[Buffer, ...]]) -> tuple[Buffer, ...]:
+    """Return the arrays that an instruction makes. The tuple of an asynchronous start has its operands before them."""
+    n = sum(map(len, operands))
+    if not i.opcode.endswith("-start") or len(i.result) <= n:
+        return i.result
+    return tuple(b for b in i.result[n:] if (b.dtype, b.shape) not in (("u32", ()), ("s32", ())))  # its state
 
 
 def _main(buffer: Buffer) -> int:
