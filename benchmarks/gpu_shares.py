@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import gpu_memory
+import gpu_speed
 import tyro
 from peers import clock
 from peers.shapes import SHAPES
@@ -32,7 +33,7 @@ for old, new in {
 
 
 LOSS_CHUNKS = 8
-"""Runs of the loop over the loss, which tell it from the loop over layers."""
+"""Runs of the loop over the loss."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,13 @@ class Case:
     remat: Literal["none", "matmuls", "full"] = "matmuls"
     attention: Literal["pallas", "cuDNN", "plain"] = "pallas"
     decode: int = 0
-    """Rows of a step of decoding with a cache of 512 positions, to count its kernels; 0 takes a training step."""
+    """Rows of a step of decoding with the caches of `gpu_speed.py`, to count its kernels; 0 takes a training step."""
+
+    @property
+    def model(self):
+        """Configuration of the shape's model, with rows as long as the caches where it decodes."""
+        model = replace(model_config(SHAPES[self.shape]), compute_dtype="bfloat16", remat=self.remat)
+        return replace(model, seq_len=gpu_speed.Case().n_slots) if self.decode else model
 
 
 def compiled_step(case: Case):
@@ -58,9 +65,7 @@ def compiled_step(case: Case):
 
     mesh = make_mesh(1, 1, devices=gpu_memory.gpus(1, H200))
     gpu_memory.answer_as_h100(case.attention)
-    model = replace(model_config(SHAPES[case.shape]), compute_dtype="bfloat16", remat=case.remat)
-    if case.decode:
-        model = replace(model, seq_len=512)
+    model = case.model
     data = DataConfig("stdlib", seq_len=case.seq, batch_size=case.batch)
     config = replace(TrainConfig("", Scratch(model), optimizer=AdamW()), data=data)  # pyright: ignore
     with jax.set_mesh(mesh):
@@ -84,8 +89,19 @@ def attention_flops(computation: Computation, i: Instruction) -> float:
     return 0.0
 
 
-def kernels(program: Program) -> Iterator[tuple[str, int, float, float]]:
+def loss_computations(program: Program, vocab_size: int) -> set[str]:
+    """Computations of the loops over the loss. Loops over layers may run as often, but make no array of vocabulary."""
+    found = set()
+    for body in (_called(loop, "body") for loop, n in program.loops() if n == LOSS_CHUNKS):
+        runs = list(program._run(body, 1))
+        if any(vocab_size in b.shape for _, i, _, _ in runs if i.opcode not in _FREE for b in i.result):
+            found |= {computation.name for computation, *_ in runs}
+    return found
+
+
+def kernels(program: Program, vocab_size: int) -> Iterator[tuple[str, int, float, float]]:
     """Part of the step, runs, FLOPs and bytes of each kernel and copy of a program."""
+    loss = loss_computations(program, vocab_size)
     for computation, i, n, is_fused in program._run(program.entry, 1):
         if is_fused or i.opcode in _FREE or i.opcode.endswith("-done"):
             continue
@@ -102,8 +118,10 @@ def kernels(program: Program) -> Iterator[tuple[str, int, float, float]]:
             part = "attention" if attention else "products"
         elif i.opcode == "fusion-start":
             part = "copies of stacks"
+        elif computation.name in loss:
+            part = "softmax of the loss"
         else:
-            part = {1: "optimizer and the rest", LOSS_CHUNKS: "softmax of the loss"}.get(n, "elementwise in layers")
+            part = "optimizer and the rest" if n == 1 else "elementwise in layers"
         yield part, n, n * flops, n * n_bytes
 
 
@@ -114,11 +132,11 @@ def main() -> None:
 
     step = compiled_step(case)
     if case.decode:
-        found = list(kernels(Program.parse(step.as_text() or "")))
+        found = list(kernels(Program.parse(step.as_text() or ""), case.model.vocab_size))
         print(f"{sum(n for _, n, _, _ in found)} kernels and copies, {sum(x for *_, x in found) / 1e9:.2f} GB")
         return
     rows: dict[str, list[float]] = defaultdict(lambda: [0, 0.0, 0.0, 0.0])
-    for part, n, flops, n_bytes in kernels(Program.parse(step.as_text() or "")):
+    for part, n, flops, n_bytes in kernels(Program.parse(step.as_text() or ""), case.model.vocab_size):
         for i, x in enumerate(
             (n, flops / 1e12, n_bytes / 1e9, 1e3 * max(flops / chip.flops, n_bytes / chip.bandwidth))
         ):

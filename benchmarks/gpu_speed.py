@@ -69,6 +69,13 @@ class Case:
     worker: str = ""
     """Be this cell: the script sets it for the processes that it starts."""
 
+    @property
+    def n_slots(self) -> int:
+        """Positions of a row's cache in generation: BOS, the prompt, and the answers in whole buckets."""
+        from upalm.inference.decoding import round_up
+
+        return 1 + round_up(self.prompt) + round_up(1 + self.new)
+
     def shape(self, name: str) -> Shape:
         return SHAPES[name]._replace(seq_len=self.seq, batch_size=self.batch or FULL.get(name, 16))
 
@@ -229,7 +236,7 @@ def generate(case: Case, name: str) -> None:
     import equinox as eqx
     import jax
 
-    from upalm.inference.decoding import DecodingModel, Task, decode_stream, round_up
+    from upalm.inference.decoding import DecodingModel, Task, decode_stream
     from upalm.model.palm import Decoder
 
     wait_for_turn()
@@ -253,8 +260,7 @@ def generate(case: Case, name: str) -> None:
             compile_s, calls = time.perf_counter() - started, [call() for _ in range(case.rounds)]
             # the first answers have one token each, and each later one `every` more
             step_s = [(b - a) / every for _, *times in calls for a, b in zip(times[:-1], times[1:], strict=True)]
-            n_slots = 1 + round_up(case.prompt) + round_up(1 + case.new)
-            cache_bytes = 2 * 2 * shape.n_layers * n_rows * shape.n_kv_heads * n_slots * shape.d_head
+            cache_bytes = 2 * 2 * shape.n_layers * n_rows * shape.n_kv_heads * case.n_slots * shape.d_head
             n_bytes, step = shape.weight_bytes(2) + cache_bytes, statistics.median(step_s)
             case.record(
                 rows=n_rows,

@@ -98,6 +98,11 @@ _ASYNC = """HloModule a_step, is_scheduled=true
   ROOT %negate.1 = f32[1024]{0} negate(%x)
 }
 
+%slices (z: f32[1024]) -> f32[512] {
+  %z = f32[1024]{0} parameter(0)
+  ROOT %slice.1 = f32[512]{0:S(1)} slice(%z), slice={[0:512]}
+}
+
 %multiplies (y: f32[16,16]) -> f32[16,16] {
   %y = f32[16,16]{1,0} parameter(0)
   ROOT %dot.1 = f32[16,16]{1,0} dot(%y, %y), lhs_contracting_dims={1}, rhs_contracting_dims={0}
@@ -118,6 +123,9 @@ ENTRY %main (p: f32[1024]) -> f32[1024] {
     [
         ("((f32[1024]{0}), f32[1024]{0}, u32[]{:S(2)}) async-start(%p), calls=%negates", 8192, 0),
         ("((f32[1024]{0}), f32[1024]{0}, s32[]) negate-start(%p)", 8192, 0),
+        ("((f32[1024]{0}), f32[512]{0:S(1)}, u32[]{:S(2)}) async-start(%p), calls=%slices", 2048, 0),
+        ("((f32[1024]{0}), f32[512]{0:S(1)}, u32[]{:S(2)}) slice-start(%p), slice={[0:512]}", 2048, 0),
+        ("(f32[1024]{0:S(1)}, f32[1024]{0}, u32[]{:S(2)}) copy-start(%p)", 4096, 0),
         ("(bf16[1024]{0}, bf16[4096]{0}) all-gather-start(%q), replica_groups={{0,1,2,3}}", 10_240, 3 * 2048),
         ("f32[1024]{0} all-reduce-start(%p), replica_groups={{0,1,2,3}}", 8192, 2 * 4096 * 3 // 4),
         ("((f32[1024]{0}), f32[256]{0}, u32[]) reduce-scatter-start(%p), replica_groups={{0,1,2,3}}", 5120, 3072),
@@ -127,7 +135,10 @@ ENTRY %main (p: f32[1024]) -> f32[1024] {
     ],
 )  # fmt: skip
 def test_asynchronous_operations_count_once(start, memory_bytes, sent):
-    """The tuple of a start repeats the operands, which are read once; the computation that it calls is counted."""
+    """The tuple of a start repeats the operands, which are read once; the computation that it calls is counted.
+
+    What moves between main memory and the chip (`S(1)`) counts at one end.
+    """
     work = Program.parse(_ASYNC.replace("START", f"%s = {start}")).work({"data": 4})
     assert (work.memory_bytes, work.collective_bytes) == (memory_bytes, sent)
     assert work.flops == (2 * 16**3 if "fusion" in start else 0)

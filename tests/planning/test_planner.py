@@ -20,8 +20,10 @@ import upalm
 from upalm.cli import main as cli
 from upalm.distributed.chips import CHIPS, GIB
 from upalm.model.config import PALM, ModelConfig
+from upalm.model.palm import empty_model
 from upalm.planning import lowering, planner, search
 from upalm.planning import topology as topology_module
+from upalm.planning.hlo import Program
 from upalm.planning.search import Request
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "plans.json").read_text())
@@ -75,6 +77,8 @@ def test_golden_plans_meet_their_goals():
         assert f["memory_gib"]["total"] <= 0.9 * f["capacity_gib"], name
         of_kinds = sum(gib for kind, gib in f["memory_gib"].items() if kind != "total")
         assert of_kinds == pytest.approx(f["memory_gib"]["total"])
+        assert f["memory_gib"]["gradients"] == pytest.approx(f["memory_gib"]["parameters"], rel=1e-3), name
+        assert f["memory_gib"]["activations"] > 0, name
     largest = GOLDEN["ul2r_540b 540b on v4:8x8x8"]
     assert largest["step_seconds"] <= 1.6 and largest["serial_seconds"] <= 3.0
     for name, f in GOLDEN.items():
@@ -329,6 +333,43 @@ def test_memory_of_a_refused_program_is_read():
     ):
         assert planner._refused_gib(error) == 41.25
     assert planner._refused_gib("INTERNAL: something else") is None
+
+
+_PEELED = """HloModule a_step, is_scheduled=true
+
+%condition (c: (s32[], f32[3,4])) -> pred[] {
+  %c = (s32[], f32[3,4]) parameter(0)
+  ROOT %less = pred[] custom-call(%c), custom_call_target="less"
+}
+
+%body (b: (s32[], f32[3,4])) -> (s32[], f32[3,4]) {
+  %b = (s32[], f32[3,4]) parameter(0)
+  %i = s32[] get-tuple-element(%b), index=0
+  %stack = f32[3,4] get-tuple-element(%b), index=1
+  %row = f32[1,4] broadcast(%i), dimensions={}
+  %filled = f32[3,4] dynamic-update-slice(%stack, %row, %i, %i)
+  ROOT %both = (s32[], f32[3,4]) tuple(%i, %filled)
+}
+
+ENTRY %main (p: (s32[], f32[3,4])) -> f32[3,4] {
+  %p = (s32[], f32[3,4]) parameter(0)
+  %forward = (s32[], f32[3,4]) while(%p), condition=%condition, body=%body, \
+backend_config={"known_trip_count":{"n":"3"}}
+  %loss = (s32[], f32[3,4]) while(%p), condition=%condition, body=%body, \
+backend_config={"known_trip_count":{"n":"8"}}
+  %backward = (s32[], f32[3,4]) while(%p), condition=%condition, body=%body, \
+backend_config={"known_trip_count":{"n":"RUNS"}}
+  ROOT %gradients = f32[3,4] get-tuple-element(%backward), index=1
+}
+"""
+
+
+@pytest.mark.parametrize("n_runs", [3, 2])
+def test_gradients_are_counted_where_a_run_is_taken_out_of_their_loop(n_runs):
+    program = Program.parse(_PEELED.replace("RUNS", str(n_runs)))
+    config = ModelConfig(vocab_size=8, d_model=4, n_layers=3, n_heads=1, d_head=4, d_ff=4, seq_len=4)
+    found = planner._loop_bytes(empty_model(config), program, config)
+    assert found == {"gradients": 3 * 4 * 4 + 8 * 4 * 4, "activations": 3 * 4 * 4}
 
 
 def refused_plan(target: topology_module.Target, monkeypatch) -> planner.Plan:

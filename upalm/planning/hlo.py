@@ -5,7 +5,7 @@ Loop bodies count as often as they run, and collectives by mesh axis; XLA's own 
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -260,15 +260,13 @@ class Program:
         if i.opcode in _FREE or i.opcode.endswith("-done"):
             return 0.0
         operands = [computation.by_name[name].result for name in i.operands if name in computation.by_name]
-        if i.opcode in ("copy-start", "slice-start"):  # the result holds the source, too
-            moved = i.result[1:2]
-            ends = [*operands[0][:1], *moved] if operands else [*moved]
-            return sum(moved[0].n_bytes for b in ends if b.space == 0) if moved else 0.0
+        if i.opcode == "copy-start":  # the result holds the copy first, then the source
+            return _moved_bytes(i.result[0], operands[0], i.result)
         opcode, results = i.opcode.removesuffix("-start"), _results(i, operands)
         if opcode in _SLICES:
-            return sum(2 * _main(b) for b in results)
+            return _moved_bytes(results[0], operands[0], results)
         if opcode == "dynamic-update-slice":
-            return 2.0 * sum(_main(b) for b in operands[1])
+            return _moved_bytes(operands[1][0], operands[1], results)
         if opcode == "fusion":
             return self._fusion_bytes(operands, results, i)
         return float(sum(map(_main, results)) + sum(_main(b) for buffers in operands for b in buffers))
@@ -319,6 +317,11 @@ def _results(i: Instruction, operands: list[tuple[Buffer, ...]]) -> tuple[Buffer
     if not i.opcode.endswith("-start") or len(i.result) <= n:
         return i.result
     return tuple(b for b in i.result[n:] if (b.dtype, b.shape) not in (("u32", ()), ("s32", ())))  # its state
+
+
+def _moved_bytes(moved: Buffer, source: Sequence[Buffer], target: Sequence[Buffer]) -> float:
+    """Return the bytes of an array that is read from one place and written to another, of which either may be on the chip."""
+    return float(moved.n_bytes * sum(end[0].space == 0 for end in (source, target)))
 
 
 def _main(buffer: Buffer) -> int:
