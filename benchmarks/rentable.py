@@ -8,8 +8,10 @@ are kept in tests/golden/rentable.json.
 """
 
 import json
+import math
 import os
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -25,7 +27,8 @@ from upalm.data.config import DataConfig  # noqa: E402
 from upalm.distributed.chips import CHIPS, GIB, Chip  # noqa: E402
 from upalm.distributed.sharding import MeshConfig  # noqa: E402
 from upalm.model.config import ModelConfig  # noqa: E402
-from upalm.planning import plan, target_of  # noqa: E402
+from upalm.planning import plan, planner, target_of  # noqa: E402
+from upalm.planning.hlo import Collective, Work  # noqa: E402
 from upalm.planning.lowering import training  # noqa: E402
 from upalm.training.config import Scratch, TrainConfig  # noqa: E402
 from upalm.training.optim import Adafactor, Schedule  # noqa: E402
@@ -88,8 +91,19 @@ RENTED = (
 )
 """The smallest machines that hold the step with 10% to spare, or repeat nothing where a larger one costs no more."""
 
+ROWS, SEQ_LEN = 32, 2048
+"""Rows of a step, and tokens of a row."""
+
 CHIPS_OF_V6E = (8, 16, 32, 64, 128, 256, 512)
 """Chips that share the same batch of Llama 3.1 8B."""
+
+SLICES_OF_V6E = {
+    math.prod(map(int, shape.split("x"))): f"v6e:{shape}" for shape in "2x4 4x4 4x8 8x8 8x16 16x16".split()
+}
+"""Slices by their chips."""
+
+TITLE_OF_16 = "Llama 3.1 8B on v6e:4x4"
+"""The compiled row that `scaled` begins with."""
 
 ROOT = Path(__file__).parent.parent
 GOLDEN, PAGE = ROOT / "tests" / "golden" / "rentable.json", ROOT / "docs" / "plans.md"
@@ -103,7 +117,7 @@ def planned(row: Row) -> dict[str, Any]:
     config = TrainConfig(
         Path("unnamed"),
         Scratch(model),
-        DataConfig(tyro.MISSING, "ul2r_infill", seq_len=2048, batch_size=32, joint_budget=True),
+        DataConfig(tyro.MISSING, "ul2r_infill", seq_len=SEQ_LEN, batch_size=ROWS, joint_budget=True),
         Adafactor(Schedule("cosine", peak=1e-4, final=1e-6), factored=True),
         n_steps=20_000,
         mesh=MeshConfig(model=row.n_model),
@@ -158,37 +172,73 @@ def rented(found: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
-def grown(f: dict[str, Any]) -> str:
-    """Return the table of the same batch on more chips, by arithmetic from the compiled row of 16 chips.
+def scaled(f: dict[str, Any], n: int) -> tuple[Any, dict[str, float]]:
+    """Return the mesh of n chips of v6e and the bounds of the step on them, from the plan of 16.
 
-    Products and main memory are shared. Weights and gradients are sent by every chip, however many there are: a model
-    axis, which more than 32 chips need for 32 rows, divides them. Over it go ten exchanges of a chip's row per layer: a
-    gather and a scatter of either branch in the forward pass, and two gathers and a scatter in the backward pass. Two
-    slices of 256 share the data axis, of whose n - 1 parts of the weights one crosses the network.
+    Products are shared by all chips, and so is main memory's traffic, but for that of whole weights: each chip writes
+    what it gathers and reads it in a product, and writes gradients in a product and reads them to sum them, however
+    many chips there are. What is gathered and summed is what the compiled program sends. A model axis, which more than
+    32 chips need for 32 rows, divides these weights. Over it go ten exchanges of a chip's row per layer: a gather and a
+    scatter of either branch in the forward pass, and two gathers and a scatter in the backward pass. Links are counted
+    by the planner's rule, as is the part of the weights that crosses the network between slices.
     """
-    chip, model, rows, seq_len = CHIPS["v6e"], MODELS["Llama 3.1 8B"], 32, 2048
+    model, n_slices, n_model = MODELS["Llama 3.1 8B"], max(n // 256, 1), max(n // ROWS, 1)
+    mesh = MeshConfig(model=n_model).build(target_of(SLICES_OF_V6E[n // n_slices], n_slices).devices)
+    assert mesh is not None
+    before, n_data = f["mesh"]["data"], mesh.shape["data"]
+    sent = f["collective_bytes"] / (before - 1) * before * (n_data - 1) / n_data / n_model
+    stream = 10 * model.n_layers * SEQ_LEN * model.d_model * 2 * (n_model - 1) / n_model
+    whole, memory = whole_weights(f), f["seconds"]["memory"] * CHIPS["v6e"].bandwidth
+    collectives = {
+        Collective("all-gather", ("data",), n_data, round(sent)): 1,
+        Collective("all-gather", ("model",), n_model, round(stream)): 1,
+    }
+    work = Work(
+        flops=f["seconds"]["compute"] * CHIPS["v6e"].flops * f["devices"] / n,
+        memory_bytes=(memory - whole) * f["devices"] / n + whole / n_model,
+        collectives=Counter(collectives),
+    )
+    return mesh, planner._seconds(work, CHIPS["v6e"], mesh)
+
+
+def whole_weights(f: dict[str, Any]) -> float:
+    """Return the traffic of weights and gradients that are whole on each chip, in bytes, by what a plan sends.
+
+    A ring of n chips sends (n - 1)/n of what it gathers or scatters, and twice that of what it sums. Either is written
+    and read once; what is summed without a scatter is written again.
+    """
+    n = f["mesh"]["data"]
+    sent = Counter({c["kind"]: c["gib"] * GIB for c in f["collectives"] if c["axes"] == "data"})
+    return n / (n - 1) * (2 * sent["all-gather"] + 2 * sent["reduce-scatter"] + 3 * sent["all-reduce"] / 2)
+
+
+def grown(f: dict[str, Any]) -> str:
+    """Return the table of the same batch on more chips, by arithmetic from the compiled row of 16 chips."""
+    chip = CHIPS["v6e"]
     lines = [
         "| chips of v6e | mesh | tokens per chip | compute, s | memory, s | interconnect, s | network, s | bound by "
         "| tokens/s per chip | if nothing overlaps | US dollars per 1B tokens |",
         "|---:|---|---:|---:|---:|---:|---:|---|---:|---:|---:|",
     ]
     for n in CHIPS_OF_V6E:
-        n_model = max(n // rows, 1)
-        n_data = n // n_model
-        weights = f["collective_bytes"] / (15 / 16) * (n_data - 1) / n_data / n_model
-        stream = 10 * model.n_layers * seq_len * model.d_model * 2 * (n_model - 1) / n_model
-        seconds = {name: f["seconds"][name] * 16 / n for name in ("compute", "memory")}
-        seconds["interconnect"] = (weights + stream) / (chip.links * chip.link)
-        seconds["network"] = weights / (n_data - 1) / chip.network if n > 256 else 0.0
+        mesh, seconds = scaled(f, n)
+        seconds = {"network": 0.0} | seconds
+        names = ("compute", "memory", "interconnect", "network")
         bound, serial = max(seconds.values()), sum(seconds.values())
-        rates = [rows * seq_len / n / s for s in (bound, serial)]
+        rates = [ROWS * SEQ_LEN / n / s for s in (bound, serial)]
         dollars = " to ".join(f"{1e9 / rate / 3600 * (chip.price or 0):,.0f}" for rate in rates)
         lines.append(
-            f"| {n} | 1 x {n_data} x {n_model} | {rows * seq_len // n:,} | "
-            f"{' | '.join(f'{s:.3f}' for s in seconds.values())} | {max(seconds, key=lambda name: seconds[name])} | "
+            f"| {n} | {' x '.join(map(str, mesh.shape.values()))} | {ROWS * SEQ_LEN // n:,} | "
+            f"{' | '.join(f'{seconds[name]:.3f}' for name in names)} | {max(names, key=lambda name: seconds[name])} | "
             f"{rates[0]:,.0f} | {rates[1]:,.0f} | {dollars} |"
         )
     return "\n".join(lines)
+
+
+def with_tables(page: str, found: dict[str, dict]) -> str:
+    """Return a page with its tables of these plans."""
+    before, after = page.split(BEGIN)[0], page.split(END)[1]
+    return f"{before}{BEGIN}\n\n{rented(found)}\n\n{grown(found[TITLE_OF_16])}\n\n{END}{after}"
 
 
 def main(words: list[str]) -> None:
@@ -202,11 +252,7 @@ def main(words: list[str]) -> None:
                 continue
             print(json.dumps({k: v for k, v in found[row.title].items() if k != "collectives"}), flush=True)
             GOLDEN.write_text(json.dumps(found, indent=1) + "\n")
-    text = PAGE.read_text()
-    if BEGIN in text:
-        before, after = text.split(BEGIN)[0], text.split(END)[1]
-        tables = f"{rented(found)}\n\n{grown(found['Llama 3.1 8B on v6e:4x4'])}"
-        PAGE.write_text(f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}")
+    PAGE.write_text(with_tables(PAGE.read_text(), found))
 
 
 if __name__ == "__main__":

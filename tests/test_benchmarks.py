@@ -1,6 +1,8 @@
 """Arithmetic and labels of the benchmarks, which need no device of theirs."""
 
+import json
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import jax
@@ -8,6 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 from upalm.planning.hlo import Program
+from upalm.planning.search import WITHOUT_TPU
 
 ROOT = Path(__file__).parent.parent
 
@@ -35,3 +38,77 @@ def test_kernels_of_as_many_layers_as_chunks_of_the_loss_are_told_apart():
 def test_decoding_kernels_are_counted_with_the_caches_of_the_timed_run():
     decoded = import_module("gpu_shares").Case(decode=1).model
     assert decoded.seq_len == import_module("gpu_speed").Case().n_slots == 1 + 128 + 288
+
+
+# --- Tables of docs/plans.md ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def rentable(monkeypatch):
+    for name, value in WITHOUT_TPU.items():  # the script sets them where it is imported; they go after the test
+        monkeypatch.setenv(name, value)
+    return import_module("rentable")
+
+
+needs_libtpu = pytest.mark.skipif(find_spec("libtpu") is None, reason="no libtpu, which describes slices of TPUs")
+
+
+def golden(name: str) -> dict:
+    return json.loads((ROOT / "tests" / "golden" / name).read_text())
+
+
+def test_table_of_the_full_sizes_is_that_of_the_golden_plans():
+    page = (ROOT / "docs" / "plans.md").read_text()
+    assert import_module("plans").table(golden("plans.json")) in page, "run: python benchmarks/plans.py WORDS"
+
+
+@needs_libtpu
+def test_tables_of_machines_for_rent_are_those_of_the_golden_plans(rentable):
+    page = (ROOT / "docs" / "plans.md").read_text()
+    assert rentable.with_tables(page, golden("rentable.json")) == page, "run: python benchmarks/rentable.py WORDS"
+
+
+def test_gpus_of_another_kind_are_timed_by_their_rates(rentable):
+    """B200 has 2.28 times the FLOP/s of H100, 2.39 times its bandwidth and twice its links."""
+    row = next(row for row in rentable.RENTED if row.topology == "B200:8" and row.timed_from)
+    before = golden("rentable.json")[row._replace(topology=row.timed_from).title]
+    f = rentable.retimed(before, row)
+    ratios = {name: before["seconds"][name] / f["seconds"][name] for name in f["seconds"]}
+    assert ratios == pytest.approx({"compute": 2250 / 989, "memory": 8000 / 3350, "interconnect": 2})
+    assert f["step_seconds"] == f["seconds"][f["bound_by"]] == max(f["seconds"].values())
+    assert f["serial_seconds"] == pytest.approx(sum(f["seconds"].values())) and f["topology"] == "B200:8"
+    assert f["capacity_gib"] == 180e9 / 2**30 and f["memory_gib"] == before["memory_gib"]
+
+
+@needs_libtpu
+def test_steps_on_more_chips_share_all_but_whole_weights(rentable):
+    """16 chips have the compiled row's bounds. More chips share the rest of main memory's traffic, not the weights."""
+    f = golden("rentable.json")[rentable.TITLE_OF_16]
+    bandwidth, whole = rentable.CHIPS["v6e"].bandwidth, rentable.whole_weights(f)
+    _, same = rentable.scaled(f, 16)
+    assert same == pytest.approx(f["seconds"], rel=1e-6)
+    (_, on_32), (_, on_64) = rentable.scaled(f, 32), rentable.scaled(f, 64)
+    assert on_32["compute"] == pytest.approx(f["seconds"]["compute"] / 2)
+    shared = f["seconds"]["memory"] - whole / bandwidth
+    assert on_32["memory"] == pytest.approx(shared / 2 + whole / bandwidth)
+    assert on_64["memory"] == pytest.approx(shared / 4 + whole / bandwidth / 2), "a model axis divides them"
+
+
+@needs_libtpu
+def test_a_mesh_axis_within_one_dimension_has_two_of_four_links(rentable):
+    """On two slices of 16 x 16 the model axis lies along one dimension, and each slice's half of the data axis, too."""
+    f = golden("rentable.json")[rentable.TITLE_OF_16]
+    (_, on_32), (_, on_512) = rentable.scaled(f, 32), rentable.scaled(f, 512)
+    chip, model = rentable.CHIPS["v6e"], rentable.MODELS["Llama 3.1 8B"]
+    stream = 10 * model.n_layers * 2048 * model.d_model * 2 * 15 / 16
+    weights = on_32["interconnect"] * 4 * chip.link / 16
+    assert on_512["interconnect"] == pytest.approx(max(stream, weights * 30 / 31) / (2 * chip.link), rel=1e-6)
+    assert on_512["network"] == pytest.approx(weights / 31 / chip.network, rel=1e-6)
+
+
+def test_weights_are_whole_where_they_are_gathered_or_summed(rentable):
+    """A ring of four chips sends three quarters of 8 GiB gathered and 4 scattered, and twice that of 2 summed."""
+    kinds = {"all-gather": 6.0, "reduce-scatter": 3.0, "all-reduce": 3.0}
+    collectives = [{"kind": kind, "axes": "data", "gib": gib} for kind, gib in kinds.items()]
+    collectives.append({"kind": "all-gather", "axes": "model", "gib": 5.0})
+    assert rentable.whole_weights({"mesh": {"data": 4}, "collectives": collectives}) == (2 * 8 + 2 * 4 + 3 * 2) * 2**30

@@ -13,11 +13,13 @@ from types import SimpleNamespace
 
 import jax
 import pytest
+from rich.console import Console
 from support.eight_devices import on_eight_devices, planned_decoding_weights
 from support.environment import USERS_FLAGS
 
 import upalm
 from upalm.cli import main as cli
+from upalm.cli import plan as plan_command
 from upalm.distributed.chips import CHIPS, GIB
 from upalm.model.config import PALM, ModelConfig
 from upalm.model.palm import empty_model
@@ -27,6 +29,7 @@ from upalm.planning.hlo import Program
 from upalm.planning.search import Request
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "plans.json").read_text())
+RENTED = json.loads((Path(__file__).parents[1] / "golden" / "rentable.json").read_text())
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason=f"no libtpu, the TPU compiler: {topology_module.INSTALL}"
 )
@@ -88,11 +91,20 @@ def test_golden_plans_meet_their_goals():
 
 
 def test_machines_for_rent_hold_their_steps():
-    rented = json.loads((Path(__file__).parents[1] / "golden" / "rentable.json").read_text())
-    assert rented
-    for name, f in rented.items():
+    assert RENTED
+    for name, f in RENTED.items():
         assert f["memory_gib"]["total"] <= 0.9 * f["capacity_gib"], name
         assert f["step_seconds"] <= f["serial_seconds"], name
+
+
+@pytest.mark.parametrize(("model", "needs_more"), [("Qwen3 32B", True), ("OLMo 2 32B", False)])
+def test_steps_beyond_the_memory_that_jax_takes_of_a_gpu_say_so(model, needs_more, capsys):
+    """Of 74.5 GiB JAX takes 55.9. One step needs 56.2, the other 54.9."""
+    recipe = {"recipe": "ul2r", "config": "gpu80", "decodes": 0}
+    Console(width=200).print(plan_command._table(recipe | RENTED[f"{model} on H100:8"]))
+    output = capsys.readouterr().out
+    assert ("not in the 55.9 GiB that JAX takes by default" in output) == needs_more
+    assert "of 75 GiB to spare" in output
 
 
 # --- Small ones -----------------------------------------------------------------------------------

@@ -114,6 +114,8 @@ def _table(plan: dict[str, Any]) -> "rich_table.Table":
     if (capacity := plan["capacity_gib"]) is not None:
         spare = 1 - memory["total"] / capacity
         row("fits", f"yes, {spare:.0%} of {capacity:.0f} GiB to spare" if plan["fits"] else f"NO: {capacity:.0f} GiB")
+        if plan["stands_in"] and plan["fits"] and memory["total"] > (share := JAX_SHARE_OF_GPU * capacity):
+            row("", f"with XLA_PYTHON_CLIENT_MEM_FRACTION=0.95; not in the {share:.1f} GiB that JAX takes by default")
     else:
         row("fits", "unknown: this device reports no memory, and is in no table")
     formula = "2N + 4LHQT" if plan["decodes"] else "6N + 12LHQT"
@@ -149,6 +151,9 @@ def _table(plan: dict[str, Any]) -> "rich_table.Table":
             row("the paper", paper)
     return table
 
+
+JAX_SHARE_OF_GPU = 0.75
+"""Share of a GPU's memory that JAX takes unless XLA_PYTHON_CLIENT_MEM_FRACTION says another."""
 
 STAND_IN = (
     "compiled for TPU v5p, timed by the GPU's rates; a GPU's own program needs other memory. JAX takes three quarters "

@@ -320,7 +320,7 @@ def _results(i: Instruction, operands: list[tuple[Buffer, ...]]) -> tuple[Buffer
 
 
 def _moved_bytes(moved: Buffer, source: Sequence[Buffer], target: Sequence[Buffer]) -> float:
-    """Return the bytes of an array that is read from one place and written to another, of which either may be on the chip."""
+    """Return the bytes of an array that is read and written. Either place may be on the chip, which counts nothing."""
     return float(moved.n_bytes * sum(end[0].space == 0 for end in (source, target)))
 
 
