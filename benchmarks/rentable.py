@@ -105,6 +105,9 @@ SLICES_OF_V6E = {
 TITLE_OF_16 = "Llama 3.1 8B on v6e:4x4"
 """The compiled row that `scaled` begins with."""
 
+COMPILED_FOR_32 = Row("Llama 3.1 8B", "v6e:4x8")
+"""The step that `scaled` is compared with."""
+
 ROOT = Path(__file__).parent.parent
 GOLDEN, PAGE = ROOT / "tests" / "golden" / "rentable.json", ROOT / "docs" / "plans.md"
 BEGIN, END = "<!-- made by benchmarks/rentable.py: begin -->", "<!-- rentable: end -->"
@@ -235,15 +238,24 @@ def grown(f: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def compared(found: dict[str, dict]) -> str:
+    """Return a line that compares the arithmetic with a step that was compiled."""
+    _, seconds = scaled(found[TITLE_OF_16], 32)
+    compiled = found[COMPILED_FOR_32.title]["seconds"]
+    ratios = ", ".join(f"{name} {seconds[name] / compiled[name]:.2f}" for name in compiled)
+    return f"The arithmetic over the step that was compiled for 32 chips: {ratios}."
+
+
 def with_tables(page: str, found: dict[str, dict]) -> str:
     """Return a page with its tables of these plans."""
     before, after = page.split(BEGIN)[0], page.split(END)[1]
-    return f"{before}{BEGIN}\n\n{rented(found)}\n\n{grown(found[TITLE_OF_16])}\n\n{END}{after}"
+    tables = [BEGIN, rented(found), grown(found[TITLE_OF_16]), compared(found), END]
+    return before + "\n\n".join(tables) + after
 
 
 def main(words: list[str]) -> None:
     found = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
-    for row in RENTED:
+    for row in (*RENTED, COMPILED_FOR_32):
         if all(word in row.title for word in words) and not row.timed_from:
             try:
                 found[row.title] = planned(row)

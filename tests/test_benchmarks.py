@@ -95,6 +95,16 @@ def test_steps_on_more_chips_share_all_but_whole_weights(rentable):
 
 
 @needs_libtpu
+def test_a_step_compiled_for_more_chips_is_near_the_arithmetic(rentable):
+    """XLA sums gradients whole on 16 chips, and scatters more than half of them on 32: those take and send less."""
+    found = golden("rentable.json")
+    (_, seconds), compiled = rentable.scaled(found[rentable.TITLE_OF_16], 32), found[rentable.COMPILED_FOR_32.title]
+    ratios = {name: seconds[name] / compiled["seconds"][name] for name in seconds}
+    assert ratios["compute"] == pytest.approx(1, rel=1e-3)
+    assert 1 <= ratios["memory"] < 1.1 and 1 <= ratios["interconnect"] < 1.2
+
+
+@needs_libtpu
 def test_a_mesh_axis_within_one_dimension_has_two_of_four_links(rentable):
     """On two slices of 16 x 16 the model axis lies along one dimension, and each slice's half of the data axis, too."""
     f = golden("rentable.json")[rentable.TITLE_OF_16]
