@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -96,3 +97,10 @@ def test_products_of_transposed_weights(n_rows):
     expected = np.einsum("btnh,nhij->btij", np.asarray(x), np.asarray(w))
     for weight in (w, TransposedWeight.of(w, n_in=2)):
         np.testing.assert_allclose(matmul(x, weight, n_in=2), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("platform", "n_barriers"), [("cpu", 2), ("cuda", 0), ("tpu", 0)])
+def test_barriers_of_few_rows_are_for_cpus(platform, n_barriers):
+    """Other platforms fuse what comes after a product with it."""
+    product = jax.jit(lambda x, weight: weight.product(x)).trace(random(3, 8), TransposedWeight.of(random(8, 5)))
+    assert product.lower(lowering_platforms=(platform,)).as_text().count("optimization_barrier") == n_barriers

@@ -7,6 +7,7 @@ import math
 from typing import NamedTuple
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
@@ -137,8 +138,19 @@ class TransposedWeight(eqx.Module):
         kernel_OI = self.kernel_OI.astype(x_RI.dtype)
         if len(x_RI) > MAX_ROWS_OUTPUT_MAJOR:
             return x_RI @ kernel_OI.T
+        return _multiply_few_rows(x_RI, kernel_OI)
+
+
+@jax.jit  # traced once per shape, not once per layer
+def _multiply_few_rows(x_RI: Float[Array, "R I"], kernel_OI: Float[Array, "O I"]) -> Float[Array, "R O"]:
+    def kernel_first(x_RI: Array, kernel_OI: Array) -> Array:
         # without the barriers XLA moves the transposes into a product that it has no fast kernel for
         return lax.optimization_barrier(kernel_OI @ lax.optimization_barrier(x_RI.T)).T
+
+    def direct(x_RI: Array, kernel_OI: Array) -> Array:  # whose transposes and slices other platforms fuse
+        return x_RI @ kernel_OI.T
+
+    return lax.platform_dependent(x_RI, kernel_OI, cpu=kernel_first, default=direct)
 
 
 Weight = Float[Array, "..."] | TransposedWeight
