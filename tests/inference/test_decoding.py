@@ -16,6 +16,7 @@ from upalm.inference.decoding import DecodingModel, Padding, Task, decode, decod
 from upalm.inference.grammar import ANYTHING, Rules
 from upalm.inference.sampling import MIN_TEMPERATURE, Sampler
 from upalm.model.config import ModelConfig
+from upalm.model.layers import normalise
 from upalm.model.palm import Decoder
 from upalm.ul2r.rows import Batch
 from upalm.ul2r.symbols import Symbols
@@ -232,3 +233,20 @@ def test_a_model_in_bf16_decodes_like_itself():
     [exact] = scoring.score(model, [([3, 4, 5], completion.tokens)])
     np.testing.assert_allclose(completion.log_probs, exact.log_probs, atol=0.1)
     assert jnp.isfinite(completion.log_probs).all()
+
+
+@pytest.mark.parametrize("tied_head", [True, False])
+def test_heads_multiply_in_compute_precision(tied_head):
+    """Logits in bf16 are products of bf16 operands, summed in fp32: as in the loss, and the same of both models."""
+    config = dataclasses.replace(CONFIG, compute_dtype="bfloat16", tied_head=tied_head)
+    model = Decoder(config, key=jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (2, 32), jnp.bfloat16)
+    decoding_model = DecodingModel.of(model)
+    assert decoding_model.embed.dtype == jnp.bfloat16 and (decoding_model.head is None) == tied_head
+    text = jax.jit(DecodingModel.logits).lower(decoding_model, x).as_text()
+    assert "tensor<512x32xf32>" not in text and "(tensor<512x32xbf16>, tensor<32x2xbf16>) -> tensor<512x2xf32>" in text
+    normed = normalise(x, model.norm, config)
+    table = np.asarray(model.head_table.astype(jnp.bfloat16), np.float32)
+    expected = np.asarray(normed, np.float32) @ table.T * config.head_scale
+    for logits in (decoding_model.logits(x), model.logits(normed)):
+        np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)

@@ -80,7 +80,8 @@ class DecodingModel(eqx.Module):
         """Prepare a model, unless it is prepared already."""
         if isinstance(model, DecodingModel):
             return model
-        return cls(model.embed, _unstack(model), model.norm, model.head, model.config)
+        embed, head = jax.tree.map(lambda x: x.astype(model.config.compute_dtype), (model.embed, model.head))
+        return cls(embed, _unstack(model), model.norm, head, model.config)
 
     def logits(self, x_BD: Float[Array, "B D"]) -> Float[Array, "B V"]:
         """Logits of the last block's output."""
@@ -90,7 +91,7 @@ class DecodingModel(eqx.Module):
 
     def embed_tokens(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """Input embeddings in compute precision."""
-        return scale_embeddings(self.embed[tokens].astype(self.config.compute_dtype), self.config)
+        return scale_embeddings(self.embed[tokens], self.config)
 
 
 @jax.jit

@@ -4,6 +4,7 @@ Dims: B batch rows, T positions, D d_model, N heads, H d_head; R rows, I inputs 
 """
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import equinox as eqx
@@ -133,22 +134,26 @@ class TransposedWeight(eqx.Module):
         n_inputs = math.prod(w.shape[:n_in])
         return cls(w.reshape(n_inputs, -1).T, w.shape[n_in:])
 
-    def product(self, x_RI: Float[Array, "R I"]) -> Float[Array, "R O"]:
-        """`x @ w`."""
+    def product(self, x_RI: Float[Array, "R I"], sum_dtype: str | None = None) -> Float[Array, "R O"]:
+        """`x @ w`; see `matmul`."""
         kernel_OI = self.kernel_OI.astype(x_RI.dtype)
         if len(x_RI) > MAX_ROWS_OUTPUT_MAJOR:
-            return x_RI @ kernel_OI.T
-        return _multiply_few_rows(x_RI, kernel_OI)
+            return jnp.matmul(x_RI, kernel_OI.T, preferred_element_type=sum_dtype)
+        return _multiply_few_rows(x_RI, kernel_OI, sum_dtype)
 
 
-@jax.jit  # traced once per shape, not once per layer
-def _multiply_few_rows(x_RI: Float[Array, "R I"], kernel_OI: Float[Array, "O I"]) -> Float[Array, "R O"]:
+@partial(jax.jit, static_argnums=2)  # traced once per shape, not once per layer
+def _multiply_few_rows(
+    x_RI: Float[Array, "R I"], kernel_OI: Float[Array, "O I"], sum_dtype: str | None
+) -> Float[Array, "R O"]:
+    multiply = partial(jnp.matmul, preferred_element_type=sum_dtype)
+
     def kernel_first(x_RI: Array, kernel_OI: Array) -> Array:
         # without the barriers XLA moves the transposes into a product that it has no fast kernel for
-        return lax.optimization_barrier(kernel_OI @ lax.optimization_barrier(x_RI.T)).T
+        return lax.optimization_barrier(multiply(kernel_OI, lax.optimization_barrier(x_RI.T))).T
 
     def direct(x_RI: Array, kernel_OI: Array) -> Array:  # whose transposes and slices other platforms fuse
-        return x_RI @ kernel_OI.T
+        return multiply(x_RI, kernel_OI.T)
 
     return lax.platform_dependent(x_RI, kernel_OI, cpu=kernel_first, default=direct)
 
@@ -157,16 +162,19 @@ Weight = Float[Array, "..."] | TransposedWeight
 """Weight of a matrix product, in either layout."""
 
 
-def matmul(x: Float[Array, "..."], w: Weight, n_in: int = 1) -> Float[Array, "..."]:
+def matmul(x: Float[Array, "..."], w: Weight, n_in: int = 1, sum_dtype: str | None = None) -> Float[Array, "..."]:
     """Contract the last `n_in` axes of `x` with the first of `w`, over flattened rows.
+
+    Operands have the dtype of `x`, and so has the result unless `sum_dtype` is another.
 
     Flattened, because XLA:CPU forms the weight gradient of a [B, T, D] operand from a transposed copy, 2-3 times
     slower. Not on a mesh, where rows and positions may both be split.
     """
     lead, x_RI = x.shape[: x.ndim - n_in], x.reshape(-1, math.prod(x.shape[x.ndim - n_in :]))
     if isinstance(w, TransposedWeight):
-        return w.product(x_RI).reshape(*lead, *w.out_shape)
+        return w.product(x_RI, sum_dtype).reshape(*lead, *w.out_shape)
     w = w.astype(x.dtype)
     if has_mesh():
-        return jnp.tensordot(x, w, n_in)
-    return (x_RI @ w.reshape(x_RI.shape[1], -1)).reshape(*lead, *w.shape[n_in:])
+        return jnp.tensordot(x, w, n_in, preferred_element_type=sum_dtype)
+    product_RO = jnp.matmul(x_RI, w.reshape(x_RI.shape[1], -1), preferred_element_type=sum_dtype)
+    return product_RO.reshape(*lead, *w.shape[n_in:])

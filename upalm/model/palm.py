@@ -217,8 +217,8 @@ _SAVE_MATMULS = jax.checkpoint_policies.save_from_both_policies(
 
 
 def head_logits(weight: Float[Array, "V D"] | TransposedWeight, x: Float[Array, "... D"], scale: float) -> Array:
-    """`x @ weight.T * scale` in fp32, [..., V]."""
-    return matmul(x.astype(jnp.float32), weight if isinstance(weight, TransposedWeight) else weight.T) * scale
+    """`x @ weight.T * scale`, [..., V]: operands in the precision of `x`, sums in fp32, as in the loss."""
+    return matmul(x, weight if isinstance(weight, TransposedWeight) else weight.T, sum_dtype="float32") * scale
 
 
 def scale_embeddings(x: Float[Array, "..."], config: ModelConfig) -> Float[Array, "..."]:
