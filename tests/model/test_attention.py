@@ -17,6 +17,7 @@ from support.rows import packed_batch
 
 from upalm.data.config import DataConfig
 from upalm.distributed.sharding import AXES, make_mesh
+from upalm.inference.decoding import DecodingModel, prefill, prompt_positions, round_up
 from upalm.model import attention
 from upalm.model.attention import (
     KeyRange,
@@ -30,6 +31,7 @@ from upalm.model.attention import (
     max_library_head,
 )
 from upalm.model.config import PALM
+from upalm.model.palm import empty_model
 from upalm.planning.lowering import train_arguments
 from upalm.training.config import Scratch, TrainConfig
 from upalm.training.step import train_step
@@ -211,6 +213,39 @@ def test_gpus_train_without_scores(hopper, monkeypatch, kernel):
     text = step.lower(lowering_platforms=("cuda",)).as_text()
     assert text.count(OURS) == 3 if kernel == "pallas" else FORWARD in text and BACKWARD in text
     assert squares(text) <= ({"2x"} if kernel == "pallas" else {"2x", "2x1x"})  # activations are 512 wide
+
+
+@pytest.mark.parametrize(
+    ("generation", "d_head", "kernel"),
+    [(9, 64, "pallas"), (9, 128, "pallas"), (9, 256, "pallas"), (9, 96, "cuDNN"), (8, 64, "cuDNN"), (0, 64, None)],
+)
+def test_prompts_fit_the_kernel_with_little_padding(hopper, monkeypatch, generation, d_head, kernel):
+    """With BOS, from 385 tokens on, and shorter ones near whole blocks; others have BOS on top of the bucket."""
+    monkeypatch.setattr(attention, "gpu_generation", lambda: generation)
+    config = replace(PALM["tiny"], compute_dtype="bfloat16", d_head=d_head)
+    fitting = []
+    for length in range(700):
+        n, bucket = prompt_positions([(), [3] * length], round_up(length), config), 1 + round_up(length)
+        assert length < n <= 1.25 * bucket
+        if choose_gpu_kernel(n, n, d_head, jnp.dtype("bfloat16")) == kernel is not None:
+            fitting.append(length)
+        else:
+            assert n == bucket
+    short = [*range(97, 128), *range(193, 256), *range(289, 384)]
+    assert fitting == ([*short, *range(385, 700)] if kernel else [])
+
+
+@pytest.mark.parametrize("prompt_length", [450, 511])
+def test_gpus_prefill_by_our_kernel(hopper, prompt_length):
+    """The last layer, whose last position alone is of use, attends plainly."""
+    jax.clear_caches()  # the kernel is chosen while the program is traced
+    config = replace(PALM["tiny"], n_layers=2, compute_dtype="bfloat16")
+    n_positions = prompt_positions([[3] * prompt_length], round_up(prompt_length), config)
+    model = jax.eval_shape(DecodingModel.of, empty_model(config))
+    rows = (jax.ShapeDtypeStruct((2, n_positions), "int32"), jax.ShapeDtypeStruct((2,), "int32"))
+    program = prefill.trace(model, *rows, max_new=32, attention="prefix")
+    text = program.lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count(OURS) == 1 and squares(text) <= {"2x"}  # activations are 512 wide
 
 
 @pytest.mark.parametrize(("dtype", "d_head"), [("float32", 64), ("bfloat16", 60), ("bfloat16", 512)])

@@ -22,7 +22,7 @@ from upalm.distributed.sharding import split_rows
 from upalm.inference.config import Attention, GenerationConfig, check_at_least, check_choice
 from upalm.inference.grammar import FREE, Automaton, Border, Grammar, Progress, Rules, join
 from upalm.inference.sampling import Sampler
-from upalm.model.attention import KeyRange, KeyValue
+from upalm.model.attention import KeyRange, KeyValue, whole_positions
 from upalm.model.config import ModelConfig
 from upalm.model.layers import TransposedWeight, normalise, rotary
 from upalm.model.palm import Block, Decoder, head_logits, scale_embeddings
@@ -233,7 +233,7 @@ def _start(
     n, n_vocab = config.num_samples, model.config.vocab_size
     padded = [*tasks, *[Task((), 0)] * (padding.n_rows - len(tasks))]
     prompts = [task.prompt for task in padded]
-    n_positions = max(padding.n_positions, round_up(max(map(len, prompts))))
+    n_positions = prompt_positions(prompts, max(padding.n_positions, round_up(max(map(len, prompts)))), model.config)
     max_new = round_up(max(1, *(task.max_tokens for task in padded)))
     tokens, starts = split_rows(left_padded(prompts, n_positions, rules.symbols.bos_id), len(padded))
     x_BD, caches = prefill(model, tokens, starts, max_new=max_new, attention=config.attention)
@@ -280,14 +280,24 @@ def number_repeats(tasks: Sequence[Task], seen: Counter[int]) -> list[Task]:
     return numbered
 
 
+def prompt_positions(prompts: Sequence[Ids], n_tokens: int, config: ModelConfig) -> int:
+    """Positions of rows for prompts padded to `n_tokens`. BOS comes on top.
+
+    Where a GPU has a kernel for attention, positions are whole blocks of it, and BOS takes padding if there is any;
+    but short rows, which have few scores, are not padded by more than a quarter.
+    """
+    whole = whole_positions(config.d_head, jnp.dtype(config.compute_dtype))
+    n_whole = -(-max(n_tokens, 1 + max(map(len, prompts))) // whole) * whole
+    return n_whole if whole > 1 and n_whole <= 1.25 * (1 + n_tokens) else 1 + n_tokens
+
+
 def left_padded(
     prompts: Sequence[Ids], n_positions: int, bos_id: int
 ) -> tuple[Int[np.ndarray, "B P"], Int[np.ndarray, " B"]]:
-    """Put BOS and the prompt at the end of each row of 1 + `n_positions`. Returns the rows and where prompts start."""
-    n = 1 + n_positions  # BOS comes on top
-    tokens, starts = np.zeros((len(prompts), n), np.int32), np.zeros(len(prompts), np.int32)
+    """Put BOS and the prompt at the end of each row of `n_positions`. Returns the rows and where prompts start."""
+    tokens, starts = np.zeros((len(prompts), n_positions), np.int32), np.zeros(len(prompts), np.int32)
     for i, prompt in enumerate(prompts):
-        starts[i] = n - 1 - len(prompt)
+        starts[i] = n_positions - 1 - len(prompt)
         tokens[i, starts[i]] = bos_id
         tokens[i, starts[i] + 1 :] = prompt
     return tokens, starts

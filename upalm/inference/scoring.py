@@ -14,7 +14,16 @@ from jaxtyping import Array, Bool, Float, Int
 from upalm import ul2r
 from upalm.distributed.sharding import split_rows
 from upalm.inference.config import Attention, check_at_least, check_choice
-from upalm.inference.decoding import DecodingModel, Ids, bucket, check_length, left_padded, prefill, round_up
+from upalm.inference.decoding import (
+    DecodingModel,
+    Ids,
+    bucket,
+    check_length,
+    left_padded,
+    prefill,
+    prompt_positions,
+    round_up,
+)
 from upalm.model.attention import KeyRange, KeyValue
 from upalm.model.layers import rotary
 from upalm.model.palm import Decoder
@@ -164,11 +173,12 @@ def rank(
             by_shape.setdefault(shape, []).append(i)
         else:
             yield i, []
-    for (n_positions, n_tokens), numbers in sorted(by_shape.items()):
-        n_prompts = max(1, min(MAX_PROMPTS, tokens_per_batch // n_positions))
+    for (n_prompt, n_tokens), numbers in sorted(by_shape.items()):
+        n_prompts = max(1, min(MAX_PROMPTS, tokens_per_batch // n_prompt))
         for first in range(0, len(numbers), n_prompts):
             batch = numbers[first : first + n_prompts]
             padded = [prompts[i] for i in batch] + [()] * (n_prompts - len(batch))
+            n_positions = prompt_positions(padded, n_prompt, model.config)
             tokens, starts = split_rows(left_padded(padded, n_positions, bos_id), n_prompts)
             x_QD, caches = prefill(model, tokens, starts, max_new=0, attention=attention)
             prefilled = _Prefilled(model, x_QD, caches, starts)

@@ -250,6 +250,11 @@ def choose_gpu_kernel(n_queries: int, n_keys: int, d_head: int, dtype: Any) -> G
     return next((name for name in GPU_KERNELS if takes[name]), None)
 
 
+def whole_positions(d_head: int, dtype: Any) -> int:
+    """Number whose multiples, as queries and as keys, a kernel of this machine's GPU takes; 1 if it has no kernel."""
+    return 128 if choose_gpu_kernel(128, 128, d_head, dtype) else 1
+
+
 def library_fits(n_queries: int, n_keys: int, d_head: int, dtype: Any) -> bool:
     """Whether cuDNN's attention and its gradient take these shapes on this machine's GPU. It knows no fp32.
 
