@@ -90,7 +90,7 @@ def test_held_out_text_that_is_trained_on_is_left_out_and_counted(tmp_path):
     text = TextSource(str(tmp_path))
     held_out = load_held_out(text)
     assert text.repeated and not {d.text for d in held_out} & set(words)
-    note = f"{len(text.repeated)} held-out documents are also in the training text, word for word"
+    note = "1 held-out document is also in the training text, word for word"
     assert text.notes()[-1].startswith(f"{note}, and left out: ")
     assert len(held_out) + len(text.repeated) == len(text.load().validation)
     assert text.notes()[-1].startswith(f"{note}: ")  # as `load` keeps them by itself
