@@ -495,7 +495,7 @@ TABLES = {
         "fork grid of lines": ("fork_grid_lines.json", grid_table),
         "answer ends": ("answer_ends.json", answer_ends_table),
         "smollm2 checkpoints": ("smollm2.json", checkpoints_table),
-        "smollm2 seed 2": ("smollm2_seed_2.json", checkpoints_table),
+        "smollm2 seed 2": ("smollm2_seed_2*.json", checkpoints_table),
         "smollm2 differences": ("smollm2.json", differences_table),
         "smollm2 forks": ("smollm2_forks.json", final_table),
         "smollm2 forks in pairs": ("smollm2_forks.json", final_differences_table),
