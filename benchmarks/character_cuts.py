@@ -8,6 +8,7 @@ encoded anew, as a prompt's is. Gaps and measures are those of `healing.py`, wit
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -72,10 +73,15 @@ class CharacterGaps(ul2r.Gaps):
         example = super().__call__(tokens, rng, symbols)
         if rng.random() >= self.share or np.isin(tokens, symbols.eos_id).any():
             return example
-        return self._cut(example, rng, symbols) or example
+        cut = self._cut(example, rng, symbols)
+        _, most_targets = self.lengths(len(tokens))
+        return example if cut is None or len(cut.targets) > most_targets else cut
 
     def _cut(self, example: ul2r.Example, rng: np.random.Generator, symbols: ul2r.Symbols) -> ul2r.Example | None:
-        """Move the borders of gaps into their tokens; None where the lengths of a chunk forbid it."""
+        """Move the borders of gaps into their tokens, and leave out as many tokens at the end as that adds.
+
+        None where the text after the last gap has too few, or a character has several tokens.
+        """
         tokenizer = load_tokenizer(self.folder)
         sentinels = list(symbols.sentinels[: self.n_spans])
         _, *spans = split_at(example.targets, sentinels)
@@ -88,13 +94,12 @@ class CharacterGaps(ul2r.Gaps):
             if begin < end:
                 parts[i], parts[i + 1] = parts[i] + texts[i][:begin], texts[i][end:] + parts[i + 1]
                 texts[i] = texts[i][begin:end]
-        if any("\ufffd" in text for text in (*parts, *texts)):  # a character of several tokens
+        if any("\ufffd" in text for text in (*parts, *texts)):
             return None
         inputs = join(map(tokenizer.encode, parts), [[], *([s] for s in sentinels)])
         targets = join(map(tokenizer.encode, texts), [[s] for s in sentinels])
         excess = len(inputs) + len(targets) - len(example.inputs) - len(example.targets)
-        longest = self.n_sentinels(len(example.inputs)) * 2 + len(example.targets)
-        if not 0 <= excess < len(tokenizer.encode(parts[-1])) or len(targets) > longest:
+        if not 0 <= excess < len(tokenizer.encode(parts[-1])):
             return None
         return ul2r.Example(np.array(inputs[: len(inputs) - excess], np.int32), np.array(targets, np.int32))
 
@@ -104,8 +109,8 @@ def split_at(ids: np.ndarray, sentinels: list[int]) -> list[list[int]]:
     return [part[(i > 0) :].tolist() for i, part in enumerate(np.split(ids, np.flatnonzero(np.isin(ids, sentinels))))]
 
 
-def join(pieces, before: list[list[int]]) -> list[int]:
-    """Join pieces, each with some ids before it."""
+def join(pieces: Iterable[list[int]], before: list[list[int]]) -> list[int]:
+    """Join pieces of ids, each with some ids before it."""
     return [i for ids, piece in zip(before, pieces, strict=False) for i in (*ids, *piece)]
 
 
@@ -115,7 +120,7 @@ def load_tokenizer(folder: str) -> Tokenizer:
 
 
 def mixtures(folder: Path) -> dict[str, ul2r.Mixture]:
-    """`ul2r_gaps`, and the same with gaps between characters."""
+    """Return `ul2r_gaps`, and the same with gaps between characters, by name."""
 
     def cut(denoiser: ul2r.Denoiser) -> ul2r.Denoiser:
         if type(denoiser) is not ul2r.Gaps:
@@ -148,7 +153,7 @@ def train(case: Case, name: str, mixture: ul2r.Mixture, corpus: sources.Corpus) 
 
 
 def pairs(ours: np.ndarray, reference: np.ndarray, n_bytes: np.ndarray | None = None) -> dict[str, dict]:
-    """Estimates of both and of their difference: means, or sums over bytes."""
+    """Estimate both and their difference: means, or sums over bytes."""
 
     def estimate(x: np.ndarray) -> Estimate:
         return mean(x) if n_bytes is None else ratio(x, n_bytes)

@@ -29,6 +29,7 @@ from upalm.evals.scorer import PromptFormat, Scorer
 from upalm.evals.task import Task
 from upalm.files import write_atomically
 from upalm.inference.config import Attention, Mode
+from upalm.training.progress import Bar
 
 
 @dataclass(frozen=True)
@@ -67,42 +68,34 @@ def run_suite(args: Case, name: str, checkpoint: Checkpoint, attention: Attentio
     scorer = Scorer(checkpoint.model, checkpoint.tokenizer, PromptFormat(attention, mode))
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.records / f"{name}_{attention}_{mode}" if args.records is not None else Path(temporary)
-        progress = Progress()
-        result = suites.run_suite(scorer, suite, args.data, folder, limit=args.limit, progress=progress)
+        with Bar(f"{name}, {attention}, {mode}", 1) as bar:
+
+            def report(task: str, n: int, n_all: int) -> None:
+                bar.set_total(n, n_all, task)
+
+            found = suites.run_suite(scorer, suite, args.data, folder, limit=args.limit, progress=report).results
         return {
             task.name: {
-                "metrics": to_json((r := result.results[task.name]).estimates),
-                "chance": r.chance,
-                "n_shots": r.n_shots,
+                "metrics": to_json(found[task.name].estimates),
+                "chance": found[task.name].chance,
+                "n_shots": found[task.name].n_shots,
                 "by_question": score_questions(args, task, folder),
             }
             for task in suite.tasks
-            if task.name in result.results
+            if task.name in found
         }
 
 
-class Progress:
-    """Prints how many questions are answered, once a minute."""
-
-    def __init__(self):
-        self._next = time.monotonic() + 60
-
-    def __call__(self, task: str, n: int, n_all: int) -> None:
-        if time.monotonic() >= self._next:
-            self._next = time.monotonic() + 60
-            print(f"{task}: {n} of {n_all} questions", flush=True)
-
-
 def score_questions(args: Case, task: Task, folder: Path) -> list[float]:
-    """Read the headline of each question alone from its record."""
+    """Compute the headline of each question alone from its record."""
     questions = task.load(args.data, args.limit).questions
-    _, *lines = (folder / f"{task.name}.jsonl").read_text("utf-8").splitlines()
+    _, *lines = (folder / f"{task.name}.jsonl").read_text("utf-8").splitlines()  # the first names the evaluation
     records = sorted(map(json.loads, lines), key=lambda record: record["i"])
     alone = (score_records(task, [q], [record])[0] for q, record in zip(questions, records, strict=True))
     return [next(iter(estimates.values())).mean for estimates in alone]
 
 
-def run_infilling(args: Case, name: str, checkpoint: Checkpoint, attention: Attention, mode: Mode) -> dict[str, Any]:
+def run_infilling(args: Case, checkpoint: Checkpoint, attention: Attention, mode: Mode) -> dict[str, Any]:
     """Fill gaps of HumanEval."""
     if attention != "prefix":
         raise ValueError(f"format {attention},{mode}: gaps are filled under prefix attention.")
@@ -120,14 +113,17 @@ def run_infilling(args: Case, name: str, checkpoint: Checkpoint, attention: Atte
 def main(args: Case) -> None:
     formats = [parse_format(text) for text in args.formats]
     enable_compilation_cache()
-    run = run_infilling if args.suite == INFILLING else run_suite
     results: dict[str, Any] = {}
     for pair in args.checkpoints:
         name, _, folder = pair.partition("=")
         checkpoint = load_model(folder)
         for attention, mode in formats:
             started = time.monotonic()
-            scores = results.setdefault(name, {})[f"{attention}, {mode}"] = run(args, name, checkpoint, attention, mode)
+            if args.suite == INFILLING:
+                scores = run_infilling(args, checkpoint, attention, mode)
+            else:
+                scores = run_suite(args, name, checkpoint, attention, mode)
+            results.setdefault(name, {})[f"{attention}, {mode}"] = scores
             first = {task: next(iter(score["metrics"].values()))["mean"] for task, score in scores.items()}
             shown = " ".join(f"{task} {mean:.3f}" for task, mean in first.items())
             print(f"{name}, {attention}, {mode}: {shown}, {time.monotonic() - started:.0f} s", flush=True)

@@ -511,7 +511,6 @@ TABLES = {
     },
     "infilling.md": {
         "healing": ("healing.json", healing_table),
-        "healing smollm2": ("healing_smollm2.json", healing_table),
         "character cuts": ("character_cuts.json", character_cuts_table),
     },
     "training.md": {"low memory": ("low_memory.jsonl", low_memory_table)},

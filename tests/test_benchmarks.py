@@ -1,5 +1,6 @@
 """Arithmetic and labels of the benchmarks, which need no device of theirs."""
 
+import dataclasses
 import json
 from importlib import import_module
 from importlib.util import find_spec
@@ -7,8 +8,11 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
+import upalm
+from upalm import ul2r
 from upalm.planning.hlo import Program
 from upalm.planning.search import WITHOUT_TPU
 
@@ -38,6 +42,34 @@ def test_kernels_of_as_many_layers_as_chunks_of_the_loss_are_told_apart():
 def test_decoding_kernels_are_counted_with_the_caches_of_the_timed_run():
     decoded = import_module("gpu_shares").Case(decode=1).model
     assert decoded.seq_len == import_module("gpu_speed").Case().n_slots == 1 + 128 + 288
+
+
+# --- Gaps between characters ----------------------------------------------------------------------
+
+
+def test_gaps_between_characters_keep_the_text_and_the_lengths(source_text):
+    """What is left out stands at the end, and the denoiser keeps the lengths that the loader counts on."""
+    script = import_module("character_cuts")
+    tokenizer = script.load_tokenizer(str(upalm.PALM_TINY))
+    tokens, symbols = np.array(tokenizer.encode(source_text), np.int32), tokenizer.symbols
+    n_cut = 0
+    gap, words = script.mixtures(upalm.PALM_TINY)["half between characters"][-2:]
+    for denoiser in (gap, words, dataclasses.replace(gap, mean_span=1e4)):  # the last one's spans are as long as may be
+        denoiser, rng = dataclasses.replace(denoiser, share=1.0), np.random.default_rng(0)
+        for seed in range(60):
+            chunk = tokens[rng.integers(len(tokens) - 256) :][: rng.integers(64, 256)]
+            plain = ul2r.Gaps.__call__(denoiser, chunk, np.random.default_rng(seed), symbols)
+            example = denoiser(chunk, np.random.default_rng(seed), symbols)
+            assert len(example.inputs) + len(example.targets) == len(chunk) + 2 * denoiser.n_sentinels(len(chunk))
+            most = denoiser.lengths(len(chunk))
+            assert len(example.inputs) <= most[0] and len(example.targets) <= most[1]
+            sentinels = list(symbols.sentinels[: denoiser.n_spans])
+            parts = [tokenizer.decode(x) for x in script.split_at(example.inputs, sentinels)]
+            _, *spans = (tokenizer.decode(x) for x in script.split_at(example.targets, sentinels))
+            whole = "".join(text for pair in zip(parts, [*spans, ""], strict=True) for text in pair)
+            assert tokenizer.decode(chunk).startswith(whole) and all(spans)
+            n_cut += not np.array_equal(example.targets, plain.targets)
+    assert n_cut > 90  # of 180; others have a document's end, a token of one character, or too little text
 
 
 # --- Tables of docs/plans.md ----------------------------------------------------------------------

@@ -388,6 +388,15 @@ def test_tables_of_suites_merge_their_files():
     assert table.endswith("| mean over tasks |  | 50.0 | 50.0 |")
 
 
+def test_questions_of_suites_add_up_to_their_tasks():
+    for path in (ROOT / "docs" / "results").glob("smollm2_english_*.json"):
+        ((_, formats),) = json.loads(path.read_text("utf-8")).items()
+        for task, found in ((task, found) for tasks in formats.values() for task, found in tasks.items()):
+            headline = next(iter(found["metrics"].values()))
+            assert len(found["by_question"]) == headline["n"] == 40, task
+            np.testing.assert_allclose(np.mean(found["by_question"]), headline["mean"], err_msg=task)
+
+
 def test_pairs_of_suites_are_of_the_same_questions():
     """Answers that differ in half of the questions: 50 points, with the error of a difference and not of two means."""
     make = runpy.run_path(str(ROOT / "docs" / "results_tables.py"))["suite_pairs_table"]
